@@ -1,0 +1,65 @@
+# make train    set everything up in .venv, train the tiny model, evaluate it, write runs/<name>/report.html
+# make test     set everything up, check style, types and layers, run the tests
+#
+# make train ARGS="seed=1 rollout.engine=transformers"    settings, as `rethinker train` takes them
+# make test PYTEST_ARGS="-k replay"                       options for pytest
+# make setup EXTRA=gpu                                    NVIDIA GPUs: vllm and a CUDA build of torch (default: cpu)
+# make setup PIP_ARGS="--extra-index-url URL"             options for pip
+
+PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3.12) python3)
+VENV ?= .venv
+# What a set-up chose once stays chosen: `make train` after `make setup EXTRA=gpu` must not go back to the CPU build.
+EXTRA ?= $(or $(shell cat $(VENV)/.rethinker-extra 2>/dev/null),cpu)
+CONFIG ?= experiments/tiny.yaml
+ARGS ?=
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
+
+BIN := $(VENV)/bin
+RUN_READY := $(VENV)/.rethinker-$(EXTRA)-ready
+DEV_READY := $(VENV)/.rethinker-$(EXTRA)-dev-ready
+INSTALL := $(PYTHON) scripts/install.py --venv $(VENV) --extra $(EXTRA) --pip-args="$(PIP_ARGS)"
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup setup-dev train test lint format doctor clean
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+$(RUN_READY): pyproject.toml scripts/install.py
+	@$(INSTALL)
+	@touch $@
+
+$(DEV_READY): pyproject.toml scripts/install.py
+	@$(INSTALL) --dev
+	@touch $(RUN_READY) $@
+
+setup: $(RUN_READY)
+
+setup-dev: $(DEV_READY)
+
+train: $(RUN_READY)
+	@$(BIN)/rethinker train $(CONFIG) $(ARGS)
+
+test: lint
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline \
+		$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+lint: $(DEV_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV_READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+doctor: $(RUN_READY)
+	@$(BIN)/rethinker doctor
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache *.egg-info

@@ -1,0 +1,174 @@
+"""The command line: ``rethinker train | evaluate | report | make-data | pretrain-tiny | glossary | doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. Mistakes of the user are one line on stderr and exit code 2."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        if arguments.traceback:
+            raise
+        print(f"rethinker {arguments.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    top = argparse.ArgumentParser(prog="rethinker", description="Reinforcement learning that makes VLMs think twice.")
+    top.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("train", train, "Train as a config says, evaluate, and write runs/<name>/report.html.")
+    sub.add_argument("config", help="YAML file, e.g. experiments/tiny.yaml")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 optim.lr=3e-5")
+    sub.add_argument("--resume", action="store_true", help="go on with the run of this name, if there is one")
+
+    sub = command("evaluate", evaluate, "Evaluate a checkpoint on data.test in the modes plain, forced and bound.")
+    sub.add_argument("config", help="YAML file, e.g. runs/<name>/config.yaml")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="model.path=... names the checkpoint")
+    sub.add_argument("--out", type=Path, help="folder for evaluation/<label>.json; default: the run's folder")
+    sub.add_argument("--label", default="evaluation")
+
+    sub = command("report", report, "Write report.html for a run's folder, finished or not.")
+    sub.add_argument("folder", type=Path)
+
+    sub = command("make-data", make_data, "Draw the visual-math world in ViRL39K's schema.")
+    sub.add_argument("--out", type=Path, default=Path("data/generated/visual_math"))
+    sub.add_argument("--train", type=int, default=4000, help="queries (default: %(default)s)")
+    sub.add_argument("--validation", type=int, default=120, help="queries (default: %(default)s)")
+    sub.add_argument("--test", type=int, default=360, help="queries (default: %(default)s)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--contact-sheet", type=Path, help="also draw every kind and level into this PNG")
+
+    sub = command("pretrain-tiny", pretrain, "Make the tiny VLM that the default experiment starts from.")
+    sub.add_argument("--out", type=Path, default=Path("data/tiny-vlm"))
+    sub.add_argument("--steps", type=int, help="optimiser steps (default: those of the committed checkpoint)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+
+    sub = command("glossary", glossary, "Explain every metric and column that a run writes (Markdown).")
+    sub.add_argument("--out", type=Path, help="file to write; default: the terminal")
+
+    command("doctor", doctor, "Say what is installed, what is broken and how to mend it.")
+    return top
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from rethinker import launch
+    from rethinker.config import load_config
+    from rethinker.experiment import check_folder, run_state
+
+    config = load_config(arguments.config, arguments.overrides)
+    check_folder(config, resume=arguments.resume)
+    report_file = config.folder / "report.html"
+    if run_state(config.folder) == "finished":
+        print(f"{config.folder} is finished; its report: {report_file}")
+        return 0
+    for path in (config.data.train, config.data.validation, config.data.test):
+        if path and path.startswith("data/generated/") and not Path(path).exists():
+            print(f"drawing the visual-math world into {Path(path).parent}")
+            _make_data(Path(path).parent)
+    started = time.monotonic()
+    code = launch.train(config, resume=arguments.resume)
+    state = run_state(config.folder)
+    if state == "finished" or (state == "stopped" and code == 0):
+        _write_report(config.folder)
+    if state == "stopped":
+        again = " ".join(["rethinker train", arguments.config, *arguments.overrides, "--resume"])
+        print(f"stopped and saved; go on with: {again}")
+    elif state == "finished":
+        print(f"finished in {(time.monotonic() - started) / 60:.1f} minutes; report: {report_file}")
+    return code
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    from rethinker.config import load_config
+    from rethinker.experiment import evaluate_checkpoint
+
+    config = load_config(arguments.config, arguments.overrides)
+    folder = arguments.out or config.folder
+    result = evaluate_checkpoint(config)
+    path = result.save(folder, arguments.label)
+    print(json.dumps(result.summary(), indent=1))
+    print(f"written: {path}", file=sys.stderr)
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    if not (arguments.folder / "metrics.jsonl").exists():
+        raise FileNotFoundError(f"{arguments.folder} is not the folder of a run (no metrics.jsonl)")
+    _write_report(arguments.folder)
+    return 0
+
+
+def make_data(arguments: argparse.Namespace) -> int:
+    from rethinker.datasets.visual_math import contact_sheet
+
+    _make_data(arguments.out, arguments.train, arguments.validation, arguments.test, arguments.seed)
+    print(f"written: {arguments.out}")
+    if arguments.contact_sheet:
+        print(f"written: {contact_sheet(arguments.contact_sheet)}")
+    return 0
+
+
+def pretrain(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from rethinker.pretrain import PretrainSettings, pretrain_tiny
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    settings = PretrainSettings(seed=arguments.seed)
+    if arguments.steps is not None:
+        settings = replace(settings, steps=arguments.steps)
+    pretrain_tiny(arguments.out, settings)
+    return 0
+
+
+def glossary(arguments: argparse.Namespace) -> int:
+    from rethinker.glossary import to_markdown
+
+    if arguments.out:
+        arguments.out.write_text(to_markdown(), encoding="utf-8")
+    else:
+        print(to_markdown(), end="")
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from rethinker.doctor import print_checks, run_checks
+
+    return print_checks(run_checks())
+
+
+def _make_data(out: Path, train: int = 4000, validation: int = 120, test: int = 360, seed: int = 0) -> None:
+    from rethinker.datasets.visual_math import make_data as draw
+
+    draw(out, train, validation, test, seed)
+
+
+def _write_report(folder: Path) -> None:
+    from rethinker.report import write_report
+
+    print(f"written: {write_report(folder)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

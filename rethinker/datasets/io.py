@@ -1,0 +1,188 @@
+"""Reading and writing queries in ViRL39K's schema: a parquet file and a folder of images beside it.
+
+Columns: ``question`` (with a leading ``<image>`` for each image), ``answer`` (in ``\\boxed{}``),
+``PassRate_32BTrained``, ``PassRate_7BBase``, ``category``, ``source``, ``qid``, ``image`` (list of paths, relative to
+the parquet's folder; empty for text-only queries). Ours adds ``level``. JSON lines and Hugging Face data sets with
+these columns are read as well.
+
+A row that cannot be used is reported with its qid and dropped; it is never graded as wrong instead.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rethinker.datasets.rows import REQUIRED_COLUMNS, Row, open_rows, stored_image
+from rethinker.grading import check_gold, extract_gold
+from rethinker.types import Query
+
+SCHEMA_COLUMNS = (
+    "question",
+    "answer",
+    "PassRate_32BTrained",
+    "PassRate_7BBase",
+    "category",
+    "source",
+    "qid",
+    "image",
+)
+_ARROW_SCHEMA = pa.schema(
+    [
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("PassRate_32BTrained", pa.float64()),
+        ("PassRate_7BBase", pa.float64()),
+        ("category", pa.string()),
+        ("source", pa.string()),
+        ("qid", pa.string()),
+        ("image", pa.list_(pa.string())),
+        ("level", pa.int64()),
+    ]
+)
+CheckGold = Callable[[str], "str | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A row that was left out: its qid (or "row 17" where it has none), the kind of fault, and what exactly."""
+
+    qid: str
+    reason: str
+    detail: str
+
+
+class _RowError(ValueError):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def load_queries(
+    path: str | Path,
+    split: str | None = None,
+    limit: int | None = None,
+    *,
+    image_root: str | Path | None = None,
+    check_gold: CheckGold = check_gold,
+) -> tuple[list[Query], list[Dropped]]:
+    """Read queries, in the order of the rows, and the rows that had to be dropped.
+
+    Args:
+        path: a ``.parquet`` or ``.jsonl`` file, a folder with ``<split>.parquet`` or ``<split>.jsonl``, a folder
+            written by ``datasets.save_to_disk``, or the name of a data set on the Hugging Face hub ("owner/name").
+        split: which file (or split) of a folder or data set; may be left out where there is only one.
+        limit: stop after so many good queries.
+        image_root: where relative image paths start; by default the folder of the file (or data set).
+        check_gold: why a gold answer cannot be graded, or None where it can; by default the grader's own check.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: the split is not named, not there, or columns are missing.
+    """
+    if limit is not None and limit < 0:
+        raise ValueError(f"limit must not be negative, got {limit}")
+    rows, folder = open_rows(path, split)
+    root = Path(image_root).resolve() if image_root is not None else folder
+    queries: list[Query] = []
+    dropped: list[Dropped] = []
+    seen: set[str] = set()
+    for index, row in enumerate(rows):
+        if limit is not None and len(queries) >= limit:
+            break
+        name = str(row.get("qid") or f"row {index}")
+        try:
+            query = _query(row, root, check_gold)
+            if query.qid in seen:
+                raise _RowError("duplicate qid", "an earlier row has this qid")
+        except _RowError as error:
+            dropped.append(Dropped(name, error.reason, str(error)))
+            continue
+        seen.add(query.qid)
+        queries.append(query)
+    return queries, dropped
+
+
+def describe_dropped(dropped: Sequence[Dropped], examples: int = 3) -> str:
+    """A counted report, one line a reason, with the first few qids; empty if nothing was dropped."""
+    by_reason: dict[str, list[Dropped]] = defaultdict(list)
+    for item in dropped:
+        by_reason[item.reason].append(item)
+    lines = []
+    for reason, items in sorted(by_reason.items(), key=lambda pair: (-len(pair[1]), pair[0])):
+        shown = "; ".join(f"{item.qid} ({item.detail})" for item in items[:examples])
+        more = f"; and {len(items) - examples} more" if len(items) > examples else ""
+        lines.append(f"{len(items)} dropped, {reason}: {shown}{more}")
+    return "\n".join(lines)
+
+
+def write_parquet(path: str | Path, rows: Iterable[Row]) -> None:
+    """Write ``rows`` with ViRL39K's columns and ``level``; the file appears under its name only when it is whole."""
+    path = Path(path)
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=_ARROW_SCHEMA)
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary)
+    os.replace(temporary, path)
+
+
+def _query(row: Row, root: Path, check_gold: CheckGold) -> Query:
+    question, answer, qid = (row.get(name) for name in REQUIRED_COLUMNS)
+    if not isinstance(qid, str | int) or isinstance(qid, bool) or not str(qid).strip():
+        raise _RowError("no qid", f"qid is {qid!r}")
+    if not isinstance(question, str) or not question.strip():
+        raise _RowError("no question", f"question is {question!r}")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise _RowError("no answer", f"answer is {answer!r}")
+    if fault := check_gold(str(answer)):
+        raise _RowError("unparsable gold answer", fault)
+    images = _images(row.get("image"), root)
+    wanted = question.count("<image>")
+    if wanted > len(images):
+        raise _RowError("placeholder without image", f"{wanted} <image> in the question, {len(images)} images")
+    rates = (_number(row, name) for name in ("PassRate_32BTrained", "PassRate_7BBase"))
+    return Query(
+        qid=str(qid),
+        question=question,
+        answer=extract_gold(str(answer)),
+        images=images,
+        category=str(row.get("category") or ""),
+        source=str(row.get("source") or ""),
+        level=int(_number(row, "level") or 0),
+        pass_rate=next((rate for rate in rates if rate is not None), None),
+    )
+
+
+def _number(row: Row, name: str) -> float | None:
+    value = row.get(name)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _RowError("malformed number", f"{name} is {value!r}")
+    return float(value)
+
+
+def _images(value: Any, root: Path) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    items = value if isinstance(value, list | tuple) else [value]
+    paths = []
+    for item in items:
+        if isinstance(item, Mapping) and item.get("bytes"):
+            path = stored_image(item["bytes"])
+        else:
+            name = item.get("path") if isinstance(item, Mapping) else item
+            if not isinstance(name, str) or not name:
+                raise _RowError("malformed image", f"image is {str(item)[:80]!r}, not a path")
+            path = root / name
+        if not path.is_file():
+            raise _RowError("missing image", str(path))
+        paths.append(str(path))
+    return tuple(paths)

@@ -1,0 +1,1 @@
+"""Evaluation on held-out queries: modes plain, forced and bound, with intervals."""

@@ -1,0 +1,110 @@
+"""Accuracies with intervals. All intervals are 95 %.
+
+A query is the unit that was drawn from the population; several samples of one query are not independent of each other.
+So every interval of sampled responses takes the queries as clusters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A share with its interval; ``n`` cases (responses) in ``clusters`` queries. Without cases all three are None."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    clusters: int
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a binomial share (Wilson 1927); ``n`` may be an effective, fractional size.
+
+    Raises ValueError for n <= 0 or successes outside [0, n].
+    """
+    if n <= 0 or not 0 <= successes <= n:
+        raise ValueError(f"wilson: needs 0 <= successes <= n and n > 0, got {successes} of {n}")
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def binomial(outcomes: Sequence[bool]) -> Estimate:
+    """The share of True among independent outcomes (one a query: greedy accuracy), Wilson's interval."""
+    n = len(outcomes)
+    if n == 0:
+        return Estimate(None, None, None, 0, 0)
+    successes = sum(bool(outcome) for outcome in outcomes)
+    return Estimate(successes / n, *wilson(successes, n), n, n)
+
+
+def clustered(totals: Sequence[float], sizes: Sequence[int]) -> Estimate:
+    """The share sum(totals) / sum(sizes), cluster ``q`` (a query) having ``totals[q]`` successes in ``sizes[q]`` cases.
+
+    The variance is the ratio estimator's over clusters (linearised; Cochran, Sampling Techniques, 6.3). The interval is
+    Wilson's with the effective size that has this variance, share * (1 - share) / variance (Korn and Graubard 1998), at
+    most the number of cases; so it stays inside [0, 1] and does not vanish at 0 and 1, where the number of clusters is
+    the size. With one case a cluster it equals the binomial interval. Below about 20 clusters it is somewhat narrow.
+    """
+    if len(totals) != len(sizes):
+        raise ValueError(f"clustered: {len(totals)} totals but {len(sizes)} sizes")
+    pairs = [(total, size) for total, size in zip(totals, sizes, strict=True) if size > 0]
+    cases = sum(size for _, size in pairs)
+    if not cases:
+        return Estimate(None, None, None, 0, 0)
+    share = sum(total for total, _ in pairs) / cases
+    variance = sum((total - share * size) ** 2 for total, size in pairs) / cases**2
+    binomial_variance = share * (1 - share)
+    size = float(len(pairs))
+    if binomial_variance > 0:
+        size = min(float(cases), binomial_variance / variance) if variance > 0 else float(cases)
+    low, high = wilson(min(share * size, size), size)
+    return Estimate(share, low, high, cases, len(pairs))
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of P(at least one of k samples is right) from ``correct`` of ``n`` (Chen et al. 2021, eq. 1).
+
+    1 - C(n - correct, k) / C(n, k). Raises ValueError unless 1 <= k <= n and 0 <= correct <= n.
+    """
+    if not (1 <= k <= n and 0 <= correct <= n):
+        raise ValueError(f"pass_at_k: needs 1 <= k <= n and 0 <= correct <= n, got n={n}, correct={correct}, k={k}")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def mean_pass_at_k(counts: Mapping[str, tuple[int, int]], k: int) -> Estimate:
+    """pass@k over queries, ``counts[qid] = (n, correct)`` with the same n everywhere; the queries are the clusters."""
+    if len({n for n, _ in counts.values()}) > 1:
+        raise ValueError("mean_pass_at_k: queries have different numbers of samples")
+    totals = [n * pass_at_k(n, correct, k) for n, correct in counts.values()]
+    return clustered(totals, [n for n, _ in counts.values()])
+
+
+def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -> Estimate:
+    """mean(after - before) over the same queries, each a query's mean correctness; normal interval over queries.
+
+    A difference is not a share: the interval lies in [-1, 1]. Raises ValueError if the queries differ.
+    """
+    if before.keys() != after.keys():
+        missing = sorted(before.keys() ^ after.keys())[:3]
+        raise ValueError(f"paired_difference: the two evaluations have different queries, e.g. {missing}")
+    n = len(before)
+    if n < 2:
+        raise ValueError(f"paired_difference: needs at least 2 queries, got {n}")
+    differences = [after[qid] - before[qid] for qid in before]
+    mean = sum(differences) / n
+    spread = Z95 * math.sqrt(sum((value - mean) ** 2 for value in differences) / (n - 1) / n)
+    return Estimate(mean, max(-1.0, mean - spread), min(1.0, mean + spread), n, n)

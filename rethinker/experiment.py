@@ -1,0 +1,379 @@
+"""A whole run in one process group: stages, validation, checkpoints, final evaluation, stopping and going on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+
+from transformers.utils.logging import disable_progress_bar
+
+from rethinker import checkpoint
+from rethinker.config import RunConfig, load_config, to_dict, to_yaml
+from rethinker.datasets.io import describe_dropped, load_queries
+from rethinker.datasets.order import QueryOrder
+from rethinker.evaluation.evaluate import evaluate, validate
+from rethinker.evaluation.result import Evaluation
+from rethinker.files import atomic_write_text
+from rethinker.grading import grade_many
+from rethinker.policy.forward import PolicyForward
+from rethinker.policy.loading import Policy, load_policy
+from rethinker.provenance import provenance
+from rethinker.replay import make_selector
+from rethinker.rollout import make_engine
+from rethinker.rollout.base import RolloutEngine
+from rethinker.seeding import stable_seed
+from rethinker.tracking import Tracker
+from rethinker.trainer import Progress, Trainer, encode_triggers
+from rethinker.types import Query, Sampling
+from rethinker.update import PolicyUpdate
+
+STOP_FILE = "STOP"  # its presence in the run's folder asks the run to save and stop after the episode
+STATUS_FILE = "status.json"  # {"state": "running" | "stopped" | "finished"}
+
+
+class RunExists(ValueError):
+    """The run's folder holds another run, or this one and nobody asked to go on."""
+
+
+class Experiment:
+    """Everything that a run needs, built once; ``run()`` does the stages."""
+
+    def __init__(self, config: RunConfig, *, resume: bool = False) -> None:
+        self.config = config
+        self.folder = config.folder
+        torch.set_num_threads(config.launch.threads)
+        torch.manual_seed(config.seed)
+        # Buffers (rotary frequencies) never change, so broadcasting them before each forward is only latency.
+        self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+        saved = check_folder(config, resume=resume)
+        self.accelerator.wait_for_everyone()  # every rank has looked before the first file is written
+        state = checkpoint.load_trainer_state(saved) if saved else {}
+        self.progress = Progress(**state.get("progress", {}))
+        self.best: float | None = state.get("best")
+        self.resume_from = saved
+        if self.accelerator.is_main_process:
+            atomic_write_text(self.folder / "config.yaml", to_yaml(config))
+        self.tracker = Tracker(
+            config, enabled=self.accelerator.is_main_process, seconds_before=state.get("seconds", 0.0)
+        )
+        self.tracker.forget_after(self.progress.episode if saved else -1, self.progress.step)
+        self.train_queries = self.read(config.data.train, config.data.train_limit)
+        self.validation_queries = self.read(config.data.validation)
+        self.test_queries = self.read(config.data.test)
+        self.order = QueryOrder(self.train_queries, config.seed)
+        if config.queries_per_episode > len(self.train_queries):
+            raise ValueError(
+                f"queries_per_episode={config.queries_per_episode}, but {config.data.train} has "
+                f"{len(self.train_queries)} usable queries; make it smaller or give more data"
+            )
+        if "order" in state:
+            self.order.load_state_dict(state["order"])
+        self.policy = self.load_policy(saved)
+        self.reference = self.load_reference()
+        self.forward: torch.nn.Module = self.accelerator.prepare(PolicyForward(self.policy.model))
+        self.engine = make_engine(config, self.policy)
+        self.engine.sync_weights(self.policy.model)
+        self.stop_requested = False
+        if self.accelerator.is_main_process and not saved:
+            facts = provenance(config, engine=type(self.engine).__name__, processes=self.accelerator.num_processes)
+            atomic_write_text(self.folder / "provenance.json", json.dumps(facts, indent=1))
+
+    def read(self, path: str | None, limit: int | None = None) -> list[Query]:
+        """The queries of a split; dropped rows are reported on the terminal and in ``dropped.json``."""
+        if path is None:
+            return []
+        queries, dropped = load_queries(path, limit=limit)
+        if dropped:
+            self.tracker.say(f"{path}: {describe_dropped(dropped)}")
+            if self.accelerator.is_main_process:
+                file = self.folder / "dropped" / f"{Path(path).stem}.json"
+                atomic_write_text(file, json.dumps([asdict(row) for row in dropped], indent=1))
+        return queries
+
+    def load_policy(self, saved: Path | None) -> Policy:
+        """The policy at the run's start or as the checkpoint has it."""
+        config, data = self.config.model, self.config.data
+        if saved and not config.lora_rank:
+            config = replace(config, path=os.fspath(saved / "model"))
+        policy = load_policy(
+            config, self.accelerator.device, prompt_suffix=data.prompt_suffix, prompt_hint=data.prompt_hint
+        )
+        if saved and config.lora_rank:
+            checkpoint.load_adapter(saved, policy)
+        return policy
+
+    def load_reference(self) -> torch.nn.Module | None:
+        """The policy before training, frozen; None where no stage has a KL term."""
+        stages = [self.config.for_stage(index) for index in range(len(self.config.stages))]
+        if not any(stage.grpo.kl_coef for stage in stages):
+            return None
+        model = load_policy(replace(self.config.model, lora_rank=0), self.accelerator.device).model
+        return PolicyForward(model.requires_grad_(False)).eval()
+
+    def run(self) -> str:
+        """Do what is left of the run; returns "finished" or "stopped"."""
+        (self.folder / STOP_FILE).unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, self.request_stop)  # what a scheduler sends before it kills
+        self.write_status("running")
+        state = "finished"
+        if not self.resume_from:
+            self.test("start")
+            self.validate("start")
+        for index in range(self.progress.stage, len(self.config.stages)):
+            if not self.run_stage(index):
+                state = "stopped"
+                break
+        self.write_status(state)
+        self.engine.close()
+        self.tracker.close()
+        return state
+
+    def run_stage(self, index: int) -> bool:
+        """The episodes of a stage and its test; False if it was stopped before its end."""
+        stage, config = self.config.stages[index], self.config.for_stage(index)
+        trainer = self.make_trainer(index, config)
+        self.tracker.say(f"[bold]{stage.name}[/]: episodes {self.progress.stage_episode + 1} to {stage.episodes}")
+        while self.progress.stage_episode < stage.episodes:
+            trainer.episode()
+            last, stopping = self.progress.stage_episode == stage.episodes, self.should_stop()
+            best = False
+            if last or due(config.evaluation.every, self.progress.stage_episode):
+                best = self.validate(stage.name)
+            if best or last or stopping or due(config.tracking.save_every, self.progress.stage_episode):
+                self.save(trainer, best)
+            if stopping and not last:
+                return False
+        self.test(stage.name)
+        if self.accelerator.is_main_process:
+            checkpoints = self.folder / "checkpoints"
+            checkpoint.point(checkpoints, stage.name, (checkpoints / checkpoint.LAST).resolve())
+        self.progress.stage, self.progress.stage_episode = index + 1, 0
+        return True
+
+    def make_trainer(self, index: int, config: RunConfig) -> Trainer:
+        """The trainer of a stage: a fresh optimiser and an empty buffer, or those of the checkpoint."""
+        options = config.optim
+        parameters = [parameter for parameter in self.forward.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / max(options.warmup_steps, 1))
+        )
+        replay = config.replay
+        mode: Any = "filter" if replay.mode == "dynamic_sampling" else replay.mode
+        selector = make_selector(
+            mode,
+            alpha=replay.alpha,
+            seed=stable_seed(config.seed, "replay", index),
+            lifetime=replay.lifetime,
+            capacity=replay.capacity,
+        )
+        if self.resume_from and self.progress.stage_episode:
+            checkpoint.load_optimizer(self.resume_from, optimizer)
+            selector.load_state_dict(checkpoint.load_selector_state(self.resume_from))
+            scheduler.load_state_dict(checkpoint.load_trainer_state(self.resume_from)["scheduler"])
+        self.resume_from = None
+        update = PolicyUpdate(
+            config,
+            self.policy,
+            self.forward,
+            self.accelerator.prepare(optimizer),
+            scheduler,
+            self.accelerator,
+            self.reference if config.grpo.kl_coef else None,
+        )
+        return Trainer(
+            config,
+            self.config.stages[index].name,
+            policy=self.policy,
+            forward=self.forward,
+            engine=self.engine,
+            order=self.order,
+            selector=selector,
+            update=update,
+            tracker=self.tracker,
+            accelerator=self.accelerator,
+            progress=self.progress,
+        )
+
+    def save(self, trainer: Trainer, best: bool) -> None:
+        """A checkpoint of the run as it stands; only ``last``, ``best`` and the ends of stages are kept."""
+        if self.accelerator.is_main_process:
+            checkpoints = self.folder / "checkpoints"
+            folder = checkpoint.save_checkpoint(
+                checkpoints,
+                self.progress.step,
+                policy=self.policy,
+                optimizer=trainer.update.optimizer.optimizer,  # type: ignore[attr-defined]
+                selector_state=trainer.selector.state_dict(),
+                trainer_state={
+                    "progress": asdict(self.progress),
+                    "order": self.order.state_dict(),
+                    "scheduler": trainer.update.scheduler.state_dict(),
+                    "best": self.best,
+                    "seconds": self.tracker.seconds,
+                },
+            )
+            if best:
+                checkpoint.point(checkpoints, checkpoint.BEST, folder)
+            checkpoint.prune(checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def validate(self, stage: str) -> bool:
+        """Greedy accuracy on the validation split; True if it is the best of the run so far."""
+        if not self.validation_queries:
+            return False
+        part = validate(
+            self.engine,
+            self.mine(self.validation_queries),
+            sampling=sampling(self.config),
+            seed=self.config.seed,
+            grade_many=grade_many,
+        )
+        metrics = Evaluation.merge(gather_object([part])).validation_metrics()
+        self.tracker.log("validation", stage, self.progress.episode, self.progress.step, metrics)
+        accuracy = metrics["validation/accuracy"]
+        assert accuracy is not None
+        self.tracker.say(f"validation, greedy: {accuracy:.3f}")
+        best = self.best is None or accuracy > self.best
+        self.best = accuracy if self.best is None else max(accuracy, self.best)
+        return best
+
+    def test(self, label: str) -> None:
+        """The evaluation of the current policy on the test split, written to ``evaluation/<label>.*``."""
+        if not self.test_queries:
+            return
+        part = test_policy(self.config, self.policy, self.engine, self.mine(self.test_queries))
+        result = Evaluation.merge(gather_object([part]))
+        if self.accelerator.is_main_process:
+            result.save(self.folder, label)
+        self.accelerator.wait_for_everyone()
+
+    def mine(self, queries: list[Query]) -> list[Query]:
+        """This rank's part of an evaluation."""
+        return queries[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def request_stop(self, *_: Any) -> None:
+        """Signal handler: save and stop at the end of the episode."""
+        self.stop_requested = True
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to stop; the same answer everywhere."""
+        if self.accelerator.is_main_process and (self.folder / STOP_FILE).exists():
+            self.stop_requested = True
+        return any(gather_object([self.stop_requested]))
+
+    def write_status(self, state: str) -> None:
+        """Say in the run's folder how the run stands."""
+        if self.accelerator.is_main_process:
+            status = {"state": state, "progress": asdict(self.progress)}
+            atomic_write_text(self.folder / STATUS_FILE, json.dumps(status))
+
+
+def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
+    """The checkpoint to go on from, None to start from the beginning.
+
+    Raises RunExists where the folder holds a run and ``resume`` is False, or one with other settings.
+    """
+    folder, last = config.folder, config.folder / "checkpoints" / checkpoint.LAST
+    if not (folder / "config.yaml").exists():
+        return None
+    if not resume:
+        raise RunExists(f"{folder} exists already: go on with it (--resume) or choose another name=...")
+    before, now = (_what_matters(some) for some in (load_config(folder / "config.yaml"), config))
+    if before != now:
+        raise RunExists(f"{folder} was made with other settings ({differences(before, now)}): choose another name=...")
+    return last.resolve() if last.exists() else None
+
+
+def run_state(folder: Path) -> str | None:
+    """ "running", "stopped" or "finished" as the run last said; None if it never started."""
+    path = folder / STATUS_FILE
+    return json.loads(path.read_text(encoding="utf-8"))["state"] if path.exists() else None
+
+
+def evaluate_checkpoint(config: RunConfig) -> Evaluation:
+    """The evaluation of ``model.path`` on ``data.test``, in this process."""
+    if config.data.test is None:
+        raise ValueError("data.test is not set: give data.test=FILE.parquet")
+    torch.set_num_threads(config.launch.threads)
+    queries, dropped = load_queries(config.data.test)
+    if dropped:
+        print(describe_dropped(dropped), file=sys.stderr)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = load_policy(
+        config.model, device, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint
+    )
+    engine = make_engine(config, policy)
+    try:
+        return test_policy(config, policy, engine, queries)
+    finally:
+        engine.close()
+
+
+def sampling(config: RunConfig) -> Sampling:
+    """How the policy is sampled; greedy passes of the evaluation change the temperature only."""
+    return Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_new_tokens)
+
+
+def test_policy(config: RunConfig, policy: Policy, engine: RolloutEngine, queries: list[Query]) -> Evaluation:
+    """The evaluation of section ``evaluation`` on ``queries``, in this process."""
+    return evaluate(
+        engine,
+        queries,
+        modes=config.evaluation.modes,
+        samples=config.evaluation.samples,
+        sampling=sampling(config),
+        rethink=config.rethink,
+        trigger_ids=encode_triggers(policy),
+        eos_token_id=policy.eos_id,
+        decode=policy.decode,
+        seed=stable_seed(config.seed, "test"),
+        grade_many=grade_many,
+    )
+
+
+def _what_matters(config: RunConfig) -> dict[str, Any]:
+    """The settings that a run has to keep when it goes on; where it runs and who watches may change."""
+    return {key: value for key, value in to_dict(config).items() if key not in ("launch", "tracking", "runs_dir")}
+
+
+def due(every: int, count: int) -> bool:
+    """Whether something that happens every ``every`` times (0: never) happens now."""
+    return every > 0 and count % every == 0
+
+
+def differences(before: Any, after: Any, where: str = "") -> str:
+    """The settings that differ, as "key: old -> new"; the first three."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        parts = [
+            differences(before.get(key), after.get(key), f"{where}.{key}".strip("."))
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key) != after.get(key)
+        ]
+        return ", ".join(parts[:3])
+    return f"{where}: {before} -> {after}"
+
+
+def main() -> None:
+    """What accelerate starts in every process: ``python -m rethinker.experiment CONFIG.yaml [--resume]``."""
+    parser = argparse.ArgumentParser(prog="python -m rethinker.experiment")
+    parser.add_argument("config")
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    disable_progress_bar()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks for an orderly stop
+    Experiment(load_config(arguments.config), resume=arguments.resume).run()
+
+
+if __name__ == "__main__":
+    main()

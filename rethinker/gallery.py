@@ -1,0 +1,143 @@
+"""Real responses of a run in which rethinking changed the answer, for reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as parquet
+from pyarrow import ArrowException
+
+from rethinker.diagnostics import load_evaluations, load_rollouts
+from rethinker.grading import extract_boxed, grade_many
+from rethinker.rethink import REFLECTION_PATTERN
+
+COLUMNS = {
+    "source": "where it comes from, in words",
+    "qid": "id of the query",
+    "category": "kind of question",
+    "level": "difficulty",
+    "question": "the question's text",
+    "gold": "the gold answer",
+    "images": "image paths",
+    "first": "the response up to the second look",
+    "second": "the second look, from its first word (or the forced trigger) on",
+    "forced": "the trigger was forced; False: the policy reflected by itself",
+    "first_answer": "the answer of the first part",
+    "final_answer": "the final answer",
+    "first_correct": "the first part's verdict",
+    "correct": "the verdict on the whole",
+}
+
+
+def changed_responses(run: str | Path, n: int) -> pd.DataFrame:
+    """Up to ``n`` responses (columns: ``COLUMNS``) whose second look changed the verdict, each of another query.
+
+    First what the last evaluation's plain responses did by themselves, then forced second looks on held-out queries,
+    then those of training, latest first. Three quarters wrong->right where there are enough right->wrong for the
+    rest, at least one of each if there is one. Within these the kinds of question take turns in order of qid: nobody
+    chose.
+    """
+    sources = [*_held_out(run), _training(run)]
+    table = pd.concat([source for source in sources if len(source)] or [_table([])], ignore_index=True)
+    table = table[table["first_correct"] != table["correct"]].drop_duplicates("qid")
+    rescued, lost = table[table["correct"]], table[~table["correct"]]
+    lost_wanted = min(len(lost), max(n // 4, n - len(rescued), 1 if n > 1 else 0))
+    chosen = [_turns(rescued).head(n - lost_wanted), _turns(lost).head(lost_wanted)]
+    return pd.concat(chosen, ignore_index=True)
+
+
+def _turns(table: pd.DataFrame) -> pd.DataFrame:
+    """By order of source, and within a source the first of every category, then the second of every one, ..."""
+    source = table["source"].map({name: position for position, name in enumerate(table["source"].unique())})
+    table = table.assign(_source=source).sort_values(["_source", "qid"], kind="stable")
+    table["_turn"] = table.groupby(["_source", "category"]).cumcount()
+    return table.sort_values(["_source", "_turn", "category"], kind="stable").drop(columns=["_source", "_turn"])
+
+
+def _held_out(run: str | Path) -> list[pd.DataFrame]:
+    labels = list(load_evaluations(run))[::-1]
+    found = []
+    for position, label in enumerate(labels):
+        path = Path(run) / "evaluation" / f"{label}.parquet"
+        try:
+            rows = parquet.read_table(path).to_pandas()
+        except (ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); evaluate again") from error
+        if position == 0:
+            found.append(_spontaneous(rows, f"held out, after {label}: by itself"))
+        forced = rows[(rows["mode"] == "forced") & rows["trigger"].notna()]
+        found.append(_forced(forced, f"held out, {_when(label)}: forced"))
+    return found
+
+
+def _when(label: str) -> str:
+    return "before training" if label == "start" else f"after {label}"
+
+
+def _spontaneous(rows: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Plain responses that reflect, cut at the first reflection word; the first part is graded here."""
+    parts = []
+    for row in rows[(rows["mode"] == "plain") & rows["reflects"]].to_dict("records"):
+        match = REFLECTION_PATTERN.search(row["text"])
+        if match and extract_boxed(row["text"][: match.start()]) is not None:
+            parts.append((row, row["text"][: match.start()], row["text"][match.start() :]))
+    grades = grade_many([(first, row["gold"], row["question"]) for row, first, _ in parts])
+    return _table(
+        [
+            _entry(row, source, first, second, False, grade.correct)
+            for (row, first, second), grade in zip(parts, grades, strict=True)
+        ]
+    )
+
+
+def _training(run: str | Path) -> pd.DataFrame:
+    if not any((Path(run) / "rollouts").glob("episode-*.parquet")):
+        return _table([])
+    names = [
+        "episode",
+        "qid",
+        "category",
+        "level",
+        "question",
+        "gold",
+        "images",
+        "pass",
+        "text",
+        "correct",
+        "extracted",
+    ]
+    rows = load_rollouts(run, [*names, "first_text", "first_correct"])
+    rows = rows[(rows["pass"] == "forced") & (rows["first_correct"].astype(bool) != rows["correct"])]
+    episodes = [_forced(part, f"training, episode {episode}: forced") for episode, part in rows.groupby("episode")]
+    return pd.concat(episodes[::-1], ignore_index=True) if episodes else _table([])
+
+
+def _forced(rows: pd.DataFrame, source: str) -> pd.DataFrame:
+    entries = []
+    for row in rows[rows["first_correct"].astype(bool) != rows["correct"]].to_dict("records"):
+        text, first = row["text"], row["first_text"]
+        # Decoding y1 alone and y1 with what follows could differ where they meet; then the whole is shown.
+        second = text[len(first) :] if text.startswith(first) else text
+        entries.append(_entry(row, source, first, second, True, bool(row["first_correct"])))
+    return _table(entries)
+
+
+def _entry(row: dict, source: str, first: str, second: str, forced: bool, first_correct: bool) -> dict:
+    return {
+        **{name: row[name] for name in ("qid", "category", "level", "question", "gold")},
+        "source": source,
+        "images": list(row["images"]),
+        "first": first.strip(),
+        "second": second.strip(),
+        "forced": forced,
+        "first_answer": extract_boxed(first),
+        "final_answer": row["extracted"],
+        "first_correct": first_correct,
+        "correct": bool(row["correct"]),
+    }
+
+
+def _table(entries: list[dict]) -> pd.DataFrame:
+    table = pd.DataFrame(entries, columns=list(COLUMNS))
+    return table.astype({"first_correct": bool, "correct": bool, "forced": bool})

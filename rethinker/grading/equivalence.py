@@ -1,0 +1,243 @@
+"""Whether two answers mean the same: cheap readings first, math-verify (through ``ask``) only when none decides.
+
+Rules (ours), beside those of `quantity`, `plain` and `choices`:
+- ``x = 3`` equals ``3``; two equations of different unknowns are compared as they stand. ``3+4=7`` equals ``7``.
+- ``(1, 2)`` and ``[1, 2)`` are ordered and their brackets count; ``\\{1, 2\\}`` is unordered; a bare list ``1, 2``
+  takes the brackets and the order of the other side; between bare lists order does not count, unless the question
+  asks for one ("order", "ascending", "respectively", ...).
+- ``3:4`` is a ratio (equal to ``6:8`` and ``3/4``) unless both sides are times of day and no ratio is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rethinker.grading import choices as mc
+from rethinker.grading.normalize import clean, squeeze, strip_lead_in, to_latex
+from rethinker.grading.plain import is_phrase, leading_verdict, number_word, parse_time, same_time, word_form
+from rethinker.grading.quantity import Quantity, compare_quantities, parse_number, parse_quantity, split_unit
+
+Ask = Callable[[str, str], tuple[bool, str]]  # (gold LaTeX, answer LaTeX) -> (equal, reason)
+
+_ORDERED = re.compile(
+    r"\border(?:ed)?\b|ascending|descending|respectively|sequence|rank|from (?:small|larg|left|right|top)", re.I
+)
+_NAME = re.compile(
+    r"(?:\\(?:angle|triangle|Delta|theta|alpha|beta|gamma|phi|lambda|mu|sin|cos|tan|overline|vec)\s*|[A-Za-z]+'?\s*|"
+    r"_\s*\{?\w+\}?\s*|\{[A-Za-z]+\}\s*|\([A-Za-z0-9,\s]+\)\s*|\|[A-Za-z]+\|\s*)+"
+)
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_RATIO = re.compile(r"([\d.]+)\s*:\s*([\d.]+)")
+_MAX_ITEMS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    brackets: str  # "()", "[)", "{}", "" for a bare list
+    items: tuple[str, ...]
+
+
+def equivalent(pred: str, gold: str, question: str, ask: Ask) -> tuple[bool, str]:
+    """(correct, reason) of the extracted answer ``pred``; exceptions of ``ask`` pass through."""
+    if pred == gold:
+        return True, "exact"
+    if _INTEGER.fullmatch(pred) and _INTEGER.fullmatch(gold):  # most answers of a world of small numbers
+        return (True, "number") if int(pred) == int(gold) else (False, "different number")
+    p, g = clean(pred), clean(gold)
+    if p and squeeze(p) == squeeze(g):
+        return True, "exact"
+    if not p:
+        return False, "empty answer"
+    comparison = _Comparison(question, ask)
+    options = mc.parse_choices(question) if question else {}
+    letter = mc.gold_letter(g, options)
+    if letter is not None:
+        return mc.judge_letter(p, letter, options, lambda a, b: comparison.same(a, b)[0])
+    if options:
+        several = mc.same_letters(p, g, options)
+        if several is not None:
+            return several, "choice letters"
+        if mc.letter_names_text(p, g, options, lambda a, b: comparison.same(a, b)[0]):
+            return True, "choice letter"
+    return comparison.same(p, g)
+
+
+class _Comparison:
+    def __init__(self, question: str, ask: Ask) -> None:
+        self._ordered = bool(_ORDERED.search(question))
+        self._ratio = "ratio" in question.lower()
+        self._ask = ask
+
+    def same(self, pred: str, gold: str, depth: int = 0) -> tuple[bool, str]:
+        """(equal, reason) of two cleaned answers."""
+        if squeeze(pred) == squeeze(gold):
+            return True, "exact"
+        verdict = self._times_and_words(pred, gold)
+        if verdict is not None:
+            return verdict
+        p, g = _unnamed(strip_lead_in(pred), strip_lead_in(gold))
+        if p and squeeze(p) == squeeze(g):
+            return True, "exact"
+        verdict = _numbers(number_word(p) or p, number_word(g) or g)
+        if verdict is not None:
+            return verdict
+        if depth == 0:
+            verdict = self._lists(p, g)
+            if verdict is not None:
+                return verdict
+        if is_phrase(g) != is_phrase(p) and (is_phrase(g) or parse_number(g) is not None):
+            return False, "different kind of answer"
+        return self._expressions(p, g)
+
+    def _times_and_words(self, pred: str, gold: str) -> tuple[bool, str] | None:
+        gold_time, pred_time = parse_time(gold), parse_time(pred)
+        if gold_time and pred_time and not self._ratio:
+            equal = same_time(gold_time, pred_time)
+            return equal, "time" if equal else "different time"
+        wanted = leading_verdict(gold)
+        if wanted and wanted == gold.lower():
+            found = leading_verdict(pred)
+            if found:
+                return found == wanted, "words" if found == wanted else "different words"
+        gold_words, pred_words = word_form(gold), word_form(strip_lead_in(pred))
+        if gold_words is None or pred_words is None:
+            return None
+        letters_only = len(gold_words) == 1  # a variable: its case counts
+        if gold_words == pred_words and not letters_only:
+            return True, "words"
+        if is_phrase(gold) and is_phrase(pred) and not _listed(gold) and not _listed(pred):
+            return False, "different words"
+        return None
+
+    def _lists(self, pred: str, gold: str) -> tuple[bool, str] | None:
+        p, g = _split_list(pred), _split_list(gold)
+        if p is None or g is None:
+            one = g or p
+            other = pred if p is None else gold
+            if one is not None and parse_quantity(other) and all(parse_quantity(item) for item in one.items):
+                return False, "one value against several"
+            return None
+        if len(p.items) != len(g.items):
+            return False, f"{len(p.items)} values instead of {len(g.items)}"
+        if p.brackets and g.brackets and p.brackets != g.brackets:
+            return False, "different brackets"
+        brackets = g.brackets or p.brackets
+        ordered = self._ordered if brackets == "" else brackets != "{}"
+        left = list(p.items)
+        for position, wanted in enumerate(g.items):
+            candidates = [left[position]] if ordered else left
+            # Equality is an equivalence, so that taking the first match is enough.
+            found = next((item for item in candidates if self.same(item, wanted, depth=1)[0]), None)
+            if found is None:
+                return False, "different values"
+            if not ordered:
+                left.remove(found)
+        return True, "list"
+
+    def _expressions(self, pred: str, gold: str) -> tuple[bool, str]:
+        (gold_body, gold_unit), (pred_body, pred_unit) = split_unit(gold), split_unit(pred)
+        if gold_unit and pred_unit and gold_unit != pred_unit:
+            return False, f"unit: {pred_unit} instead of {gold_unit}"
+        return self._ask(to_latex(gold_body), to_latex(pred_body))
+
+
+def _numbers(pred: str, gold: str) -> tuple[bool, str] | None:
+    """The verdict if both are numbers (with units), sums of units ("2 h 30 min") or ratios; else None."""
+    g, p = parse_quantity(gold), parse_quantity(pred)
+    if g and p:
+        return compare_quantities(g, p)
+    ratios = [_ratio(gold), _ratio(pred)]
+    if ratios[0] and (ratios[1] or (p and p.unit is None)):
+        other = ratios[1] or p
+        assert other is not None
+        return compare_quantities(ratios[0], other)
+    parts = [_mixed_units(gold), _mixed_units(pred)]
+    if parts[0] and parts[1]:
+        equal = len(parts[0]) == len(parts[1]) and all(
+            compare_quantities(a, b)[0] for a, b in zip(parts[0], parts[1], strict=True)
+        )
+        return equal, "number" if equal else "different number"
+    return None
+
+
+def _ratio(text: str) -> Quantity | None:
+    match = _RATIO.fullmatch(text)
+    if match is None:
+        return None
+    numbers = [parse_number(side) for side in match.groups()]
+    if numbers[0] is None or numbers[1] is None or numbers[1][0] == 0:
+        return None
+    return Quantity(numbers[0][0] / numbers[1][0], None, None)
+
+
+def _mixed_units(text: str) -> tuple[Quantity, ...] | None:
+    """``2 hours 30 minutes`` as its parts; None unless there are at least two, each with a unit."""
+    parts = re.findall(r"\d[\d.,]*\s*[A-Za-z]+", text)
+    if not 2 <= len(parts) <= 4 or squeeze(re.sub(r"\band\b|,", "", text)) != squeeze("".join(parts)):
+        return None
+    quantities = tuple(quantity for part in parts if (quantity := parse_quantity(part)) and quantity.unit)
+    return quantities if len(quantities) == len(parts) else None
+
+
+def _unnamed(pred: str, gold: str) -> tuple[str, str]:
+    """Both sides without the name that is given a value: ``x = 3`` and ``3`` become ``3`` and ``3``."""
+    p_name, p_value = _assignment(pred)
+    g_name, g_value = _assignment(gold)
+    if p_name is not None and g_name is not None:
+        return (p_value, g_value) if squeeze(p_name) == squeeze(g_name) else (pred, gold)
+    return (p_value if "=" not in gold else pred), (g_value if "=" not in pred else gold)
+
+
+def _assignment(text: str) -> tuple[str | None, str]:
+    """(name, value) of ``x = 3``; name None if ``text`` is nothing of that kind (the value is then the text)."""
+    if re.search(r"[<>,;]|\b(?:or|and)\b|\\(?:le|ge|ne|lt|gt|neq|leq|geq)(?![a-zA-Z])", text):
+        return None, text
+    parts = [part.strip() for part in text.replace(r"\approx", "=").split("=")]
+    if len(parts) < 2 or not all(parts):
+        return None, text
+    named = _NAME.fullmatch(parts[0]) is not None
+    arithmetic = not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", parts[0]))
+    return (parts[0], parts[-1]) if named or arithmetic else (None, text)
+
+
+def _listed(text: str) -> bool:
+    return bool(re.search(r"[,;]|\band\b|\bor\b", text))
+
+
+def _split_list(text: str) -> _List | None:
+    """A list, tuple, set or interval of at least two items; None if ``text`` is none (or has too many)."""
+    brackets, body = "", text.strip()
+    for opening, closing in (("\\{", "\\}"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")):
+        if body.startswith(opening) and body.endswith(closing) and _encloses(body, len(opening), len(closing)):
+            brackets = (opening + closing).replace("\\", "")
+            body = body[len(opening) : -len(closing)]
+            break
+    if ", " in body:  # then a comma between digits groups thousands
+        body = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", body)
+    if brackets == "":
+        body = re.sub(r"\s*,?\s*\b(?:and|or)\b\s*", ",", body)
+    items, depth, start = [], 0, 0
+    for index, character in enumerate(body):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character in ",;" and depth == 0:
+            items.append(body[start:index].strip())
+            start = index + 1
+    items.append(body[start:].strip())
+    if not 2 <= len(items) <= _MAX_ITEMS or not all(items):
+        return None
+    return _List(brackets, tuple(items))
+
+
+def _encloses(text: str, opening: int, closing: int) -> bool:
+    """Whether the first bracket is closed by the last one and not before."""
+    depth = 1
+    for character in text[opening : len(text) - closing]:
+        depth += 1 if character in "([{" else -1 if character in ")]}" else 0
+        if depth == 0:
+            return False
+    return True

@@ -1,0 +1,131 @@
+"""One spelling for many: LaTeX and plain-text variants of an answer are brought to a common form.
+
+Pure string work in linear time on strings of at most `extract.MAX_ANSWER_CHARS` characters; nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_UNICODE = {
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ",
+    "°": r"^\circ ", "º": r"^\circ ", "℃": r"^\circ C", "℉": r"^\circ F", "π": r"\pi ", "∞": r"\infty ",
+    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ",
+    "±": r"\pm ",
+    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∠": r"\angle ", "△": r"\triangle ", "′": "'", "’": "'", "‘": "'",
+    "²": "^2", "³": "^3", "¹": "^1", "½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3",
+    "“": '"', "”": '"', "、": ",", "。": ".", "√": r"\sqrt ",
+}  # fmt: skip
+_UNICODE_TABLE = str.maketrans(_UNICODE)
+
+_TEXT_COMMAND = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|operatorname\*?|mbox|hbox"
+    r"|boldsymbol|bm|emph|underline)\s*\{([^{}]*)\}"
+)
+_SPACING = re.compile(r"\\(?:,|;|:|!|>| |quad(?![a-zA-Z])|qquad(?![a-zA-Z])|thinspace(?![a-zA-Z]))|~")
+_DROPPED = re.compile(
+    r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|textstyle|limits|rm|bf|it)(?![a-zA-Z])"
+)
+_FRAC_SHORT = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
+_DEGREE = re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])|\\textdegree(?![a-zA-Z])")
+_LEAD_IN = re.compile(
+    r"^(?:(?:so|thus|therefore|hence)\b[,\s]*)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|option|choice)\b\s*"
+    r"(?:is\b|:|=)?\s*:?\s*",
+    re.IGNORECASE,
+)
+_APPROX = re.compile(
+    r"^(?:\\approx(?![a-zA-Z])|\\sim(?![a-zA-Z])|=|(?:approximately|approx\.|approx|about|roughly)(?![a-zA-Z]))\s*",
+    re.I,
+)
+_DIGIT_GAP = re.compile(r"(?<=\d)\s+(?=\d)")
+_TRIG_DEGREES = re.compile(r"\\?\b(sin|cos|tan|cot|sec|csc)\s*(?:\(\s*)?(-?\d+(?:\.\d+)?)\s*degrees(?:\s*\))?")
+_SPACES = re.compile(r"\s+")
+
+
+def clean(text: str) -> str:
+    """``text`` without math delimiters, text and size commands, spacing commands and closing punctuation.
+
+    Degrees become the word ``degrees``, ``\\%`` becomes ``%``, ``\\$`` becomes ``$``; every run of white space is one
+    space. LaTeX that carries meaning (fractions, roots, sets) stays.
+    """
+    text = unicodedata.normalize("NFKC", text.translate(_UNICODE_TABLE))
+    text = re.sub(r"\*\*([^*]*)\*\*$", r"\1", text) if text.startswith("**") else text
+    text = _DROPPED.sub(" ", text)
+    text = text.replace(r"\!", "").replace("{,}", ",").replace(r"\%", "%").replace(r"\#", "#").replace(r"\_", "_")
+    text = _SPACING.sub(" ", text)
+    for _ in range(4):  # text commands nest a few levels at most
+        text, changed = _TEXT_COMMAND.subn(r" \1 ", text)
+        if not changed:
+            break
+    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    text = _FRAC_SHORT.sub(_brace_fraction, text)
+    text = _DEGREE.sub(" degrees ", text)
+    text = _TRIG_DEGREES.sub(r"\\\1(\\frac{\2\\pi}{180})", text)
+    text = _strip_delimiters(text.strip())
+    text = text.replace(r"\$", "$")
+    text = _SPACES.sub(" ", text).strip()
+    while text and text[-1] in ".,;:!。" and not text.endswith(("\\,", "\\;")):
+        text = text[:-1].rstrip()
+    return _strip_group(text)
+
+
+def strip_lead_in(text: str) -> str:
+    """``text`` (cleaned) without "the answer is", "approximately" and the like; unchanged if nothing would be left."""
+    for pattern in (_LEAD_IN, _APPROX):
+        rest = pattern.sub("", text, count=1).strip()
+        text = rest or text
+    return text
+
+
+def squeeze(text: str) -> str:
+    """``text`` without white space, except between digits (``1 1/2`` is not ``11/2``): the key for exact equality."""
+    return _SPACES.sub("", _DIGIT_GAP.sub("\x1f", text))
+
+
+_WORD_COMMANDS = re.compile(
+    r"(?<![\\a-zA-Z])(sqrt|pi|theta|alpha|beta|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|infinity|infty)(?![a-zA-Z])"
+)
+
+
+def to_latex(text: str) -> str:
+    """A cleaned answer as LaTeX for math-verify, which must never see plain text (its plain parser evaluates code).
+
+    ``2*sqrt(3)`` becomes ``2\\cdot \\sqrt{3}``, ``x^10`` becomes ``x^{10}``, ``degrees`` and ``%`` become commands.
+    """
+    text = text.replace("**", "^").replace("*", r"\cdot ")
+    text = text.replace(">=", r"\ge ").replace("<=", r"\le ").replace("!=", r"\ne ")
+    text = _WORD_COMMANDS.sub(lambda match: "\\" + match.group(1) + " ", text).replace(r"\infinity", r"\infty")
+    text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\\sqrt\s*([0-9]+(?:\.[0-9]+)?)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\^\s*(-?\d{2,}|-\d)", r"^{\1}", text)
+    text = re.sub(r"\bdegrees?\b", r"^{\\circ}", text)
+    return text.replace("%", r"\%").replace("$", "")
+
+
+def _brace_fraction(match: re.Match[str]) -> str:
+    numerator = match.group(1) if match.group(1) is not None else match.group(2)
+    denominator = match.group(3) if match.group(3) is not None else match.group(4)
+    return rf"\frac{{{numerator.strip()}}}{{{denominator.strip()}}}"
+
+
+def _strip_delimiters(text: str) -> str:
+    """Without the ``$...$``, ``\\(...\\)`` or ``\\[...\\]`` around (or inside); a lone ``$`` is currency and stays."""
+    text = re.sub(r"\\[()\[\]]", " ", text)
+    unescaped = len(re.findall(r"(?<!\\)\$", text))
+    if unescaped and unescaped % 2 == 0:
+        text = re.sub(r"(?<!\\)\$", " ", text)
+    return text
+
+
+def _strip_group(text: str) -> str:
+    """Without LaTeX group braces around the whole: ``{3}`` is ``3``."""
+    while len(text) > 1 and text[0] == "{" and text[-1] == "}" and text[-2] != "\\":
+        depth = 0
+        for index, character in enumerate(text):
+            if character in "{}" and (index == 0 or text[index - 1] != "\\"):
+                depth += 1 if character == "{" else -1
+            if depth == 0 and index < len(text) - 1:
+                return text
+        text = text[1:-1].strip()
+    return text

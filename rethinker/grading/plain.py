@@ -1,0 +1,98 @@
+"""Answers that are words or times of day.
+
+Rules (ours): words are compared without case, articles and punctuation. Yes/no and true/false may be followed by a
+remark after a punctuation mark ("Yes, because ..."). A time without am/pm is read on a twelve-hour dial, so it equals
+either half of the day; with am/pm on both sides (or hours above 12) the half of the day must agree.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_TIME = re.compile(
+    r"(?P<hour>\d{1,2})\s*(?::|(?P<dot>\.))\s*(?P<minute>\d{2})(?::(?P<second>\d{2}))?\s*(?P<half>[ap]\.?\s?m\b\.?|o'?\s?clock)?",
+    re.IGNORECASE,
+)
+_FULL_HOUR = re.compile(r"(?P<hour>\d{1,2})\s*(?P<half>[ap]\.?\s?m\b\.?|o'?\s?clock)", re.IGNORECASE)
+_VERDICT = re.compile(r"(yes|no|true|false)(?=$|\s*[,.;:!])", re.IGNORECASE)
+_MATH = re.compile(r"[\\=^_<>+*/|{}\[\]]")
+_MATH_WORDS = frozenset(
+    ("sqrt", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln", "infinity",
+     "infty", "theta", "alpha", "beta")
+)  # fmt: skip
+_NUMBER_WORDS = {
+    word: str(value)
+    for value, word in enumerate(
+        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty")
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ClockTime:
+    hour: int
+    minute: int
+    second: int
+    half: str  # "a", "p" or "" where the text does not say
+
+
+def parse_time(text: str) -> ClockTime | None:
+    """Read ``3:05``, ``15:05``, ``3.05 pm``, ``3 o'clock``; None if it is no time of day. ``3.05`` is a number."""
+    match = _TIME.fullmatch(text) or _FULL_HOUR.fullmatch(text)
+    if match is None:
+        return None
+    groups = match.groupdict()
+    half = (groups["half"] or "").lower()[:1]
+    if groups.get("dot") and half not in ("a", "p"):
+        return None
+    hour, minute, second = int(groups["hour"]), int(groups.get("minute") or 0), int(groups.get("second") or 0)
+    if hour > 24 or minute > 59 or second > 59:
+        return None
+    return ClockTime(hour, minute, second, half if half in ("a", "p") else "")
+
+
+def same_time(gold: ClockTime, pred: ClockTime) -> bool:
+    """Equal under the rule at the head of this module."""
+    if (gold.minute, gold.second) != (pred.minute, pred.second):
+        return False
+    hours_gold, hours_pred = _hours(gold), _hours(pred)
+    return hours_gold == hours_pred if min(hours_gold[1], hours_pred[1]) else hours_gold[0] == hours_pred[0]
+
+
+def _hours(time: ClockTime) -> tuple[int, int]:
+    """(hour on the dial, half of the day: 0 unknown, 1 am, 2 pm)."""
+    if time.half:
+        return time.hour % 12, 1 if time.half == "a" else 2
+    return time.hour % 12, 0 if 0 < time.hour <= 12 else (2 if 12 < time.hour < 24 else 1)
+
+
+def word_form(text: str) -> str | None:
+    """The comparable form of a phrase: lower case, no articles, no punctuation; None if ``text`` is mathematics."""
+    if _MATH.search(text) or not any(character.isalpha() for character in text):
+        return None
+    words = re.sub(r"[^\w\s]", " ", text.lower().replace("'", "")).split()
+    kept = [word for word in words if word not in ("a", "an", "the")] or words
+    if any(word in _MATH_WORDS for word in kept):
+        return None
+    return " ".join(kept)
+
+
+def is_phrase(text: str) -> bool:
+    """Plain words beyond doubt: no digit, no operator, a word of three letters or more (``AB`` may be a segment)."""
+    form = word_form(text)
+    if form is None or any(character.isdigit() for character in text):
+        return False
+    return any(len(word) >= 3 or not word.isascii() or word == "no" for word in form.split())
+
+
+def number_word(text: str) -> str | None:
+    """``three`` as ``3``; None if ``text`` is no number word up to twenty."""
+    return _NUMBER_WORDS.get(text.strip().lower())
+
+
+def leading_verdict(text: str) -> str | None:
+    """The ``yes``, ``no``, ``true`` or ``false`` that opens ``text`` before a punctuation mark or alone."""
+    match = _VERDICT.match(text)
+    return match.group(1).lower() if match else None

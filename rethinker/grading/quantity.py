@@ -1,0 +1,229 @@
+"""Numbers with units, read without evaluation and compared exactly.
+
+Rules (ours):
+- A missing unit is fine on either side; two different units are wrong, also where one could be converted (1 m is not
+  accepted for 100 cm). Spellings of one unit are equal: ``cm``, ``centimetres``; ``m^2``, ``square meters``.
+- Percent: a gold of 50% takes 50%, 50 and 0.5; a bare gold of 50 takes 50%, and of 0.5 takes 50%.
+- Decimals: equal within 1e-9 relative. A *more precise* response counts if it rounds to a decimal gold with at
+  least two decimals (3.14159 for 3.14); a decimal with at least four decimals counts for a fraction it rounds (0.3333
+  for 1/3). Integers take no tolerance.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+_INT = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?!\d)|\d+)"
+_DEC = rf"(?:{_INT}(?:\.\d*)?|\.\d+)"
+_SIGN = r"(?P<sign>[+-]?)\s*"
+_DECIMAL = re.compile(rf"{_SIGN}(?P<number>{_DEC})(?:[eE](?P<exponent>[+-]?\d{{1,4}}))?")
+_SCIENTIFIC = re.compile(
+    rf"{_SIGN}(?:(?P<number>{_DEC})\s*(?:\\times|\\cdot|\*|x|X)\s*)?10\s*\^\s*(?:\{{\s*)?(?P<exponent>[+-]?\d{{1,4}})(?:\s*\}})?"
+)
+_FRACTION = re.compile(
+    rf"{_SIGN}(?:(?P<whole>\d+)\s*(?:and\s*)?)?\\frac\{{\s*(?P<top>[+-]?\s*{_DEC})\s*\}}\{{\s*(?P<bottom>[+-]?\s*{_DEC})\s*\}}"
+)
+_SLASH = re.compile(rf"{_SIGN}(?:(?P<whole>\d+)\s+(?:and\s+)?)?(?P<top>{_DEC})\s*/\s*(?P<bottom>{_DEC})")
+_REPEATING = re.compile(rf"{_SIGN}(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\{{(?P<cycle>\d+)\}}")
+_CURRENCY = re.compile(r"^(?P<sign>[+-]?)\s*(?P<mark>[$€£¥₹]|rs\.?(?=\s*\d)|usd\b)\s*", re.IGNORECASE)
+_MAX_EXPONENT = 300
+_MAX_DIGITS = 400
+
+_ALIASES = {
+    "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "dm": "dm decimeter decimetre",
+    "m": "m meter metre", "km": "km kilometer kilometre", "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard",
+    "mi": "mi mile", "mg": "mg milligram", "g": "g gram gramme", "kg": "kg kilogram kilo", "t": "ton tonne",
+    "lb": "lb pound", "oz": "oz ounce", "ml": "ml milliliter millilitre", "l": "l liter litre", "gal": "gal gallon",
+    "s": "s sec second", "ms": "ms millisecond", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week",
+    "month": "month", "year": "year yr", "degree": "degree deg", "celsius": "celsius", "fahrenheit": "fahrenheit",
+    "rad": "rad radian", "n": "n newton", "j": "j joule", "kj": "kj kilojoule", "w": "w watt", "kw": "kw kilowatt",
+    "v": "v volt", "a": "a amp ampere", "ohm": "ohm", "hz": "hz hertz", "pa": "pa pascal", "k": "k kelvin",
+    "mol": "mol mole", "dollar": "dollar usd buck $", "euro": "euro eur €", "gbp": "£ gbp", "yen": "yen ¥ jpy",
+    "rupee": "rupee ₹ rs rs.", "cent": "cent", "yuan": "yuan rmb cny", "%": "% percent percentage",
+    "mph": "mph", "kmh": "kph kmh",
+    "acre": "acre", "hectare": "hectare ha",
+}  # fmt: skip
+_UNIT_OF = {spelling: unit for unit, spellings in _ALIASES.items() for spelling in spellings.split()}
+_COMPOUND = {"kmh": "km/h", "mph": "mi/h"}
+_NO_UNIT = re.compile(r"^(?:(?:square|sq\.?|cubic|sq)\s+)?units?(?:\s*\^\s*\{?[23]\}?|\s+squared|\s+cubed)?$")
+# Words that make the text after a number something other than a thing that is counted.
+_NOT_A_UNIT = frozenset(
+    ("and", "or", "not", "to", "than", "less", "more", "minus", "plus", "times", "divided", "by", "if", "else", "of",
+     "the", "a", "an", "is", "are", "was", "were", "be", "with", "without", "at", "in", "on", "sin", "cos", "tan",
+     "log", "ln", "sqrt", "pi", "infinity", "mod", "squared", "cubed", "over", "between", "from", "until", "but",
+     "except", "only")
+)  # fmt: skip
+_UNIT_TAIL = re.compile(
+    r"^(?P<body>.*?(?:[\d)\]}.]|\\pi|\\infty))(?P<gap>\s*)(?P<unit>%|[A-Za-z$€£¥₹][A-Za-z\s/^{}\d.*-]*|\\Omega)$"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number as read: exact value, digits after the point (None: not written as a decimal), canonical unit."""
+
+    value: Fraction
+    decimals: int | None
+    unit: str | None
+
+
+def parse_quantity(text: str) -> Quantity | None:
+    """Read a cleaned answer as one number with an optional unit; None if it is anything else."""
+    text = _bare(text)
+    unit: str | None = None
+    currency = _CURRENCY.match(text)
+    if currency:
+        unit = _UNIT_OF[currency["mark"].lower()]
+        text = currency["sign"] + text[currency.end() :]
+    body, tail = split_unit(text)
+    if tail is not None:
+        if unit is not None and tail not in (unit, ""):
+            return None
+        unit = unit or tail or None
+    number = parse_number(_bare(body))
+    return None if number is None else Quantity(number[0], number[1], unit)
+
+
+def parse_number(text: str) -> tuple[Fraction, int | None] | None:
+    """A cleaned number without unit as (exact value, digits after the point or None); None if it is not a number."""
+    if len(text) > _MAX_DIGITS or not any(character.isdigit() for character in text):
+        return None
+    if match := _DECIMAL.fullmatch(text):
+        return _scaled(match["sign"], match["number"], match["exponent"])
+    if match := _SCIENTIFIC.fullmatch(text):
+        return _scaled(match["sign"], match["number"] or "1", match["exponent"])
+    if match := _FRACTION.fullmatch(text) or _SLASH.fullmatch(text):
+        bottom = _plain(match["bottom"])
+        if bottom == 0:
+            return None
+        value = _plain(match["top"]) / bottom + int(match["whole"] or 0)
+        return (-value if match["sign"] == "-" else value), None
+    if match := _REPEATING.fullmatch(text):
+        fixed, cycle = match["fixed"], match["cycle"]
+        value = Fraction(int(match["whole"] + fixed or 0)) + Fraction(int(cycle), 10 ** len(cycle) - 1)
+        value /= 10 ** len(fixed)
+        return (-value if match["sign"] == "-" else value), None
+    return None
+
+
+def split_unit(text: str) -> tuple[str, str | None]:
+    """``text`` as (what stands before the unit, canonical unit); the unit is None if there is none that is known or a
+    plain word, and "" for the empty units of geometry ("square units")."""
+    match = _UNIT_TAIL.match(text)
+    while match is not None:
+        unit = _canonical_unit(match["unit"], glued=not match["gap"])
+        if unit is not None:
+            return match["body"].strip(), unit
+        # Try the next place where a number or group ends: "3x + 5 cm" has its unit after the 5.
+        later = _UNIT_TAIL.match(text[match.end("body") :])
+        if later is None:
+            break
+        offset = match.end("body")
+        unit = _canonical_unit(later["unit"], glued=not later["gap"])
+        if unit is not None:
+            return text[: offset + later.end("body")].strip(), unit
+        break
+    return text, None
+
+
+def compare_quantities(gold: Quantity, pred: Quantity) -> tuple[bool, str]:
+    """(equal, reason) under the rules at the head of this module."""
+    if not _same_unit(gold.unit, pred.unit):
+        return False, f"unit: {pred.unit} instead of {gold.unit}"
+    readings = [pred.value]
+    if gold.unit == "%" and pred.unit is None:
+        readings.append(pred.value * 100)
+    elif pred.unit == "%" and gold.unit is None:
+        readings.append(pred.value / 100)
+    if any(_same_value(gold, value, pred.decimals) for value in readings):
+        return True, "number"
+    return False, "different number"
+
+
+def _same_value(gold: Quantity, value: Fraction, decimals: int | None) -> bool:
+    if gold.value == value:
+        return True
+    if gold.value.denominator == value.denominator == 1:
+        return False
+    if abs(gold.value - value) <= Fraction(1, 10**9) * abs(gold.value):
+        return True
+    if gold.decimals is not None and gold.decimals >= 2 and (decimals is None or decimals > gold.decimals):
+        return _round(value, gold.decimals) == gold.value
+    if gold.decimals is None and gold.value.denominator != 1 and decimals is not None and decimals >= 4:
+        return _round(gold.value, decimals) == value
+    return False
+
+
+def _round(value: Fraction, decimals: int) -> Fraction:
+    """Half away from zero, as people round."""
+    scale = 10 ** min(decimals, _MAX_DIGITS)
+    scaled = abs(value) * scale + Fraction(1, 2)
+    rounded = Fraction(scaled.numerator // scaled.denominator, scale)
+    return -rounded if value < 0 else rounded
+
+
+def _scaled(sign: str, number: str, exponent: str | None) -> tuple[Fraction, int | None] | None:
+    power = int(exponent or 0)
+    if abs(power) > _MAX_EXPONENT:
+        return None
+    value = _plain(number) * Fraction(10) ** power
+    decimals = max(0, len(number.partition(".")[2]) - power)
+    return (-value if sign == "-" else value), decimals
+
+
+def _plain(number: str) -> Fraction:
+    digits = number.replace(",", "").replace(" ", "").rstrip(".")
+    return Fraction(digits if digits not in ("", "+", "-") else "0")
+
+
+def _bare(text: str) -> str:
+    """Without parentheses around the whole: ``(5)`` is ``5``."""
+    text = text.strip()
+    while len(text) > 2 and text[0] == "(" and text[-1] == ")" and "(" not in text[1:] and ")" not in text[:-1]:
+        text = text[1:-1].strip()
+    return text
+
+
+def _same_unit(gold: str | None, pred: str | None) -> bool:
+    return not gold or not pred or gold == pred
+
+
+def _canonical_unit(text: str, *, glued: bool) -> str | None:
+    """The canonical name, "" for the empty unit, None if ``text`` is no unit. ``glued``: no space before it."""
+    text = " ".join(text.lower().replace("{", "").replace("}", "").replace("\\omega", "ohm").split()).rstrip(".")
+    if _NO_UNIT.match(text):
+        return ""
+    text = re.sub(r"\bdegrees?\s*(?:c|celsius|centigrade)$", "celsius", text)
+    text = re.sub(r"\bdegrees?\s*(?:f|fahrenheit)$", "fahrenheit", text)
+    text = re.sub(r"\b(?:square|sq\.?)\s+([a-z]+)", r"\1^2", text)
+    text = re.sub(r"\bcubic\s+([a-z]+)", r"\1^3", text)
+    text = re.sub(r"\b([a-z]+)\s+squared\b", r"\1^2", text)
+    text = re.sub(r"\b([a-z]+)\s+cubed\b", r"\1^3", text)
+    text = re.sub(r"\s+(?:per|an)\s+", "/", text)
+    parts = [_known_unit(part.strip()) for part in text.split("/")]
+    if all(parts):
+        unit = "/".join(part for part in parts if part)
+        return _COMPOUND.get(unit, unit)
+    words = text.split()
+    if glued or len(words) > 3 or not all(word.isalpha() for word in words) or len(words[-1]) < 3:
+        return None
+    if any(word in _NOT_A_UNIT for word in words):
+        return None
+    return _singular(words[-1])  # "red balls" and "balls" count the same thing
+
+
+def _known_unit(text: str) -> str | None:
+    match = re.fullmatch(r"([a-z$€£¥₹%.]+)\s*(?:\^?\s*(-?\d))?", text)
+    if match is None:
+        return None
+    word = match[1]
+    unit = _UNIT_OF.get(word) or _UNIT_OF.get(_singular(word))
+    if unit is None or match[2] is None:
+        return unit
+    return unit if match[2] == "1" else f"{unit}^{match[2]}"
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word

@@ -1,0 +1,68 @@
+"""Start training jobs: ``accelerate launch`` in a process group of its own, watched, and stopped in good order."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from rethinker.config import RunConfig, to_yaml
+from rethinker.experiment import STATUS_FILE, STOP_FILE
+from rethinker.files import atomic_write_text
+
+
+def launch_command(config: RunConfig, config_file: Path, *, resume: bool) -> list[str]:
+    """The command that starts the processes of a run."""
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    if config.launch.accelerate:
+        command += ["--config_file", config.launch.accelerate]
+    else:
+        processes = config.launch.processes
+        command += ["--num_machines", "1", "--num_processes", str(processes), "--mixed_precision", "no"]
+        command += ["--dynamo_backend", "no", "--main_process_port", str(_free_port())]
+        if processes > 1:
+            # Without GPUs this gives as many CPU processes over gloo; --cpu would start one only.
+            command += ["--multi_gpu"]
+        elif not torch.cuda.is_available():
+            command += ["--cpu"]
+    command += ["-m", "rethinker.experiment", os.fspath(config_file)]
+    return command + (["--resume"] if resume else [])
+
+
+def train(config: RunConfig, *, resume: bool = False) -> int:
+    """Run ``config`` to its end; returns the exit code. The first Ctrl-C saves and stops, the second one kills."""
+    config_file = Path(config.runs_dir) / ".launch" / f"{config.name}.yaml"
+    atomic_write_text(config_file, to_yaml(config))
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(config.launch.threads),
+        "OMP_WAIT_POLICY": "passive",  # idle threads would spin and take the other process's core
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    process = subprocess.Popen(
+        launch_command(config, config_file, resume=resume), env=environment, start_new_session=True
+    )
+    asked = False
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            if asked:
+                print("killed; the last checkpoint is as it was", file=sys.stderr)
+                os.killpg(process.pid, 9)
+                return 130
+            asked = True
+            if (config.folder / STATUS_FILE).exists():
+                (config.folder / STOP_FILE).touch()
+                print("stopping after this episode, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
+            else:
+                os.killpg(process.pid, 15)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -1,0 +1,165 @@
+"""From the records of an episode to its metrics and its table of responses; pure functions, names of the glossary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rethinker.rethink import contains_reflection, outcomes
+from rethinker.types import Group, Sample
+
+ADVANTAGE_EDGES = tuple(round(-3.125 + 0.25 * i, 3) for i in range(26))  # 25 bins of width 0.25, one centred on 0
+
+
+@dataclass
+class Episode:
+    """What happened in an episode, over all ranks.
+
+    ``firsts``: y1 of every query; ``candidates``: every forced trajectory; ``groups``: what advantages were computed
+    on; ``trained``: the samples of all steps.
+    """
+
+    number: int
+    stage: str
+    firsts: list[Group] = field(default_factory=list)
+    candidates: list[Sample] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    trained: list[Sample] = field(default_factory=list)
+    eligible: int = 0
+    rounds: int = 1
+    skipped_steps: int = 0
+
+
+def share(hits: Iterable[bool]) -> float | None:
+    """Mean of booleans; None of nothing."""
+    values = list(hits)
+    return sum(values) / len(values) if values else None
+
+
+def histogram(advantages: Sequence[float]) -> dict[str, list[float]]:
+    """Counts over ADVANTAGE_EDGES; what lies outside is counted in the outermost bins."""
+    inside = np.clip(np.asarray(advantages, dtype=float), ADVANTAGE_EDGES[0], ADVANTAGE_EDGES[-1])
+    counts, _ = np.histogram(inside, bins=ADVANTAGE_EDGES)
+    return {"edges": list(ADVANTAGE_EDGES), "counts": counts.tolist()}
+
+
+def episode_metrics(episode: Episode) -> dict[str, Any]:
+    """The metrics of glossary.EPISODE that the records alone determine."""
+    firsts = [sample for group in episode.firsts for sample in group.samples]
+    samples = [sample for group in episode.groups for sample in group.samples]
+    reflects = [contains_reflection(sample.response.text) for sample in firsts]
+    correct = [sample.grade.correct for sample in firsts]
+    generated = [*firsts, *episode.candidates]
+    forced = outcomes(episode.candidates)
+
+    def of_forced(name: str) -> float | None:
+        return forced[name] / forced["forced"] if forced["forced"] else None
+
+    return {
+        "queries/effective": share(group.effective for group in episode.firsts),
+        "queries/all_correct": share(all(group.first_correct) for group in episode.firsts),
+        "queries/all_incorrect": share(not any(group.first_correct) for group in episode.firsts),
+        "accuracy/first": share(correct),
+        "reward/mean": float(np.mean([sample.reward for sample in samples])),
+        "reflection/share": share(reflects),
+        "reflection/accuracy_with": share(c for c, r in zip(correct, reflects, strict=True) if r),
+        "reflection/accuracy_without": share(c for c, r in zip(correct, reflects, strict=True) if not r),
+        "rethink/eligible": episode.eligible / len(firsts),
+        "rethink/forced": forced["forced"] / len(firsts),
+        "rethink/kept": forced["kept"] / len(firsts),
+        "rethink/wrong_to_right": of_forced("wrong->right"),
+        "rethink/right_to_wrong": of_forced("right->wrong"),
+        "rethink/right_to_right": of_forced("right->right"),
+        "rethink/wrong_to_wrong": of_forced("wrong->wrong"),
+        "advantages/before": histogram([sample.advantage for sample in samples]),
+        "advantages/after": histogram([sample.advantage for sample in episode.trained]),
+        "replay/effective_before": share(sample.effective for sample in samples),
+        "replay/effective_after": share(sample.effective for sample in episode.trained),
+        "replay/share": share(sample.replayed for sample in episode.trained),
+        "replay/skipped_steps": episode.skipped_steps,
+        "rollout/rounds": episode.rounds,
+        "rollout/responses": len(generated),
+        "rollout/tokens": sum(map(generated_tokens, generated)),
+        "rollout/length_mean": float(np.mean([len(sample.response.token_ids) for sample in firsts])),
+        "rollout/empty": sum(not sample.response.text.strip() for sample in firsts),
+        "rollout/truncated": sum(not sample.response.finished for sample in generated),
+        "grader/failures": sum(sample.grade.reason.startswith(("error", "timeout")) for sample in generated),
+        "grader/no_answer": sum(sample.grade.reason == "no boxed answer" for sample in generated),
+    }
+
+
+def replay_ages(episode: Episode) -> dict[str, float | None]:
+    """Ages of the replayed samples, in episodes."""
+    ages = [episode.number - sample.episode for sample in episode.trained if sample.replayed]
+    return {
+        "replay/age_mean": float(np.mean(ages)) if ages else None,
+        "replay/age_max": float(max(ages)) if ages else None,
+    }
+
+
+def generated_tokens(sample: Sample) -> int:
+    """Tokens that were generated for this record: all of y1, or y2 alone of a forced trajectory."""
+    if sample.rethinking is None:
+        return len(sample.response.token_ids)
+    return len(sample.response.token_ids) - sample.rethinking.first_tokens - sample.rethinking.trigger_tokens
+
+
+def rollout_rows(episode: Episode) -> list[dict[str, Any]]:
+    """One row a response of the episode, columns as in glossary.ROLLOUT_COLUMNS."""
+    in_groups = {
+        (sample.sample_id, sample.rethinking is not None): sample
+        for group in episode.groups
+        for sample in group.samples
+    }
+    replays = Counter(
+        (sample.sample_id, sample.rethinking is not None) for sample in episode.trained if sample.replayed
+    )
+    responses = [*(sample for group in episode.firsts for sample in group.samples), *episode.candidates]
+    rows = []
+    for sample in responses:
+        key = (sample.sample_id, sample.rethinking is not None)
+        used = in_groups.get(key)
+        query, rethinking = sample.query, sample.rethinking
+        row: dict[str, Any] = {
+            "episode": episode.number,
+            "stage": episode.stage,
+            "sample_id": sample.sample_id,
+            "qid": query.qid,
+            "category": query.category,
+            "level": query.level,
+            "question": query.question,
+            "gold": query.answer,
+            "images": list(query.images),
+            "pass": "first" if rethinking is None else "forced",
+            "text": sample.response.text,
+            "tokens": len(sample.response.token_ids),
+            "finished": sample.response.finished,
+            "correct": sample.grade.correct,
+            "extracted": sample.grade.extracted,
+            "grade_reason": sample.grade.reason,
+            "reflects": contains_reflection(rethinking.first_text if rethinking else sample.response.text),
+            "reward": used.reward if used else None,
+            "advantage": used.advantage if used else None,
+            "replays": replays[key],
+            "trigger": None,
+            "first_text": None,
+            "first_tokens": None,
+            "trigger_tokens": None,
+            "first_correct": None,
+            "kept": None,
+        }
+        if rethinking is not None:
+            row |= {
+                "trigger": rethinking.trigger,
+                "first_text": rethinking.first_text,
+                "first_tokens": rethinking.first_tokens,
+                "trigger_tokens": rethinking.trigger_tokens,
+                "first_correct": rethinking.first_correct,
+                "kept": rethinking.kept,
+            }
+        rows.append(row)
+    return rows

@@ -1,0 +1,182 @@
+"""How every figure looks: themes, axes of time and share, lines and legends.
+
+Colours are Okabe and Ito's (2008), which stay apart for colour-blind readers; lines also differ in dash, bars in
+their labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from rethinker import diagnostics
+
+
+class NoData(ValueError):
+    """The run has no data for a figure; the message says which and when it will be there."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure."""
+
+    name: str
+    paper: str
+    ink: str
+    muted: str
+    grid: str
+    blue: str
+    orange: str
+    green: str
+    purple: str
+    sky: str
+    grey: str
+
+
+LIGHT = Theme(
+    "light",
+    "#ffffff",
+    "#1c1e21",
+    "#63676e",
+    "#e4e6ea",
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#b4578c",
+    "#56b4e9",
+    "#b8bdc5",
+)
+DARK = Theme(
+    "dark", "#15171a", "#e8eaed", "#9aa0a8", "#2d3136", "#58b0e8", "#f08a4b", "#3cc39a", "#dd94bd", "#8fd0f5", "#5b616a"
+)
+THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
+
+
+def settings(theme: Theme) -> dict[str, Any]:
+    """matplotlib's rcParams of a theme."""
+    return {
+        "figure.facecolor": theme.paper,
+        "axes.facecolor": theme.paper,
+        "savefig.facecolor": theme.paper,
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.muted,
+        "axes.edgecolor": theme.grid,
+        "axes.titlecolor": theme.ink,
+        "xtick.color": theme.muted,
+        "ytick.color": theme.muted,
+        "grid.color": theme.grid,
+        "hatch.color": theme.paper,
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],  # matplotlib's own: the same figure on every machine
+        "font.size": 9.5,
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 22,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "lines.linewidth": 1.9,
+        "lines.solid_capstyle": "round",
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+    }
+
+
+def panels(count: int, height: float = 3.3) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels side by side; height in inches."""
+    layout = ConstrainedLayoutEngine(wspace=0.06, w_pad=0.08, h_pad=0.06)
+    figure = Figure(figsize=(10.4 if count > 1 else 6.8, height), layout=layout)
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def episodes(run: Path) -> pd.DataFrame:
+    """The episode records. Raises NoData if there are none yet."""
+    rows = diagnostics.load_metrics(run).episodes
+    if rows.empty:
+        raise NoData("No episode has ended yet.")
+    return rows
+
+
+def share_axis(axis: Axes, top: float | None = 1.0) -> None:
+    """Percent on the vertical axis, from 0."""
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_ylim(0, top)
+
+
+def time_axis(axis: Axes, run: Path) -> None:
+    """Episodes, below them the optimiser steps made by then; a line and the stages' names where a stage begins."""
+    metrics = diagnostics.load_metrics(run)
+    known = pd.concat([metrics.episodes, metrics.validations]).sort_values(["episode", "step"])
+    episodes, steps = known["episode"].to_numpy(float), known["step"].to_numpy(float)
+    first, last = float(metrics.episodes["episode"].min()), float(episodes.max())
+    axis.set_xlim(min(first, float(episodes.min())) - 0.4, last + 0.4)
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+
+    def label(value: float, _: int) -> str:
+        if not episodes.min() <= value <= last or value != int(value):
+            return ""
+        return f"{value:.0f}\n{np.interp(value, episodes, steps):.0f}"
+
+    axis.xaxis.set_major_formatter(FuncFormatter(label))
+    axis.set_xlabel("episode / optimiser step")
+    stages = metrics.stages()
+    low, high = axis.get_xlim()
+    for number, stage in enumerate(stages.itertuples()):
+        start = max(low, stage.first - 0.5) if number else low
+        end = stage.last + 0.5 if number < len(stages) - 1 else high
+        if number:
+            axis.axvline(start, color=axis.xaxis.label.get_color(), linewidth=1, linestyle=(0, (2, 2)), zorder=1.5)
+        axis.annotate(
+            stage.stage,
+            ((start + end) / 2, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=axis.xaxis.label.get_color(),
+        )
+
+
+def _window(count: int) -> int:
+    """Length of the running mean: lines of up to 40 points are drawn as they are."""
+    return 1 if count <= 40 else max(3, count // 20)
+
+
+def line(
+    axis: Axes, x: pd.Series, y: pd.Series, color: str, label: str, dash: str | tuple[float, tuple[float, ...]] = "-"
+) -> None:
+    """A line over episodes; a long one as running mean with its values behind it, a single value as a dot."""
+    y = pd.to_numeric(y).astype(float)
+    window = _window(len(y))
+    if window > 1:
+        axis.plot(x, y, color=color, alpha=0.3, linewidth=0.8)
+        y = y.rolling(window, center=True, min_periods=1).mean().where(y.notna())
+    lonely = y.notna().sum() == 1
+    axis.plot(x, y, color=color, label=label, linestyle=dash, marker="o" if lonely else None, markersize=4)
+
+
+def smoothing(count: int) -> str:
+    """The sentence for the caption that says whether lines are running means."""
+    window = _window(count)
+    return f" Thick lines are running means over {window} episodes, thin lines the values." if window > 1 else ""
+
+
+def legend(axis: Axes, columns: int = 1, **where: Any) -> None:
+    """A legend without frame; ``where``: matplotlib's keywords."""
+    axis.legend(ncols=columns, handlelength=1.6, columnspacing=1.2, **where)

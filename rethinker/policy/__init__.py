@@ -1,0 +1,1 @@
+"""The policy: a vision-language model, its processor, its prompts and its log-probabilities."""

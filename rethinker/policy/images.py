@@ -1,0 +1,81 @@
+"""Images from paths to the pixels that the model reads: decoded once, kept while there is room.
+
+There is one image processor for the trainer and for every roll-out engine, so that both see the same number of image
+tokens; records elsewhere hold paths only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+
+class ImageError(ValueError):
+    """An image cannot be read; the message names the file and the query."""
+
+
+class Pixels(NamedTuple):
+    """One preprocessed image.
+
+    ``values`` [patches, channels * temporal patch * patch * patch], float32; ``grid`` [3]: patches in time, height and
+    width (before merging).
+    """
+
+    values: Tensor
+    grid: Tensor
+
+
+def open_image(path: str | Path, qid: str = "") -> Image.Image:
+    """The image as RGB, fully decoded.
+
+    Raises ImageError for a missing, unreadable or truncated file, and for one beyond Pillow's decompression-bomb limit.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise ImageError(f"query {qid!r}: cannot read image {str(path)!r}: {error}; repair or drop the row") from error
+
+
+class ImageStore:
+    """Least-recently-used store of preprocessed images.
+
+    ``capacity`` bounds the bytes of pixels that are held; the newest image is always kept, however large.
+    ``decoded`` and ``hits`` count what happened. A file is assumed not to change during a run.
+    """
+
+    def __init__(self, image_processor: Any, capacity: int = 2**30) -> None:
+        self.image_processor = image_processor
+        self.capacity = capacity
+        self.decoded = 0
+        self.hits = 0
+        self._held: OrderedDict[str, Pixels] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, path: str, qid: str = "") -> Pixels:
+        """The pixels of the image at ``path``. Raises ImageError naming the path and ``qid``."""
+        if path in self._held:
+            self.hits += 1
+            self._held.move_to_end(path)
+            return self._held[path]
+        image = open_image(path, qid)
+        try:
+            batch = self.image_processor(images=[image], return_tensors="pt")
+        except ValueError as error:  # such as an aspect ratio above 200
+            raise ImageError(f"query {qid!r}: cannot prepare image {path!r} of size {image.size}: {error}") from error
+        self.decoded += 1
+        pixels = Pixels(batch["pixel_values"].to(torch.float32), batch["image_grid_thw"][0].to(torch.long))
+        self._held[path] = pixels
+        self._bytes += pixels.values.nbytes
+        while self._bytes > self.capacity and len(self._held) > 1:
+            _, dropped = self._held.popitem(last=False)
+            self._bytes -= dropped.values.nbytes
+        return pixels
+
+    def __len__(self) -> int:
+        return len(self._held)

@@ -1,0 +1,220 @@
+"""The policy: a vision-language model with its processor, its prompts and its banned tokens.
+
+Qwen2.5-VL and Qwen3-VL checkpoints in Hugging Face's layout, whole or with LoRA adapters on the language model.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from rethinker.config import ModelConfig
+from rethinker.policy.images import ImageStore
+from rethinker.policy.prompt import prompt_text
+from rethinker.types import Query
+
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+PROMPTS_HELD = 4096  # prompts whose ids and positions are kept: some 25 kB each at 1,280 image tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PromptIds:
+    """A tokenised prompt.
+
+    ``unexpanded`` has one image token an image (what vLLM wants), ``ids`` one for each merged patch (what the model
+    reads). ``positions`` [3, len(ids)] int32: M-RoPE positions in time, height and width; the response goes on at
+    ``next_position``, the same in all three. ``grids``: patches (time, height, width) an image.
+    """
+
+    unexpanded: tuple[int, ...]
+    ids: tuple[int, ...]
+    grids: tuple[tuple[int, int, int], ...]
+    positions: Tensor
+    next_position: int
+
+
+@dataclass
+class Policy:
+    """A model and what belongs to it; ``model`` is the Hugging Face module itself, never a wrapper.
+
+    ``banned_ids``: every special token but EOS; they have probability zero in sampling and in log-probs, because a
+    sampled image token would break the next forward pass.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    tokenizer: Any
+    images: ImageStore
+    banned_ids: tuple[int, ...]
+    eos_id: int
+    pad_id: int
+    image_id: int
+    prompt_suffix: str = ""
+    prompt_hint: str = ""
+    _prompts: OrderedDict[Query, PromptIds] = field(default_factory=OrderedDict, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def merge_size(self) -> int:
+        """Side of the square of patches that becomes one image token."""
+        return int(self.images.image_processor.merge_size)
+
+    def prompt(self, query: Query) -> PromptIds:
+        """The prompt of ``query``, kept for the next call. Raises ValueError or ImageError naming the qid."""
+        held = self._prompts.get(query)
+        if held is not None:
+            self._prompts.move_to_end(query)
+            return held
+        prompt = self._prompt(query)
+        self._prompts[query] = prompt
+        if len(self._prompts) > PROMPTS_HELD:
+            self._prompts.popitem(last=False)
+        return prompt
+
+    def _prompt(self, query: Query) -> PromptIds:
+        text = prompt_text(self.processor, query, self.prompt_suffix, self.prompt_hint)
+        unexpanded = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if unexpanded.count(self.image_id) != len(query.images):
+            raise ValueError(
+                f"query {query.qid!r}: {unexpanded.count(self.image_id)} image tokens in the prompt for "
+                f"{len(query.images)} images; check the <image> placeholders of the question"
+            )
+        grids = [self.images.get(path, query.qid).grid for path in query.images]
+        lengths = iter(int(grid.prod()) // self.merge_size**2 for grid in grids)
+        ids: list[int] = []
+        for token in unexpanded:
+            ids.extend([token] * next(lengths) if token == self.image_id else [token])
+        row = torch.tensor([ids])
+        positions, _ = self.model.model.get_rope_index(
+            row, (row == self.image_id).int(), image_grid_thw=torch.stack(grids) if grids else None
+        )
+        return PromptIds(
+            unexpanded=tuple(unexpanded),
+            ids=tuple(ids),
+            grids=tuple((int(t), int(h), int(w)) for t, h, w in grids),
+            positions=positions[:, 0].to(torch.int32),
+            next_position=int(positions.max()) + 1,
+        )
+
+    def decode(self, token_ids: list[int] | tuple[int, ...]) -> str:
+        """Text without special tokens."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def load_policy(
+    config: ModelConfig, device: torch.device | str = "cpu", *, prompt_suffix: str = "", prompt_hint: str = ""
+) -> Policy:
+    """The policy of ``config`` on ``device``, in training mode only after ``.model.train()``.
+
+    Raises ValueError for a model family other than Qwen2.5-VL and Qwen3-VL, OSError where there is no checkpoint.
+    """
+    family = AutoConfig.from_pretrained(config.path).model_type
+    if family not in FAMILIES:
+        raise ValueError(f"{config.path}: model type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+    model = AutoModelForImageTextToText.from_pretrained(
+        config.path, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
+    ).to(device)
+    if config.lora_rank:
+        _add_lora(model, config)
+    elif config.freeze_vision:
+        model.model.visual.requires_grad_(False)
+    if config.gradient_checkpointing:
+        # The reentrant variant runs hooks twice under DDP and drops the gradient of frozen inputs.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.lora_rank:
+            model.enable_input_require_grads()
+    processor = load_processor(config)
+    return make_policy(model.eval(), processor, prompt_suffix=prompt_suffix, prompt_hint=prompt_hint)
+
+
+def load_processor(config: ModelConfig) -> Any:
+    """The checkpoint's processor with the config's pixel limits applied to its image processor."""
+    processor = AutoProcessor.from_pretrained(config.path)
+    size = pixel_limits(processor.image_processor, config)
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise ValueError(f"model.min_pixels={size['shortest_edge']} is above model.max_pixels={size['longest_edge']}")
+    processor.image_processor.size = size
+    return processor
+
+
+def pixel_limits(image_processor: Any, config: ModelConfig) -> dict[str, int]:
+    """Pixels an image has at least (``shortest_edge``) and at most (``longest_edge``), in Qwen's names."""
+    size = image_processor.size
+    return {
+        "shortest_edge": config.min_pixels or int(size["shortest_edge"]),
+        "longest_edge": config.max_pixels or int(size["longest_edge"]),
+    }
+
+
+def make_policy(model: PreTrainedModel, processor: Any, *, prompt_suffix: str = "", prompt_hint: str = "") -> Policy:
+    """A policy around a loaded ``model`` and ``processor``."""
+    tokenizer = processor.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no EOS token: responses could never end")
+    eos_id = int(tokenizer.eos_token_id)
+    config: Any = model.config
+    vision = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    pad_id = tokenizer.pad_token_id
+    return Policy(
+        model=model,
+        processor=processor,
+        tokenizer=tokenizer,
+        images=ImageStore(processor.image_processor),
+        banned_ids=tuple(sorted((special | vision | set(tokenizer.all_special_ids)) - {eos_id})),
+        eos_id=eos_id,
+        pad_id=eos_id if pad_id is None else int(pad_id),
+        image_id=int(config.image_token_id),
+        prompt_suffix=prompt_suffix,
+        prompt_hint=prompt_hint,
+    )
+
+
+def _add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Adapters on the language model's named linear layers, in place; everything else is frozen."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    # The vision tower's MLP has layers of the same names: the pattern starts at the language model.
+    pattern = rf".*language_model\..*\.({'|'.join(config.lora_targets)})"
+    inject_adapter_in_model(
+        LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern),  # type: ignore[arg-type]
+        model,
+    )
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, weight) of every weight under its checkpoint's name, LoRA adapters added in; one at a time."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    for name, value in model.state_dict().items():
+        owner, _, rest = name.rpartition(".base_layer.")
+        if ".lora_" in name:
+            continue
+        weight = value.detach()
+        if rest == "weight" and owner in adapted:
+            layer: Any = adapted[owner]
+            for adapter in layer.active_adapters:
+                weight = weight + layer.get_delta_weight(adapter).detach().to(weight.dtype)
+        yield f"{owner}.{rest}" if owner else name, weight
+
+
+def save_model(policy: Policy, folder: str | Path, model: PreTrainedModel | None = None) -> None:
+    """A plain Hugging Face folder (weights, tokenizer, processor) that ``from_pretrained`` and vLLM open.
+
+    ``model``: save its weights instead of the policy's own.
+    """
+    source = policy.model if model is None else model
+    source.save_pretrained(folder, state_dict=dict(merged_weights(source)))
+    policy.processor.save_pretrained(folder)

@@ -1,0 +1,293 @@
+"""Selective Sample Replay: the paper's Algorithm 1, and the baselines with the same interface.
+
+Differs from arXiv:2504.08837 in:
+- nothing by default: effective samples enter the buffer before the draw, P(j) is proportional to abs(A_j)**alpha, the
+  buffer is cleared when an episode starts;
+- the paper gives the law of one draw and not whether draws are repeated; here they are independent (with replacement),
+  so that the law of every draw is the stated one, and a small buffer can still fill a large batch;
+- ``lifetime`` and ``capacity`` are ours: buffers that outlive their episode, and a bound on their size.
+
+The law (``draw_probabilities``) is apart from the storage. It is global: give ``select`` the whole batch of all
+data-parallel ranks, in the same order on every rank, and every rank computes the same batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mode = Literal["grpo", "filter", "ssr"]
+
+
+class HasAdvantage(Protocol):
+    """What replay asks of a sample (``rethinker.types.Sample`` is one): its advantage, a finite Python float."""
+
+    @property
+    def advantage(self) -> float: ...
+
+
+SampleT = TypeVar("SampleT", bound=HasAdvantage)
+
+
+class Selector(Protocol[SampleT]):
+    """Which samples of a raw batch are trained on, and which older ones beside them."""
+
+    def select(self, samples: Sequence[SampleT]) -> list[SampleT]:
+        """The training batch of one step, from the raw batch of that step (all ranks)."""
+        ...
+
+    def start_episode(self) -> None:
+        """To be called before the first ``select`` of every episode."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Of the last ``select``, see ``selection_stats``."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def draw_probabilities(advantages: Sequence[float] | NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
+    """P(j) = abs(A_j)**alpha / sum_k abs(A_k)**alpha (paper, Algorithm 1), float64, summing to 1.
+
+    ``alpha`` 0 is uniform over the effective samples; an advantage of 0 has probability 0 for every alpha.
+    Computed from logarithms relative to the largest, so that neither a large alpha nor a tiny A overflows.
+    Raises ValueError when nothing is effective, when an advantage is not finite or alpha is negative or not finite.
+    """
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise ValueError(f"alpha must be finite and >= 0, got {alpha}")
+    magnitudes = np.abs(np.asarray(advantages, dtype=np.float64))
+    if magnitudes.ndim != 1:
+        raise ValueError(f"advantages must be one-dimensional, got shape {magnitudes.shape}")
+    if not np.isfinite(magnitudes).all():
+        raise ValueError(f"advantages must be finite; not so at {np.flatnonzero(~np.isfinite(magnitudes)).tolist()}")
+    effective = magnitudes > 0
+    if not effective.any():
+        raise ValueError("no sample has abs(advantage) > 0: there is nothing to draw from")
+    logs = np.log(magnitudes, where=effective, out=np.full_like(magnitudes, -np.inf))
+    weights = np.zeros_like(magnitudes)
+    weights[effective] = np.exp(alpha * (logs[effective] - logs[effective].max()))
+    return weights / weights.sum()
+
+
+def selection_stats(
+    *, raw: int, effective: int, drawn_ages: Sequence[int], trained: int, buffer: int
+) -> dict[str, float]:
+    """The numbers of one selection, with the names they have in the metrics.
+
+    effective_share: samples with abs(A) > 0 among the raw batch; replayed_share: drawn samples among the trained batch;
+    batch_fill: trained samples per raw sample; buffer_size: after the selection; replay_age_mean, replay_age_max: of
+    the drawn samples, in episodes (0: this episode's). All 0.0 before the first selection.
+    """
+    return {
+        "effective_share": effective / max(raw, 1),
+        "replayed_share": len(drawn_ages) / max(trained, 1),
+        "batch_fill": trained / max(raw, 1),
+        "buffer_size": float(buffer),
+        "replay_age_mean": sum(drawn_ages) / max(len(drawn_ages), 1),
+        "replay_age_max": float(max(drawn_ages, default=0)),
+    }
+
+
+class _Stateless(Generic[SampleT]):
+    """What the baselines without a buffer share."""
+
+    mode: Mode
+
+    def __init__(self) -> None:
+        self._stats = selection_stats(raw=0, effective=0, drawn_ages=(), trained=0, buffer=0)
+
+    def start_episode(self) -> None:
+        """Nothing to forget."""
+
+    def stats(self) -> dict[str, float]:
+        return dict(self._stats)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mode": self.mode}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        _check_mode(self.mode, state)
+
+
+class NoReplay(_Stateless[SampleT]):
+    """Plain GRPO: every sample is trained on, those with zero advantage included (they only dilute the batch)."""
+
+    mode: Mode = "grpo"
+
+    def select(self, samples: Sequence[SampleT]) -> list[SampleT]:
+        effective = _effective(samples)
+        self._stats = selection_stats(
+            raw=len(samples), effective=len(effective), drawn_ages=(), trained=len(samples), buffer=0
+        )
+        return list(samples)
+
+
+class DropIneffective(_Stateless[SampleT]):
+    """GRPO-Filter: samples with zero advantage are dropped and nothing takes their place."""
+
+    mode: Mode = "filter"
+
+    def select(self, samples: Sequence[SampleT]) -> list[SampleT]:
+        effective = _effective(samples)
+        self._stats = selection_stats(
+            raw=len(samples), effective=len(effective), drawn_ages=(), trained=len(effective), buffer=0
+        )
+        return effective
+
+
+class SelectiveSampleReplay(Generic[SampleT]):
+    """Algorithm 1: drop what has no advantage, refill the batch from a buffer of what had.
+
+    ``alpha`` >= 0: exponent of the law (official code: 1; 0 is uniform).
+    ``lifetime``: in episodes. 1 (paper) clears the buffer when an episode starts, k keeps the k - 1 episodes before,
+    None keeps all. ``capacity``: most samples held, the oldest go first; None is unbounded.
+    ``seed``: of a generator that nothing else uses and that ``state_dict`` contains.
+    """
+
+    mode: Mode = "ssr"
+
+    def __init__(
+        self, alpha: float = 1.0, seed: int = 0, lifetime: int | None = 1, capacity: int | None = None
+    ) -> None:
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"alpha must be finite and >= 0, got {alpha}")
+        if lifetime is not None and lifetime < 1:
+            raise ValueError(f"lifetime is in episodes and at least 1 (None: no limit), got {lifetime}")
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity is in samples and at least 1 (None: no limit), got {capacity}")
+        self.alpha = alpha
+        self.lifetime = lifetime
+        self._entries: deque[tuple[int, SampleT]] = deque(maxlen=capacity)  # (episode added, sample), oldest first
+        self._episode = 0
+        self._generator = np.random.default_rng(seed)
+        self._stats = selection_stats(raw=0, effective=0, drawn_ages=(), trained=0, buffer=0)
+
+    def __len__(self) -> int:
+        """Samples in the buffer."""
+        return len(self._entries)
+
+    def select(self, samples: Sequence[SampleT]) -> list[SampleT]:
+        """D_eff followed by the drawn samples: as long as ``samples``, or [] when nothing was ever effective.
+
+        ``samples`` is the raw batch of one step: a flat sequence, each with ``.advantage``, a finite Python float.
+        Drawn samples that are dataclasses with a ``replayed`` field come back with it set. TypeError and ValueError
+        name the offending sample; the buffer is then unchanged.
+        """
+        effective = _effective(samples)
+        self._entries.extend((self._episode, sample) for sample in effective)
+        missing = len(samples) - len(effective) if self._entries else 0
+        drawn = [self._entries[j] for j in self._draw(missing)]
+        batch = effective + [_mark_replayed(sample) for _, sample in drawn]
+        self._stats = selection_stats(
+            raw=len(samples),
+            effective=len(effective),
+            drawn_ages=[self._episode - added for added, _ in drawn],
+            trained=len(batch),
+            buffer=len(self._entries),
+        )
+        return batch
+
+    def _draw(self, n: int) -> list[int]:
+        if n == 0:
+            return []
+        probabilities = draw_probabilities([sample.advantage for _, sample in self._entries], self.alpha)
+        return self._generator.choice(len(probabilities), size=n, replace=True, p=probabilities).tolist()
+
+    def start_episode(self) -> None:
+        """Count a new episode and forget the samples that have reached their lifetime."""
+        self._episode += 1
+        while self.lifetime is not None and self._entries and self._episode - self._entries[0][0] >= self.lifetime:
+            self._entries.popleft()
+
+    def stats(self) -> dict[str, float]:
+        """Of the last ``select``: the keys of ``selection_stats``."""
+        return dict(self._stats)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the future draws depend on: ``mode``, ``episode``, ``generator`` (JSON-able), and ``entries``.
+
+        ``entries`` is a list of (episode added, sample) holding the sample objects themselves: ``rethinker.checkpoint``
+        writes them to disk with ``rethinker.records.sample_to_dict`` and gives samples back to ``load_state_dict``.
+        """
+        return {
+            "mode": self.mode,
+            "episode": self._episode,
+            "generator": self._generator.bit_generator.state,
+            "entries": list(self._entries),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where ``state_dict`` was taken. ``alpha``, ``lifetime`` and ``capacity`` stay this object's."""
+        _check_mode(self.mode, state)
+        entries = [(int(added), sample) for added, sample in state["entries"]]
+        if len(_effective([sample for _, sample in entries])) != len(entries):
+            raise ValueError("the replay state holds samples with zero advantage, which this class never stores")
+        self._generator.bit_generator.state = state["generator"]
+        self._episode = int(state["episode"])
+        self._entries = deque(entries, maxlen=self._entries.maxlen)
+
+
+def make_selector(
+    mode: Mode, *, alpha: float = 1.0, seed: int = 0, lifetime: int | None = 1, capacity: int | None = None
+) -> NoReplay[Any] | DropIneffective[Any] | SelectiveSampleReplay[Any]:
+    """The selector of a configuration: "grpo" (no filter), "filter" (no refill) or "ssr".
+
+    The other arguments are the law of "ssr" and mean nothing to the two baselines, which have no buffer.
+    """
+    if mode == "grpo":
+        return NoReplay()
+    if mode == "filter":
+        return DropIneffective()
+    if mode == "ssr":
+        return SelectiveSampleReplay(alpha=alpha, seed=seed, lifetime=lifetime, capacity=capacity)
+    raise ValueError(f"replay mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
+
+
+def _effective(samples: Sequence[SampleT]) -> list[SampleT]:
+    """The samples with abs(advantage) > 0; TypeError or ValueError for what is not a flat batch of samples."""
+    if not isinstance(samples, Sequence) or isinstance(samples, str):
+        raise TypeError(
+            f"select takes a flat sequence of samples that have .advantage, got {type(samples).__name__}; a tensor or"
+            " array of advantages is not a batch of samples"
+        )
+    effective = []
+    for index, sample in enumerate(samples):
+        try:
+            advantage: object = sample.advantage
+        except AttributeError:
+            raise TypeError(
+                f"select takes a flat sequence of samples; element {index} is a {type(sample).__name__} and has no"
+                " .advantage (flatten the groups first)"
+            ) from None
+        if isinstance(advantage, bool) or not isinstance(advantage, (float, int)):
+            raise TypeError(
+                f"the advantage of sample {index} must be a Python float, got {type(advantage).__name__}; convert with"
+                " .tolist() or .item()"
+            )
+        if not math.isfinite(advantage):
+            raise ValueError(f"the advantage of sample {index} is {advantage}: {sample!r:.200}")
+        if abs(advantage) > 0.0:
+            effective.append(sample)
+    return effective
+
+
+def _mark_replayed(sample: SampleT) -> SampleT:
+    if dataclasses.is_dataclass(sample) and any(field.name == "replayed" for field in dataclasses.fields(sample)):
+        return dataclasses.replace(sample, replayed=True)
+    return sample
+
+
+def _check_mode(mode: Mode, state: Mapping[str, Any]) -> None:
+    if state["mode"] != mode:
+        raise ValueError(
+            f'the saved selector is "{state["mode"]}" and this one "{mode}"; resume with the mode of the run'
+        )

@@ -1,0 +1,283 @@
+"""Forced Rethinking: choose first responses, splice the forced second look, keep what ends right. No model, no I/O.
+
+Differs from arXiv:2504.08837 in:
+- the trigger is drawn without looking at correctness (``trigger_choice="blind"``); the official code uses
+  self-verification on right and self-correction on wrong answers, which leaks the label (``"by_correctness"``);
+- "a fraction q of the responses" is an independent coin for each eligible response, thrown by a hash of
+  (seed, episode, sample id): the choice depends neither on the number of ranks nor on the order of the samples;
+- responses that already reflect of themselves are not forced again by default (``skip_reflective``);
+- of more than ``max_per_query`` right trajectories of a query the first in group order are kept; the paper does not
+  say which;
+- the NLL term covers trigger and y2 by default (``nll_on``); the paper does not say which tokens.
+
+A trajectory is y1 (EOS removed) + trigger + y2, spliced as token ids: text is never decoded, edited and encoded again.
+Everything is paired by sample id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Literal, get_args
+
+import numpy as np
+
+from rethinker.types import Grade, Group, Response, Rethinking, Sample
+
+TRIGGERS: dict[str, str] = {
+    "self-questioning": "\n\nWait, does it seem right?",
+    "self-correction": "\n\nWait, there might be a mistake",
+    "self-verification": "\n\nWait, let's double check",
+}
+
+REFLECTION_PATTERN = re.compile(
+    r"\b(?:wait|hold on|double[- ]?check|re-?check|re-?think|re-?examine|re-?evaluate|re-?consider"
+    r"|let(?:'s| us| me) (?:verify|check again)|(?:made|be) a mistake|does (?:it|this|that) seem right)\b",
+    re.IGNORECASE,
+)
+"""Words of a second look (ours; the triggers' own words and their usual kin). Whole words: "waiting time" is none."""
+
+TriggerChoice = Literal["blind", "by_correctness"]
+Placement = Literal["replace", "append"]
+NllOn = Literal["rethinking", "trajectory"]
+
+
+@dataclass(frozen=True, slots=True)
+class RethinkPlan:
+    """What to ask the engine for: continue after ``prefix_ids`` (y1 without EOS, and the trigger)."""
+
+    sample_id: str
+    trigger: str  # a key of TRIGGERS
+    prefix_ids: tuple[int, ...]
+    trigger_tokens: int  # the last ones of prefix_ids
+    max_new_tokens: int  # what is left of the token limit for y2
+
+    @property
+    def first_tokens(self) -> int:
+        """Tokens of y1, EOS removed."""
+        return len(self.prefix_ids) - self.trigger_tokens
+
+
+def contains_reflection(text: str) -> bool:
+    """Whether a response takes a second look in words (``REFLECTION_PATTERN``)."""
+    return REFLECTION_PATTERN.search(text) is not None
+
+
+def choose(
+    samples: Sequence[Sample],
+    fraction: float,
+    *,
+    trigger_ids: Mapping[str, Sequence[int]],
+    eos_token_id: int | Collection[int],
+    room_tokens: int,
+    max_new_tokens: int,
+    seed: int,
+    trigger_choice: TriggerChoice = "blind",
+    skip_reflective: bool = True,
+) -> list[RethinkPlan]:
+    """Choose first responses to be forced, in the order of ``samples``; at most one plan a sample.
+
+    Eligible is a response that ended with EOS, has at least one token before it, leaves at least ``room_tokens`` of
+    the ``max_new_tokens`` of a whole trajectory after the longest trigger, and (``skip_reflective``) does not reflect
+    already. Each eligible response is chosen with probability ``fraction`` (of the eligible, not of all; training
+    wants < 1, and 1 forces every one, as the test-time modes of Fig. 7 do).
+
+    ``trigger_ids``: the kinds to draw from, uniformly, each with its token ids. ``seed``: of the run; coin and trigger
+    are a pure function of (seed, episode, sample id). ValueError for responses that have been rethought already, a
+    finished response without EOS, unknown or empty triggers, duplicate sample ids and numbers out of range.
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"fraction of forced responses must be in [0, 1], got {fraction}")
+    if room_tokens < 1 or max_new_tokens < 1:
+        raise ValueError(f"room_tokens and max_new_tokens must be at least 1, got {room_tokens} and {max_new_tokens}")
+    eos_ids = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
+    kinds = _trigger_kinds(trigger_ids, trigger_choice)
+    longest = max(len(trigger_ids[kind]) for kind in kinds)
+    by_id = _by_sample_id(samples)
+    plans = []
+    for sample_id, sample in by_id.items():
+        if sample.rethinking is not None:
+            raise ValueError(f"sample {sample_id} has been rethought already; choose takes first responses")
+        response = sample.response
+        if response.finished and (not response.token_ids or response.token_ids[-1] not in eos_ids):
+            raise ValueError(f"sample {sample_id} is marked finished but does not end with EOS ({sorted(eos_ids)})")
+        first_ids = response.token_ids[:-1]
+        room = max_new_tokens - len(first_ids) - longest
+        if not response.finished or not first_ids or room < room_tokens:
+            continue
+        if skip_reflective and contains_reflection(response.text):
+            continue
+        generator = _generator(seed, sample)
+        if generator.random() >= fraction:
+            continue
+        if trigger_choice == "blind":
+            trigger = kinds[int(generator.integers(len(kinds)))]
+        else:
+            trigger = "self-verification" if sample.grade.correct else "self-correction"
+        forced_ids = tuple(trigger_ids[trigger])
+        prefix_ids = first_ids + forced_ids
+        plans.append(RethinkPlan(sample_id, trigger, prefix_ids, len(forced_ids), max_new_tokens - len(prefix_ids)))
+    return plans
+
+
+def splice(
+    sample: Sample,
+    plan: RethinkPlan,
+    continuation: Response,
+    grade: Grade,
+    *,
+    decode: Callable[[Sequence[int]], str],
+) -> Sample:
+    """The whole trajectory of ``sample`` as a candidate (``rethinking.kept`` False, no ``nll_mask``: ``keep`` decides).
+
+    ``continuation`` is y2 alone, ``grade`` the verdict on the whole trajectory, ``decode`` turns token ids into text
+    without special tokens. The reward becomes the correctness (0.0 or 1.0). Forced tokens have roll-out log-prob 0.0
+    and ``sampled_mask`` False. Behaviour log-probs are the trainer's to compute; the advantage is reset.
+    ValueError when the plan is not this sample's.
+    """
+    if plan.sample_id != sample.sample_id:
+        raise ValueError(f"the plan of sample {plan.sample_id} was paired with sample {sample.sample_id}")
+    first = plan.first_tokens
+    if sample.response.token_ids[:-1] != plan.prefix_ids[:first]:
+        raise ValueError(f"the plan of sample {plan.sample_id} was made for another response than the sample has")
+    if len(continuation.token_ids) != len(continuation.logprobs):
+        raise ValueError(
+            f"the continuation of sample {plan.sample_id} has {len(continuation.token_ids)} tokens and"
+            f" {len(continuation.logprobs)} log-probs"
+        )
+    forced = plan.trigger_tokens
+    token_ids = plan.prefix_ids + continuation.token_ids
+    logprobs = sample.rollout_logprobs[:first] + (0.0,) * forced + continuation.logprobs
+    return replace(
+        sample,
+        response=Response(token_ids, logprobs, continuation.finished, decode(token_ids)),
+        grade=grade,
+        reward=float(grade.correct),
+        rollout_logprobs=logprobs,
+        sampled_mask=sample.sampled_mask[:first] + (False,) * forced + (True,) * len(continuation.token_ids),
+        nll_mask=(),
+        behavior_logprobs=(),
+        advantage=0.0,
+        rethinking=Rethinking(
+            trigger=plan.trigger,
+            first_text=sample.response.text,
+            first_tokens=first,
+            trigger_tokens=forced,
+            first_correct=sample.grade.correct,
+            correct=grade.correct,
+            finished=continuation.finished,
+        ),
+    )
+
+
+def mark_kept(
+    group: Group, candidates: Sequence[Sample], max_per_query: int = 2, nll_on: NllOn = "rethinking"
+) -> list[Sample]:
+    """The candidates of one group, in group order, the kept ones with ``rethinking.kept`` and their ``nll_mask``.
+
+    Kept are the first ``max_per_query`` in group order whose whole trajectory is finished and correct. The NLL covers
+    trigger and y2 (``"rethinking"``) or y1 as well (``"trajectory"``). Marking twice changes nothing.
+    ValueError for candidates of another group, without a rethinking, or two of one sample.
+    """
+    if max_per_query < 0:
+        raise ValueError(f"max_per_query must be >= 0, got {max_per_query}")
+    _check_choice("nll_on", nll_on, NllOn)
+    by_id = _by_sample_id(candidates)
+    strangers = sorted(by_id.keys() - {sample.sample_id for sample in group.samples})
+    if strangers:
+        raise ValueError(f"candidates {strangers} do not belong to the group of query {group.query.qid}")
+    marked = []
+    room = max_per_query
+    for first in group.samples:
+        candidate = by_id.get(first.sample_id)
+        if candidate is None:
+            continue
+        rethinking = candidate.rethinking
+        if rethinking is None:
+            raise ValueError(f"candidate {candidate.sample_id} has no rethinking record; make it with splice")
+        kept = rethinking.correct and rethinking.finished and room > 0
+        room -= kept
+        unmasked = rethinking.first_tokens if nll_on == "rethinking" else 0
+        masked = len(candidate.response.token_ids) - unmasked
+        nll_mask = (False,) * unmasked + (True,) * masked if kept else ()
+        marked.append(replace(candidate, rethinking=replace(rethinking, kept=kept), nll_mask=nll_mask))
+    return marked
+
+
+def keep(
+    group: Group,
+    candidates: Sequence[Sample],
+    max_per_query: int = 2,
+    placement: Placement = "replace",
+    nll_on: NllOn = "rethinking",
+) -> Group:
+    """The group with its kept trajectories (see ``mark_kept``); ``first_correct`` stays that of the first responses.
+
+    ``"replace"`` (paper): a kept trajectory takes the place, and the id, of its own y1. ``"append"``: y1 stays and the
+    trajectory comes behind the group, with the next free index as its id.
+    """
+    _check_choice("placement", placement, Placement)
+    kept = [s for s in mark_kept(group, candidates, max_per_query, nll_on) if s.rethinking and s.rethinking.kept]
+    if placement == "replace":
+        by_id = {sample.sample_id: sample for sample in kept}
+        return replace(group, samples=tuple(by_id.get(first.sample_id, first) for first in group.samples))
+    appended = tuple(
+        replace(sample, sample_id=f"{sample.sample_id.rpartition('/')[0]}/{index}")
+        for index, sample in enumerate(kept, start=len(group.samples))
+    )
+    return replace(group, samples=group.samples + appended)
+
+
+def outcomes(candidates: Sequence[Sample]) -> dict[str, int]:
+    """Counts over forced trajectories (of any number of groups, after ``mark_kept``).
+
+    Keys: forced, kept, unfinished, and "wrong->right", "right->wrong", "right->right" and "wrong->wrong", which add up
+    to forced.
+    """
+    counts = {"forced": 0, "kept": 0, "unfinished": 0}
+    counts |= {"wrong->right": 0, "right->wrong": 0, "right->right": 0, "wrong->wrong": 0}
+    for candidate in candidates:
+        rethinking = candidate.rethinking
+        if rethinking is None:
+            raise ValueError(f"sample {candidate.sample_id} has no rethinking record")
+        counts["forced"] += 1
+        counts["kept"] += rethinking.kept
+        counts["unfinished"] += not rethinking.finished
+        counts[rethinking.outcome] += 1
+    return counts
+
+
+def _trigger_kinds(trigger_ids: Mapping[str, Sequence[int]], trigger_choice: TriggerChoice) -> list[str]:
+    """The kinds in the order of TRIGGERS (so that the draw does not depend on the order of the mapping)."""
+    _check_choice("trigger_choice", trigger_choice, TriggerChoice)
+    unknown = sorted(trigger_ids.keys() - TRIGGERS.keys())
+    if unknown:
+        raise ValueError(f"unknown triggers {unknown}; the kinds are {list(TRIGGERS)}")
+    kinds = [kind for kind in TRIGGERS if kind in trigger_ids]
+    if not kinds or not all(len(trigger_ids[kind]) for kind in kinds):
+        raise ValueError(f"every trigger needs token ids and there must be at least one, got {dict(trigger_ids)}")
+    needed = {"self-verification", "self-correction"}
+    if trigger_choice == "by_correctness" and not needed <= set(kinds):
+        raise ValueError(f'trigger_choice "by_correctness" needs the triggers {sorted(needed)}, got {kinds}')
+    return kinds
+
+
+def _by_sample_id(samples: Sequence[Sample]) -> dict[str, Sample]:
+    by_id = {sample.sample_id: sample for sample in samples}
+    if len(by_id) != len(samples):
+        ids = [sample.sample_id for sample in samples]
+        raise ValueError(f"sample ids must be unique; repeated: {sorted({i for i in ids if ids.count(i) > 1})}")
+    return by_id
+
+
+def _generator(seed: int, sample: Sample) -> np.random.Generator:
+    digest = blake2b(f"{seed}\0{sample.episode}\0{sample.sample_id}".encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def _check_choice(name: str, value: str, literal: object) -> None:
+    choices = get_args(literal)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

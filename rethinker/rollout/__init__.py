@@ -1,0 +1,40 @@
+"""Roll-out engines behind one protocol: transformers, vLLM, and a scripted one for tests."""
+
+from __future__ import annotations
+
+from rethinker.config import RunConfig
+from rethinker.policy.loading import Policy
+from rethinker.rollout.base import RolloutEngine
+from rethinker.rollout.canary import canary_gap
+from rethinker.rollout.scripted import ScriptedEngine
+from rethinker.rollout.transformers import TransformersEngine
+from rethinker.rollout.vllm import VllmEngine, vllm_available
+
+__all__ = [
+    "RolloutEngine",
+    "ScriptedEngine",
+    "TransformersEngine",
+    "VllmEngine",
+    "canary_gap",
+    "make_engine",
+    "vllm_available",
+]
+
+
+def make_engine(config: RunConfig, policy: Policy) -> RolloutEngine:
+    """The engine that ``config.rollout.engine`` names; ``auto``: vLLM where it is installed, else transformers.
+
+    vLLM starts from ``config.model.path``: call ``sync_weights`` first where the policy has other weights by now.
+    Raises ImportError where vLLM is asked for and not installed.
+    """
+    rollout = config.rollout
+    if rollout.engine == "transformers" or (rollout.engine == "auto" and not vllm_available()):
+        return TransformersEngine(policy, rollout.batch_size)
+    return VllmEngine(
+        policy,
+        config.model.path,
+        max_new_tokens=rollout.max_new_tokens,
+        dtype=config.model.dtype,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+    )

@@ -1,0 +1,28 @@
+"""The protocol that every roll-out engine obeys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from rethinker.types import Request, Response, Sampling
+
+
+class RolloutEngine(Protocol):
+    """Turns requests into responses with the weights it was last given."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
+        """``n`` responses a request, keyed by ``request_id``. Request ids are unique within a call."""
+        ...
+
+    def sync_weights(self, model: Any) -> None:
+        """Take the weights of ``model`` (the unwrapped policy) and forget everything computed with the old ones."""
+        ...
+
+    def sleep(self) -> None:
+        """Free what generation needs and training does not; ``generate`` wakes up by itself."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...

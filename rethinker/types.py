@@ -1,0 +1,142 @@
+"""The records that flow through the library: queries in, samples out.
+
+All are frozen: a stage of the algorithm returns new records (``dataclasses.replace``) and never edits one in place.
+Images are references (paths) until the last moment, so that a record costs bytes and not pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question about zero or more images; ``answer`` is the gold answer without its ``\\boxed{}``.
+
+    ``question`` holds one ``<image>`` for each image where it stands in the text (ViRL39K's convention); images
+    without a placeholder come first, in order.
+    """
+
+    qid: str
+    question: str
+    answer: str
+    images: tuple[str, ...] = ()  # absolute paths
+    category: str = ""  # the kind of question
+    source: str = ""
+    level: int = 0  # difficulty, 0 where the data set has none
+    pass_rate: float | None = None  # of a reference model, where the data set has one
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Ask an engine for ``n`` responses to ``query``; results are paired with it by ``request_id``, never by position.
+
+    ``prefix_ids`` are response tokens that stand already (Forced Rethinking: y1 without EOS, and the trigger): the
+    engine continues after them and returns the continuation only.
+    ``seed`` makes the samples of this request reproducible whatever else is in the batch.
+    """
+
+    request_id: str
+    query: Query
+    seed: int
+    n: int = 1
+    prefix_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. ``temperature`` 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the policy wrote. ``token_ids`` includes the EOS token when ``finished``.
+
+    ``logprobs`` (nats, one a token) are those of the distribution that was sampled: after temperature, top_p and the
+    ban of vision tokens.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool  # ended with EOS; False: cut at the token limit
+    text: str  # decoded without special tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """A verdict. ``reason`` says how it was reached ("exact", "choice letter", "no boxed answer", "timeout", ...)."""
+
+    correct: bool
+    extracted: str | None
+    reason: str
+
+
+Outcome = Literal["wrong->right", "right->wrong", "right->right", "wrong->wrong"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rethinking:
+    """How a forced second look went. Token counts partition the trajectory: y1, trigger, y2."""
+
+    trigger: str  # the kind: a key of rethink.TRIGGERS
+    first_text: str
+    first_tokens: int  # tokens of y1 that were kept (EOS removed)
+    trigger_tokens: int
+    first_correct: bool
+    correct: bool  # of the whole trajectory
+    kept: bool = False
+    finished: bool = True
+
+    @property
+    def outcome(self) -> Outcome:
+        name = {True: "right", False: "wrong"}
+        return f"{name[self.first_correct]}->{name[self.correct]}"  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response of a group with all that training needs.
+
+    ``sampled_mask``: tokens that the policy sampled (False: the forced trigger).
+    ``nll_mask``: tokens under the NLL loss of Forced Rethinking (empty: none).
+    ``behavior_logprobs``: of the frozen behaviour policy as the trainer computes it, one a token; the denominator of
+    the ratio. ``rollout_logprobs``: as the engine reported them (0.0 where the token was forced).
+    """
+
+    sample_id: str  # "<episode>/<qid>/<index in the group>"
+    query: Query
+    response: Response
+    grade: Grade
+    reward: float
+    episode: int
+    rollout_logprobs: tuple[float, ...]
+    sampled_mask: tuple[bool, ...]
+    nll_mask: tuple[bool, ...] = ()
+    behavior_logprobs: tuple[float, ...] = ()
+    advantage: float = 0.0
+    replayed: bool = False
+    rethinking: Rethinking | None = None
+
+    @property
+    def effective(self) -> bool:
+        """abs(advantage) > 0: the sample moves the policy."""
+        return abs(self.advantage) > 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The samples of one query; ``first_correct`` is the correctness of the first responses y1, before rethinking."""
+
+    query: Query
+    samples: tuple[Sample, ...]
+    first_correct: tuple[bool, ...] = field(default=())
+
+    @property
+    def effective(self) -> bool:
+        """0 < mean correctness < 1 on the first responses."""
+        return 0 < sum(self.first_correct) < len(self.first_correct)

@@ -1,0 +1,243 @@
+"""One optimiser update on a batch of samples: micro-batches, the loss and its global denominators.
+
+The batch is the whole batch of the step, known to every rank. A rank takes its part, balanced by tokens; every
+denominator (samples, tokens, NLL tokens) is that of the whole batch, so the gradient does not depend on the number of
+ranks or of micro-batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from rethinker.config import RunConfig
+from rethinker.grpo import (
+    check_finite,
+    kl_penalty,
+    masked_aggregate,
+    merge_stats,
+    nll_loss,
+    policy_loss,
+    truncated_importance_weights,
+)
+from rethinker.policy.forward import token_logprobs
+from rethinker.policy.loading import Policy
+from rethinker.types import Sample
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Samples as right-padded tensors, next to the log-probs of ``token_logprobs`` (B samples, T tokens)."""
+
+    behavior_logprobs_BT: torch.Tensor
+    rollout_logprobs_BT: torch.Tensor
+    sampled_BT: torch.Tensor
+    nll_BT: torch.Tensor
+    advantages_B: torch.Tensor
+
+
+def pack(samples: Sequence[Sample], device: torch.device) -> Packed:
+    """Stack what the loss needs. Raises ValueError, with the sample's id, where lengths disagree."""
+    length = max(len(sample.response.token_ids) for sample in samples)
+
+    def rows(name: str, dtype: torch.dtype) -> torch.Tensor:
+        out = torch.zeros(len(samples), length, dtype=dtype)
+        for row, sample in zip(out, samples, strict=True):
+            values = getattr(sample, name)
+            if name == "nll_mask" and not values:
+                continue
+            if len(values) != len(sample.response.token_ids):
+                raise ValueError(
+                    f"sample {sample.sample_id}: {name} has {len(values)} entries for "
+                    f"{len(sample.response.token_ids)} tokens"
+                )
+            row[: len(values)] = torch.tensor(values, dtype=dtype)
+        return out.to(device)
+
+    return Packed(
+        behavior_logprobs_BT=rows("behavior_logprobs", torch.float32),
+        rollout_logprobs_BT=rows("rollout_logprobs", torch.float32),
+        sampled_BT=rows("sampled_mask", torch.bool),
+        nll_BT=rows("nll_mask", torch.bool),
+        advantages_B=torch.tensor([sample.advantage for sample in samples], device=device),
+    )
+
+
+def share_out(batch: Sequence[Sample], ranks: int) -> list[list[Sample]]:
+    """The batch in ``ranks`` parts of about equal response tokens, the same on every rank; longest first."""
+    parts: list[list[Sample]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for sample in sorted(batch, key=lambda s: (-len(s.response.token_ids), s.sample_id, s.replayed)):
+        lightest = min(range(ranks), key=lambda rank: (loads[rank], rank))
+        parts[lightest].append(sample)
+        loads[lightest] += len(sample.response.token_ids)
+    return parts
+
+
+class PolicyUpdate:
+    """The loss of a step and the optimiser's update."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        policy: Policy,
+        forward: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any,
+        accelerator: Any,
+        reference: torch.nn.Module | None = None,
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.forward = forward
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.accelerator = accelerator
+        self.reference = reference
+
+    def __call__(self, batch: Sequence[Sample]) -> dict[str, float | None]:
+        """Update the policy on the whole batch of the step; returns the metrics of glossary.STEP.
+
+        Raises FloatingPointError if the gradient is not finite; the weights are then as before.
+        """
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        parts = share_out(batch, ranks)
+        rounds = max(-(-len(part) // self.config.optim.micro_batch_size) for part in parts)
+        # Every rank makes the same number of passes, so that none waits for a collective that another never enters;
+        # a rank without samples of its own joins with one that carries no loss.
+        micro_batches = [parts[rank][index::rounds] for index in range(rounds)]
+        parts_of_stats: list[dict[str, torch.Tensor]] = []
+        images = 0
+        self.forward.train()
+        for index, samples in enumerate(micro_batches):
+            last = index == rounds - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward):
+                loss, stats = self._loss(samples or batch[:1], batch)
+                if samples:
+                    parts_of_stats.append(stats)
+                else:
+                    loss = loss * 0.0
+                check_finite(loss, f"the step whose first sample is {batch[0].sample_id}")
+                # Data parallelism averages over ranks; the denominators are global already.
+                self.accelerator.backward(loss * ranks)
+            images += len({image for sample in samples for image in sample.query.images})
+        norm = float(self.accelerator.clip_grad_norm_(self.forward.parameters(), self.config.optim.max_grad_norm))
+        if not torch.isfinite(torch.tensor(norm)):
+            self.optimizer.zero_grad()
+            raise FloatingPointError(
+                f"the gradient is not finite ({norm}) on the batch of {len(batch)} samples starting with "
+                f"{batch[0].sample_id}: lower optim.lr, or look at this episode's responses"
+            )
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        stats = merge_stats([*parts_of_stats, {"images": torch.tensor(float(images))}])
+        return self._metrics(self._reduce(stats), batch, norm, lr)
+
+    def _loss(self, samples: Sequence[Sample], batch: Sequence[Sample]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """This micro-batch's share of the batch's loss."""
+        config, grpo = self.config, self.config.grpo
+        items = [(sample.query, sample.response.token_ids) for sample in samples]
+        logprobs_BT, mask_BT, entropy_BT = token_logprobs(
+            self.policy,
+            self.forward,
+            items,
+            temperature=config.rollout.temperature,
+            with_entropy=True,
+            dummy_vision=self.accelerator.num_processes > 1,
+        )
+        assert entropy_BT is not None
+        packed = pack(samples, logprobs_BT.device)
+        behavior_BT, loss_mask_BT = packed.behavior_logprobs_BT, mask_BT
+        if config.rethink.forced_tokens == "on_policy":
+            # Nobody sampled the trigger, so no policy is behind it: its ratio is 1, its gradient A * grad log pi.
+            behavior_BT = torch.where(packed.sampled_BT, behavior_BT, logprobs_BT.detach())
+        elif config.rethink.forced_tokens == "mask":
+            loss_mask_BT = mask_BT & packed.sampled_BT
+        weights_BT = None
+        if grpo.importance_cap is not None:
+            weights_BT = truncated_importance_weights(
+                packed.behavior_logprobs_BT, packed.rollout_logprobs_BT, packed.sampled_BT, grpo.importance_cap
+            )
+        shares: dict[str, Any] = {
+            "aggregation": grpo.aggregation,
+            "max_length": config.rollout.max_new_tokens,
+            "global_sequences": len(batch),
+            "global_tokens": sum(_loss_tokens(sample, config.rethink.forced_tokens) for sample in batch),
+        }
+        loss, stats = policy_loss(
+            logprobs_BT,
+            behavior_BT,
+            packed.advantages_B,
+            loss_mask_BT,
+            clip_low=grpo.clip_low,
+            clip_high=grpo.clip_high,
+            ratio=grpo.ratio,
+            objective=grpo.objective,
+            dual_clip=grpo.dual_clip,
+            importance_weights_BT=weights_BT,
+            **shares,
+        )
+        stats["policy"] = loss.detach()
+        stats["entropy"] = (entropy_BT.detach() * loss_mask_BT).sum()
+        if weights_BT is not None:
+            stats["importance"] = (weights_BT * loss_mask_BT).sum()
+            stats["truncated"] = ((weights_BT >= grpo.importance_cap) & loss_mask_BT & packed.sampled_BT).sum().float()
+        nll_tokens = sum(sum(sample.nll_mask) for sample in batch)
+        if nll_tokens and config.rethink.nll_coef:
+            nll = nll_loss(logprobs_BT, packed.nll_BT, global_tokens=nll_tokens)
+            loss = loss + config.rethink.nll_coef * nll
+            stats["nll"] = nll.detach()
+        if grpo.entropy_coef:
+            loss = loss - grpo.entropy_coef * masked_aggregate(entropy_BT, loss_mask_BT, **shares)
+        if self.reference is not None:
+            with torch.no_grad():
+                reference_BT, _, _ = token_logprobs(
+                    self.policy, self.reference, items, temperature=config.rollout.temperature, with_entropy=False
+                )
+            kl = masked_aggregate(kl_penalty(logprobs_BT, reference_BT, grpo.kl_estimator), loss_mask_BT, **shares)
+            loss = loss + grpo.kl_coef * kl
+            stats["kl"] = kl.detach()
+        stats["total"] = loss.detach()
+        return loss, stats
+
+    def _reduce(self, stats: dict[str, torch.Tensor]) -> dict[str, float]:
+        local = {name: value.cpu() for name, value in stats.items()}
+        parts = gather_object([local])
+        return {name: float(value) for name, value in merge_stats(parts).items()}
+
+    def _metrics(
+        self, sums: dict[str, float], batch: Sequence[Sample], norm: float, lr: float
+    ) -> dict[str, float | None]:
+        tokens = max(sums["tokens"], 1.0)
+        corrected = self.config.grpo.importance_cap is not None
+        return {
+            "loss/total": sums["total"],
+            "loss/policy": sums["policy"],
+            "loss/nll": sums.get("nll"),
+            "loss/kl": sums.get("kl"),
+            "policy/entropy": sums["entropy"] / tokens,
+            "policy/ratio_mean": sums["ratio_sum"] / tokens,
+            "policy/ratio_max": sums["ratio_max"],
+            "policy/clip_fraction": (sums["clipped_low"] + sums["clipped_high"] + sums["clipped_dual"]) / tokens,
+            "policy/approx_kl": sums["approx_kl_sum"] / tokens,
+            "policy/grad_norm": norm,
+            "importance/mean": sums["importance"] / tokens if corrected else None,
+            "importance/truncated": sums["truncated"] / tokens if corrected else None,
+            "batch/samples": float(len(batch)),
+            "batch/tokens": float(sum(len(sample.response.token_ids) for sample in batch)),
+            "batch/replayed": float(sum(sample.replayed for sample in batch)),
+            "batch/rethought": float(sum(sample.rethinking is not None for sample in batch)),
+            "batch/images": sums["images"],
+            "optim/lr": lr,
+        }
+
+
+def _loss_tokens(sample: Sample, forced_tokens: str) -> int:
+    return sum(sample.sampled_mask) if forced_tokens == "mask" else len(sample.response.token_ids)

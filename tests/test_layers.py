@@ -1,0 +1,26 @@
+"""Imports go down only: the contracts are in pyproject.toml, import-linter checks them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_import_contracts_hold() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_algorithm_contract_covers_its_whole_layer() -> None:
+    """A module added to the layer and forgotten in the contract would be free to import anything."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    by_id = {contract["id"]: contract for contract in contracts}
+    layers = [{name.strip("() ") for name in layer.replace("|", ":").split(":")} for layer in by_id["layers"]["layers"]]
+    algorithm = next(layer for layer in layers if "grading" in layer)
+    lowest = layers[-1] - {"tracking"}  # it mirrors to W&B
+    assert {name.removeprefix("rethinker.") for name in by_id["algorithm"]["source_modules"]} == algorithm | lowest

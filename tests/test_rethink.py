@@ -1,0 +1,267 @@
+"""Forced Rethinking on token ids and records alone."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from rethinker.rethink import (
+    TRIGGERS,
+    RethinkPlan,
+    choose,
+    contains_reflection,
+    keep,
+    mark_kept,
+    outcomes,
+    splice,
+)
+from rethinker.types import Grade, Group, Query, Response, Sample
+
+EOS = 2
+TRIGGER_IDS = {"self-questioning": (90,), "self-correction": (91, 92), "self-verification": (93, 94, 95)}
+QUERY = Query(qid="a/b", question="?", answer="4")
+
+
+def make_sample(index: int, *, tokens=(10, 11, 12, EOS), finished=True, correct=False, text="\\boxed{3}") -> Sample:
+    logprobs = tuple(-0.1 * (t + 1) for t in range(len(tokens)))
+    return Sample(
+        sample_id=f"5/a/b/{index}",
+        query=QUERY,
+        response=Response(tokens, logprobs, finished, text),
+        grade=Grade(correct, "4" if correct else "3", "exact"),
+        reward=float(correct),
+        episode=5,
+        rollout_logprobs=logprobs,
+        sampled_mask=(True,) * len(tokens),
+        behavior_logprobs=tuple(value - 0.01 for value in logprobs),
+        advantage=0.7,
+    )
+
+
+def choose_all(samples, fraction=1.0, **changes):
+    settings = {"trigger_ids": TRIGGER_IDS, "eos_token_id": EOS, "room_tokens": 4, "max_new_tokens": 20, "seed": 1}
+    return choose(samples, fraction, **{**settings, **changes})
+
+
+def decode(ids) -> str:
+    return " ".join(map(str, ids))
+
+
+def force(sample: Sample, *, correct: bool, finished=True, tokens=(50, 51, EOS)) -> Sample:
+    (plan,) = choose_all([sample])
+    continuation = Response(tokens, (-0.5,) * len(tokens), finished, "ignored")
+    return splice(sample, plan, continuation, Grade(correct, "4", "exact"), decode=decode)
+
+
+def test_triggers_are_the_papers():
+    assert TRIGGERS == {
+        "self-questioning": "\n\nWait, does it seem right?",
+        "self-correction": "\n\nWait, there might be a mistake",
+        "self-verification": "\n\nWait, let's double check",
+    }
+    assert all(contains_reflection(text) for text in TRIGGERS.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "reflects"),
+    [
+        ("Wait, that is off. \\boxed{3}", True),
+        ("I should DOUBLE-CHECK the bar", True),
+        ("let me verify: 3+4=7", True),
+        ("I may have made a mistake", True),
+        ("Hold on. Rechecking? No: recheck.", True),
+        ("The waiting time is 5 minutes", False),
+        ("The waiter counts 3. \\boxed{3}", False),
+        ("She checked 4 boxes and doubled them", False),
+        ("", False),
+    ],
+)
+def test_spontaneous_reflection(text, reflects):
+    assert contains_reflection(text) is reflects
+
+
+def test_a_plan_is_y1_without_eos_and_the_trigger():
+    (plan,) = choose_all([make_sample(0)])
+    assert plan.sample_id == "5/a/b/0"
+    assert plan.prefix_ids == (10, 11, 12, *TRIGGER_IDS[plan.trigger])
+    assert plan.trigger_tokens == len(TRIGGER_IDS[plan.trigger]) and plan.first_tokens == 3
+    assert plan.max_new_tokens == 20 - len(plan.prefix_ids)
+
+
+def test_who_is_eligible():
+    samples = [
+        make_sample(0),
+        make_sample(1, tokens=(10, 11, 12, 13), finished=False),  # cut off
+        make_sample(2, tokens=(EOS,)),  # empty
+        make_sample(3, tokens=(*range(10, 23), EOS)),  # 13 + 3 + 4 = 20: just room
+        make_sample(4, tokens=(*range(10, 24), EOS)),  # one too many, whatever trigger would be drawn
+        make_sample(5, text="Wait, no. \\boxed{4}"),
+    ]
+    assert [plan.sample_id[-1] for plan in choose_all(samples)] == ["0", "3"]
+    assert [plan.sample_id[-1] for plan in choose_all(samples, skip_reflective=False)] == ["0", "3", "5"]
+    assert len(choose_all(samples, eos_token_id=(EOS, 7))) == 2
+    assert choose_all(samples, 0.0) == []
+
+
+def test_the_choice_depends_on_the_sample_alone():
+    samples = [make_sample(index) for index in range(64)]
+    plans = choose_all(samples, 0.5)
+    shuffled = random.Random(0).sample(samples, k=64)
+    in_halves = choose_all(shuffled[:30], 0.5) + choose_all(shuffled[30:], 0.5)
+    assert sorted(plans, key=lambda plan: plan.sample_id) == sorted(in_halves, key=lambda plan: plan.sample_id)
+    reordered = choose_all(samples, 0.5, trigger_ids=dict(reversed(TRIGGER_IDS.items())))
+    assert reordered == plans
+    assert choose_all(samples, 0.5, seed=2) != plans
+    assert choose_all([replace(sample, episode=6) for sample in samples], 0.5) != plans
+    # The draw is blind: it is the same whether the answers are right or wrong.
+    assert choose_all([replace(s, grade=Grade(True, "4", "exact")) for s in samples], 0.5) == plans
+
+
+def test_fraction_and_triggers_in_the_mean():
+    """6,000 coins and about 1,800 triggers, each count within 5 standard deviations: false alarm about 2e-6."""
+    n, q = 6000, 0.3
+    plans = choose_all([make_sample(index) for index in range(n)], q)
+    assert abs(len(plans) - n * q) < 5 * math.sqrt(n * q * (1 - q))
+    for kind in TRIGGERS:
+        count = sum(plan.trigger == kind for plan in plans)
+        assert abs(count - len(plans) / 3) < 5 * math.sqrt(len(plans) * 2 / 9)
+
+
+def test_trigger_by_correctness_is_the_official_variant():
+    samples = [make_sample(index, correct=index % 2 == 0) for index in range(8)]
+    plans = choose_all(samples, trigger_choice="by_correctness")
+    assert [plan.trigger for plan in plans] == ["self-verification", "self-correction"] * 4
+
+
+def test_choose_rejects_bad_input():
+    good = make_sample(0)
+    bad_settings = [
+        ({"fraction": 1.5}, "fraction"),
+        ({"room_tokens": 0}, "room_tokens"),
+        ({"trigger_ids": {}}, "at least one"),
+        ({"trigger_ids": {"self-correction": ()}}, "needs token ids"),
+        ({"trigger_ids": {"doubt": (1,)}}, "unknown triggers"),
+        ({"trigger_choice": "oracle"}, "trigger_choice must be one of"),
+        ({"trigger_choice": "by_correctness", "trigger_ids": {"self-questioning": (1,)}}, "needs the triggers"),
+    ]
+    for settings, message in bad_settings:
+        with pytest.raises(ValueError, match=message):
+            choose_all([good], **settings)
+    with pytest.raises(ValueError, match=r"unique; repeated: \['5/a/b/0'\]"):
+        choose_all([good, good])
+    with pytest.raises(ValueError, match=r"5/a/b/0.*does not end with EOS"):
+        choose_all([make_sample(0, tokens=(10, 11))])
+    with pytest.raises(ValueError, match="rethought already"):
+        choose_all([force(good, correct=True)])
+
+
+def test_splice_by_hand():
+    sample = make_sample(0)
+    plan = RethinkPlan(sample.sample_id, "self-correction", (10, 11, 12, 91, 92), 2, 15)
+    continuation = Response((50, 51, EOS), (-0.5, -0.6, -0.7), True, "y2")
+    whole = splice(sample, plan, continuation, Grade(True, "4", "exact"), decode=decode)
+    assert whole.response.token_ids == (10, 11, 12, 91, 92, 50, 51, EOS)
+    assert (
+        whole.rollout_logprobs == whole.response.logprobs == (*sample.rollout_logprobs[:3], 0.0, 0.0, -0.5, -0.6, -0.7)
+    )
+    assert whole.sampled_mask == (True, True, True, False, False, True, True, True)
+    assert whole.response.text == "10 11 12 91 92 50 51 2" and whole.response.finished
+    assert (whole.nll_mask, whole.behavior_logprobs, whole.advantage) == ((), (), 0.0)
+    assert (whole.reward, whole.grade.correct, whole.sample_id, whole.query) == (1.0, True, sample.sample_id, QUERY)
+    record = whole.rethinking
+    assert (record.trigger, record.first_text, record.first_tokens, record.trigger_tokens) == (
+        "self-correction",
+        "\\boxed{3}",
+        3,
+        2,
+    )
+    assert record.outcome == "wrong->right" and not record.kept and record.finished
+
+
+def test_splice_refuses_what_does_not_belong_together():
+    sample, other = make_sample(0), make_sample(1)
+    (plan,) = choose_all([sample])
+    continuation = Response((50, EOS), (-0.5, -0.6), True, "")
+    grade = Grade(True, "4", "exact")
+    with pytest.raises(ValueError, match=r"5/a/b/0 was paired with sample 5/a/b/1"):
+        splice(other, plan, continuation, grade, decode=decode)
+    with pytest.raises(ValueError, match="another response"):
+        splice(make_sample(0, tokens=(10, 11, 13, EOS)), plan, continuation, grade, decode=decode)
+    with pytest.raises(ValueError, match="2 tokens and 1 log-probs"):
+        splice(sample, plan, replace(continuation, logprobs=(-0.5,)), grade, decode=decode)
+
+
+def make_group(correct=(False, True, False, True, False)) -> Group:
+    return Group(QUERY, tuple(make_sample(i, correct=c) for i, c in enumerate(correct)), first_correct=correct)
+
+
+def test_keep_replaces_the_first_right_ones_in_group_order():
+    group = make_group()
+    verdicts = {4: True, 1: False, 2: True, 3: True, 0: True}  # candidates come in any order
+    candidates = [force(group.samples[i], correct=c, finished=i != 0) for i, c in verdicts.items()]
+    result = keep(group, candidates, max_per_query=2)
+    assert [s.rethinking is not None for s in result.samples] == [False, False, True, True, False]
+    assert [s.sample_id for s in result.samples] == [s.sample_id for s in group.samples]
+    assert result.samples[0] is group.samples[0]  # right but cut off: not kept
+    assert result.first_correct == group.first_correct and result.query == QUERY
+    assert all(s.rethinking.kept for s in result.samples[2:4])
+    for s in result.samples:
+        assert len(s.nll_mask) == (len(s.response.token_ids) if s.rethinking else 0)
+    marked = mark_kept(group, candidates, 2)
+    assert [s.sample_id[-1] for s in marked] == list("01234")
+    assert [s.rethinking.kept for s in marked] == [False, False, True, True, False]
+    assert [bool(s.nll_mask) for s in marked] == [False, False, True, True, False]
+    assert mark_kept(group, marked, 2) == marked and keep(group, marked, 2) == result
+    assert outcomes(marked) == {
+        "forced": 5,
+        "kept": 2,
+        "unfinished": 1,
+        "wrong->right": 3,
+        "right->wrong": 1,
+        "right->right": 1,
+        "wrong->wrong": 0,
+    }
+    assert keep(group, candidates, max_per_query=0) == group and keep(group, []) == group
+    assert set(outcomes([]).values()) == {0}
+
+
+def test_what_the_nll_covers():
+    group = make_group((False, True))
+    candidate = force(group.samples[0], correct=True)
+    n = len(candidate.response.token_ids)
+    (rethinking,) = mark_kept(group, [candidate], 2, "rethinking")
+    (trajectory,) = mark_kept(group, [candidate], 2, "trajectory")
+    assert rethinking.nll_mask == (False,) * 3 + (True,) * (n - 3)
+    assert trajectory.nll_mask == (True,) * n
+
+
+def test_append_keeps_y1_and_gives_new_ids():
+    group = make_group((False, True, False))
+    candidates = [force(group.samples[i], correct=True) for i in (2, 0)]
+    result = keep(group, candidates, placement="append")
+    assert result.samples[:3] == group.samples and result.first_correct == group.first_correct
+    assert [s.sample_id for s in result.samples[3:]] == ["5/a/b/3", "5/a/b/4"]
+    assert [s.response.token_ids[:3] for s in result.samples[3:]] == [(10, 11, 12)] * 2
+    assert all(s.rethinking.kept and s.nll_mask for s in result.samples[3:])
+
+
+def test_keep_rejects_bad_input():
+    group = make_group((False, True))
+    candidate = force(group.samples[0], correct=True)
+    with pytest.raises(ValueError, match=r"\['9/z/0'\] do not belong to the group of query a/b"):
+        keep(group, [replace(candidate, sample_id="9/z/0")])
+    with pytest.raises(ValueError, match="unique"):
+        keep(group, [candidate, candidate])
+    with pytest.raises(ValueError, match="no rethinking record"):
+        keep(group, [group.samples[0]])
+    with pytest.raises(ValueError, match="no rethinking record"):
+        outcomes([group.samples[0]])
+    with pytest.raises(ValueError, match="max_per_query"):
+        keep(group, [candidate], max_per_query=-1)
+    with pytest.raises(ValueError, match="placement must be one of"):
+        keep(group, [candidate], placement="prepend")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="nll_on must be one of"):
+        keep(group, [candidate], nll_on="all")  # type: ignore[arg-type]
