@@ -8,6 +8,7 @@ has the adapters merged in). A checkpoint is written under a temporary name and 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -34,8 +35,12 @@ def save_checkpoint(
     selector_state: Mapping[str, Any],
     trainer_state: Mapping[str, Any],
 ) -> Path:
-    """Write ``checkpoints/step-<step>`` and point ``last`` at it. An older folder of the same step is replaced."""
-    folder = checkpoints / f"step-{step:06d}"
+    """Write ``checkpoints/step-<step>`` and point ``last`` at it.
+
+    An older folder of the same step (episodes without an update do not count steps) stays until ``prune``: the new
+    one is then ``step-<step>.1``, and a crash at any moment leaves a whole checkpoint behind ``last``.
+    """
+    folder = _free_name(checkpoints, f"step-{step:06d}")
     temporary = checkpoints / f".{folder.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -49,8 +54,6 @@ def save_checkpoint(
     replay = dict(selector_state)
     replay["entries"] = [[added, sample_to_dict(sample)] for added, sample in replay.get("entries", ())]
     atomic_write_text(temporary / "replay.json", json.dumps(replay))
-    if folder.exists():
-        shutil.rmtree(folder)
     os.replace(temporary, folder)
     point(checkpoints, LAST, folder)
     return folder
@@ -117,6 +120,11 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
         for key, value in values.items()
     }
     return tensors, {"param_groups": state["param_groups"]}
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    names = (name if number == 0 else f"{name}.{number}" for number in itertools.count())
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _trained(policy: Policy) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, ImportError) as error:
         if arguments.traceback:
             raise
-        print(f"rethinker {arguments.command}: {error}", file=sys.stderr)
+        print(f"rethinker {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
@@ -88,12 +89,14 @@ def train(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     code = launch.train(config, resume=arguments.resume)
     state = run_state(config.folder)
-    if state == "finished" or (state == "stopped" and code == 0):
-        _write_report(config.folder)
+    again = shlex.join(["rethinker", "train", arguments.config, *arguments.overrides, "--resume"])
+    if code:
+        print(f"rethinker train: ended early (exit code {code}); once mended go on with: {again}", file=sys.stderr)
+        return code
+    _write_report(config.folder)
     if state == "stopped":
-        again = " ".join(["rethinker train", arguments.config, *arguments.overrides, "--resume"])
         print(f"stopped and saved; go on with: {again}")
-    elif state == "finished":
+    else:
         print(f"finished in {(time.monotonic() - started) / 60:.1f} minutes; report: {report_file}")
     return code
 

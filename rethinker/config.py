@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rethinker.schema import ConfigError, build, option
 
@@ -20,7 +20,7 @@ class ModelConfig:
     """The policy: a Qwen2.5-VL or Qwen3-VL checkpoint in Hugging Face's layout."""
 
     path: str = "data/tiny-vlm"  # folder or hub id
-    dtype: str = option("float32", choices=("float32", "bfloat16"))  # of the trained weights
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the trained weights
     min_pixels: int | None = option(None, min=1)  # an image; None: the checkpoint's own (official code: 256*28*28)
     max_pixels: int | None = option(None, min=1)  # (official code: 1280*28*28)
     freeze_vision: bool = False
@@ -46,7 +46,7 @@ class DataConfig:
 class RolloutConfig:
     """How responses are generated."""
 
-    engine: str = option("auto", choices=("auto", "transformers", "vllm"))  # auto: vLLM where installed
+    engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vLLM where installed
     group_size: int = option(8, min=2)  # G responses a query (paper)
     temperature: float = option(1.0, min=0, exclusive=True)  # (official code)
     top_p: float = option(1.0, min=0, max=1, exclusive=True)  # (official code: 0.95)
@@ -61,15 +61,15 @@ class RolloutConfig:
 class GrpoConfig:
     """Group advantages and the policy loss; see rethinker/grpo.py for the formulas."""
 
-    advantage_scale: str = option("std", choices=("std", "none"))  # paper; none: Dr. GRPO, official code
-    ratio: str = option("token", choices=("token", "sequence"))  # sequence: GSPO
-    objective: str = option("clip", choices=("clip", "cispo"))
-    aggregation: str = option("sequence_mean", choices=("sequence_mean", "token_mean", "constant"))
+    advantage_scale: Literal["std", "none"] = "std"  # paper; none: Dr. GRPO, official code
+    ratio: Literal["token", "sequence"] = "token"  # sequence: GSPO
+    objective: Literal["clip", "cispo"] = "clip"
+    aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
     clip_low: float = option(0.2, min=0, exclusive=True)  # (official code)
     clip_high: float = option(0.35, min=0, exclusive=True)  # (official code)
     dual_clip: float | None = option(None, min=1, exclusive=True)
     kl_coef: float = option(0.0, min=0)  # 0: no reference model is loaded (official code)
-    kl_estimator: str = option("k3", choices=("k1", "k2", "k3"))
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     entropy_coef: float = option(0.0, min=0)
     importance_cap: float | None = option(
         2.0, min=1
@@ -80,7 +80,7 @@ class GrpoConfig:
 class ReplayConfig:
     """What a step trains on; see rethinker/replay.py."""
 
-    mode: str = option("ssr", choices=("grpo", "filter", "ssr", "dynamic_sampling"))
+    mode: Literal["grpo", "filter", "ssr", "dynamic_sampling"] = "ssr"
     alpha: float = option(1.0, min=0)  # exponent of abs(advantage) (official code)
     lifetime: int = option(1, min=1)  # episodes that a sample stays (paper: 1, cleared at the start of each)
     capacity: int | None = option(None, min=1)  # samples; None: no bound
@@ -95,12 +95,12 @@ class RethinkConfig:
     max_per_query: int = option(2, min=1)  # kept trajectories (paper)
     temperature: float = option(0.9, min=0, exclusive=True)  # of the second look (official code)
     room_tokens: int = option(32, min=1)  # smallest budget for a second look
-    placement: str = option("replace", choices=("replace", "append"))
-    trigger_choice: str = option("blind", choices=("blind", "by_correctness"))  # by_correctness: official code
+    placement: Literal["replace", "append"] = "replace"
+    trigger_choice: Literal["blind", "by_correctness"] = "blind"  # by_correctness: official code
     skip_reflective: bool = True  # first responses that reflect by themselves are left alone (ours)
     nll_coef: float = option(0.05, min=0)  # (official code)
-    nll_on: str = option("rethinking", choices=("rethinking", "trajectory"))
-    forced_tokens: str = option("on_policy", choices=("on_policy", "behavior", "mask"))  # ratio of trigger tokens, ours
+    nll_on: Literal["rethinking", "trajectory"] = "rethinking"
+    forced_tokens: Literal["on_policy", "behavior", "mask"] = "on_policy"  # ratio of trigger tokens, ours
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class OptimConfig:
     """AdamW; a step is one optimiser update on ``train_batch_size`` samples."""
 
     lr: float = option(1e-6, min=0, exclusive=True)  # (official code)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[float, float] = option((0.9, 0.98), min=0, max=1)
     weight_decay: float = option(0.0, min=0)
     warmup_steps: int = option(0, min=0)
     max_grad_norm: float = option(1.0, min=0, exclusive=True)
@@ -122,7 +122,7 @@ class EvaluationConfig:
 
     every: int = option(5, min=0)  # episodes between validations; 0: only at the ends of stages
     samples: int = option(4, min=1)  # sampled responses a test query (pass@k)
-    modes: tuple[str, ...] = option(("plain", "forced", "bound"), choices=("plain", "forced", "bound"))
+    modes: tuple[Literal["plain", "forced", "bound"], ...] = ("plain", "forced", "bound")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class TrackingConfig:
 
     wandb: bool = False  # the key comes from WANDB_API_KEY or `wandb login`; it is never written to a file
     wandb_project: str = "rethinker"
-    wandb_mode: str = option("offline", choices=("online", "offline"))
+    wandb_mode: Literal["online", "offline"] = "offline"
     save_every: int = option(10, min=0)  # episodes between checkpoints; 0: only at the ends of stages
 
 
@@ -199,21 +199,36 @@ class RunConfig:
 
     def for_stage(self, index: int) -> RunConfig:
         """The settings of stage ``index``: this config with the stage's overrides."""
-        return _build(_merge(to_dict(self), self.stages[index].overrides, f"stages[{index}].overrides"))
+        stage = self.stages[index]
+        where = f"stages[{index}].overrides (stage {stage.name!r})"
+        try:
+            return _build(_merge(to_dict(self), stage.overrides))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
 
 
-STAGE_KEYS = ("data", "evaluation", "grpo", "optim", "replay", "rethink", "rollout", "tracking")
+STAGE_SECTIONS = ("grpo", "optim", "replay", "rethink")
+STAGE_KEYS = {  # of other sections: what is not built once for the whole run
+    "evaluation": ("every",),
+    "rollout": ("group_size", "temperature", "top_p", "canary"),
+    "tracking": ("save_every",),
+}
 
 
-def _merge(base: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    for key in overrides:
-        if key not in STAGE_KEYS:
-            raise ConfigError(f"{where}: a stage can set {', '.join(STAGE_KEYS)}, not {key!r}")
-    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(base), OmegaConf.create(overrides)))
-    assert isinstance(merged, dict)
-    return {str(key): value for key, value in merged.items()}
+def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for section, values in overrides.items():
+        if section not in STAGE_SECTIONS and section not in STAGE_KEYS:
+            allowed = ", ".join(sorted([*STAGE_SECTIONS, *STAGE_KEYS]))
+            raise ConfigError(f"a stage can set {allowed}, not {section!r}")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{section}={values!r}: expected a section of settings")
+        for key in values:
+            if section in STAGE_KEYS and key not in STAGE_KEYS[section]:
+                allowed = ", ".join(f"{section}.{name}" for name in STAGE_KEYS[section])
+                raise ConfigError(f"'{section}.{key}' is for the whole run; a stage can set {allowed}")
+        merged[section] = {**base[section], **values}
+    return merged
 
 
 def _build(values: dict[str, Any]) -> RunConfig:
@@ -232,17 +247,31 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     try:
         loaded = OmegaConf.load(path) if path else OmegaConf.create({})
         for item in overrides:
-            if "=" not in item:
-                raise ConfigError(f"{item!r}: an override is written key=value, e.g. optim.lr=5e-5")
-        values = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+            _override(loaded, item)
+        values = OmegaConf.to_container(loaded, resolve=True)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path or 'overrides'}: {error}") from error
+        raise ConfigError(f"{path or 'overrides'}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no mapping of settings")
     config = _build({str(key): value for key, value in values.items()})
     for index in range(len(config.stages)):
         config.for_stage(index)
     return config
+
+
+def _override(loaded: Any, item: str) -> None:
+    """Apply ``key=value``; keys may point into lists (stages.0.episodes=2), which a dotlist of OmegaConf's may not."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    key, equals, text = item.partition("=")
+    if not (key and equals):
+        raise ConfigError(f"{item!r}: an override is written key=value, e.g. optim.lr=5e-5")
+    try:
+        OmegaConf.update(loaded, key, OmegaConf.from_dotlist([f"value={text}"])["value"], merge=True)
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        raise ConfigError(f"{item!r}: {' '.join(str(error).split())}") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:

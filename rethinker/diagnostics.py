@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def load_metrics(run: str | Path) -> Metrics:
     path = Path(run) / "metrics.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: is {run} the folder of a run, and has its first episode ended?")
+    found = _parse_metrics(_stamp(path))
+    return Metrics(found.episodes.copy(), found.steps.copy(), found.validations.copy(), found.notes)
+
+
+Stamp = tuple[Path, int, int]  # a file as it is now: path, time of its last change, bytes
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return path, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=8)  # a report asks some forty times
+def _parse_metrics(stamp: Stamp) -> Metrics:
+    path = stamp[0]
     lines = path.read_bytes().split(b"\n")
     notes = []
     kept: dict[str, list[dict[str, Any]]] = {kind: [] for kind in RECORDS}
@@ -120,25 +136,35 @@ def vanishing(run: str | Path, by: str | None = None) -> pd.DataFrame:
     generated for queries without signal.
     """
     keys = ["episode"] + ([by] if by else [])
-    rows = load_rollouts(run, ["episode", "stage", "qid", "category", "level", "pass", "correct", "tokens"])
-    rows = rows[rows["pass"] == "first"]
-    queries = rows.groupby([*keys, "stage", "qid"], as_index=False).agg(
-        accuracy=("correct", "mean"), tokens=("tokens", "sum")
+    stamps = tuple(_stamp(path) for path in sorted((Path(run) / "rollouts").glob("episode-*.parquet")))
+    table = (
+        _first_queries(Path(run), stamps)
+        .groupby([*keys, "stage"], as_index=False)
+        .agg(
+            queries=("qid", "size"),
+            effective=("effective", "mean"),
+            all_correct=("all_correct", "mean"),
+            all_incorrect=("all_incorrect", "mean"),
+            wasted_tokens=("wasted", "sum"),
+            tokens=("tokens", "sum"),
+        )
     )
+    table["wasted_tokens"] /= table["tokens"].where(table["tokens"] > 0)
+    return table
+
+
+@lru_cache(maxsize=2)  # several figures ask
+def _first_queries(run: Path, stamps: tuple[Stamp, ...]) -> pd.DataFrame:
+    """A row a query and episode: how its first responses went. ``stamps``: the files that this was read from."""
+    keys = ["episode", "stage", "qid", "category", "level"]
+    rows = load_rollouts(run, [*keys, "pass", "correct", "tokens"])
+    rows = rows[rows["pass"] == "first"]
+    queries = rows.groupby(keys, as_index=False).agg(accuracy=("correct", "mean"), tokens=("tokens", "sum"))
     queries["all_correct"] = queries["accuracy"] == 1
     queries["all_incorrect"] = queries["accuracy"] == 0
     queries["effective"] = ~queries["all_correct"] & ~queries["all_incorrect"]
     queries["wasted"] = queries["tokens"].where(~queries["effective"], 0)
-    table = queries.groupby([*keys, "stage"], as_index=False).agg(
-        queries=("qid", "size"),
-        effective=("effective", "mean"),
-        all_correct=("all_correct", "mean"),
-        all_incorrect=("all_incorrect", "mean"),
-        wasted_tokens=("wasted", "sum"),
-        tokens=("tokens", "sum"),
-    )
-    table["wasted_tokens"] /= table["tokens"].where(table["tokens"] > 0)
-    return table
+    return queries
 
 
 def advantage_histograms(run: str | Path) -> pd.DataFrame:

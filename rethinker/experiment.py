@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import gather_object
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -53,8 +53,14 @@ class Experiment:
         self.folder = config.folder
         torch.set_num_threads(config.launch.threads)
         torch.manual_seed(config.seed)
-        # Buffers (rotary frequencies) never change, so broadcasting them before each forward is only latency.
-        self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+        # Without ``cpu`` several CPU processes would each be a world of one.
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != self.accelerator.num_processes:
+            raise RuntimeError(
+                f"{started} processes were started but accelerate sees {self.accelerator.num_processes}: each would "
+                "train alone; start the run with `rethinker train` or `accelerate launch`"
+            )
         saved = check_folder(config, resume=resume)
         self.accelerator.wait_for_everyone()  # every rank has looked before the first file is written
         state = checkpoint.load_trainer_state(saved) if saved else {}
@@ -122,7 +128,6 @@ class Experiment:
 
     def run(self) -> str:
         """Do what is left of the run; returns "finished" or "stopped"."""
-        (self.folder / STOP_FILE).unlink(missing_ok=True)
         signal.signal(signal.SIGTERM, self.request_stop)  # what a scheduler sends before it kills
         self.write_status("running")
         state = "finished"
@@ -134,6 +139,8 @@ class Experiment:
                 state = "stopped"
                 break
         self.write_status(state)
+        if self.accelerator.is_main_process:
+            (self.folder / STOP_FILE).unlink(missing_ok=True)  # it has been answered
         self.engine.close()
         self.tracker.close()
         return state
@@ -151,8 +158,8 @@ class Experiment:
                 best = self.validate(stage.name)
             if best or last or stopping or due(config.tracking.save_every, self.progress.stage_episode):
                 self.save(trainer, best)
-            if stopping and not last:
-                return False
+            if stopping and not (last and index + 1 == len(self.config.stages)):
+                return False  # at a stage's end too: its test comes when the run goes on
         self.test(stage.name)
         if self.accelerator.is_main_process:
             checkpoints = self.folder / "checkpoints"

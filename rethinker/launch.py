@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from rethinker.files import atomic_write_text
 
 def launch_command(config: RunConfig, config_file: Path, *, resume: bool) -> list[str]:
     """The command that starts the processes of a run."""
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]  # one traceback is enough
     if config.launch.accelerate:
         command += ["--config_file", config.launch.accelerate]
     else:
@@ -34,7 +35,10 @@ def launch_command(config: RunConfig, config_file: Path, *, resume: bool) -> lis
 
 
 def train(config: RunConfig, *, resume: bool = False) -> int:
-    """Run ``config`` to its end; returns the exit code. The first Ctrl-C saves and stops, the second one kills."""
+    """Run ``config`` to its end; returns the exit code.
+
+    The first Ctrl-C or SIGTERM (what a scheduler sends) saves and stops after the episode, the second one kills.
+    """
     config_file = Path(config.runs_dir) / ".launch" / f"{config.name}.yaml"
     atomic_write_text(config_file, to_yaml(config))
     environment = os.environ | {
@@ -42,24 +46,40 @@ def train(config: RunConfig, *, resume: bool = False) -> int:
         "OMP_WAIT_POLICY": "passive",  # idle threads would spin and take the other process's core
         "TOKENIZERS_PARALLELISM": "false",
     }
+    (config.folder / STOP_FILE).unlink(missing_ok=True)  # of a run that was killed before it answered
+    # A session of its own, or the terminal's Ctrl-C would end the processes before they could save.
     process = subprocess.Popen(
         launch_command(config, config_file, resume=resume), env=environment, start_new_session=True
     )
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _wait(process, config)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wait(process: subprocess.Popen[bytes], config: RunConfig) -> int:
     asked = False
     while True:
         try:
             return process.wait()
         except KeyboardInterrupt:
             if asked:
+                # Not SIGKILL: torchrun's workers are in sessions of their own and would outlive it; it passes SIGHUP on.
+                os.killpg(process.pid, signal.SIGHUP)
+                process.wait()
                 print("killed; the last checkpoint is as it was", file=sys.stderr)
-                os.killpg(process.pid, 9)
                 return 130
             asked = True
             if (config.folder / STATUS_FILE).exists():
                 (config.folder / STOP_FILE).touch()
                 print("stopping after this episode, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
             else:
-                os.killpg(process.pid, 15)
+                os.killpg(process.pid, signal.SIGTERM)  # nothing to save yet
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _free_port() -> int:

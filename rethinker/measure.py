@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 from rethinker.rethink import contains_reflection, outcomes
 from rethinker.types import Group, Sample
 
-ADVANTAGE_EDGES = tuple(round(-3.125 + 0.25 * i, 3) for i in range(26))  # 25 bins of width 0.25, one centred on 0
+# Bins of width 1/8 centred on multiples of 1/8: with 8 binary rewards and no division by std, one value a bin.
+ADVANTAGE_EDGES = tuple(-3.0625 + 0.125 * i for i in range(50))
 
 
 @dataclass
@@ -40,6 +41,11 @@ def share(hits: Iterable[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def mean(values: Sequence[float]) -> float | None:
+    """Their mean; None of nothing."""
+    return float(np.mean(values)) if values else None
+
+
 def histogram(advantages: Sequence[float]) -> dict[str, list[float]]:
     """Counts over ADVANTAGE_EDGES; what lies outside is counted in the outermost bins."""
     inside = np.clip(np.asarray(advantages, dtype=float), ADVANTAGE_EDGES[0], ADVANTAGE_EDGES[-1])
@@ -64,7 +70,7 @@ def episode_metrics(episode: Episode) -> dict[str, Any]:
         "queries/all_correct": share(all(group.first_correct) for group in episode.firsts),
         "queries/all_incorrect": share(not any(group.first_correct) for group in episode.firsts),
         "accuracy/first": share(correct),
-        "reward/mean": float(np.mean([sample.reward for sample in samples])),
+        "reward/mean": mean([sample.reward for sample in samples]),
         "reflection/share": share(reflects),
         "reflection/accuracy_with": share(c for c, r in zip(correct, reflects, strict=True) if r),
         "reflection/accuracy_without": share(c for c, r in zip(correct, reflects, strict=True) if not r),
@@ -96,7 +102,7 @@ def replay_ages(episode: Episode) -> dict[str, float | None]:
     """Ages of the replayed samples, in episodes."""
     ages = [episode.number - sample.episode for sample in episode.trained if sample.replayed]
     return {
-        "replay/age_mean": float(np.mean(ages)) if ages else None,
+        "replay/age_mean": mean(ages),
         "replay/age_max": float(max(ages)) if ages else None,
     }
 
@@ -110,18 +116,13 @@ def generated_tokens(sample: Sample) -> int:
 
 def rollout_rows(episode: Episode) -> list[dict[str, Any]]:
     """One row a response of the episode, columns as in glossary.ROLLOUT_COLUMNS."""
-    in_groups = {
-        (sample.sample_id, sample.rethinking is not None): sample
-        for group in episode.groups
-        for sample in group.samples
-    }
-    replays = Counter(
-        (sample.sample_id, sample.rethinking is not None) for sample in episode.trained if sample.replayed
-    )
+    in_groups = {_key(sample): sample for group in episode.groups for sample in group.samples}
+    placed = _placed(episode)
+    replays = Counter(_key(sample) for sample in episode.trained if sample.replayed)
     responses = [*(sample for group in episode.firsts for sample in group.samples), *episode.candidates]
     rows = []
     for sample in responses:
-        key = (sample.sample_id, sample.rethinking is not None)
+        key = placed.get(_key(sample), _key(sample))
         used = in_groups.get(key)
         query, rethinking = sample.query, sample.rethinking
         row: dict[str, Any] = {
@@ -163,3 +164,25 @@ def rollout_rows(episode: Episode) -> list[dict[str, Any]]:
             }
         rows.append(row)
     return rows
+
+
+Key = tuple[str, bool]  # sample id, whether it is a forced trajectory: a y1 and what took its place share the id
+
+
+def _key(sample: Sample) -> Key:
+    return sample.sample_id, sample.rethinking is not None
+
+
+def _placed(episode: Episode) -> dict[Key, Key]:
+    """From kept candidates to their place in the group: an appended trajectory has an id of its own there."""
+    kept = defaultdict(list)
+    for candidate in episode.candidates:
+        if candidate.rethinking is not None and candidate.rethinking.kept:
+            kept[candidate.query.qid].append(_key(candidate))
+    return {
+        candidate: _key(sample)
+        for group in episode.groups
+        for candidate, sample in zip(
+            kept[group.query.qid], (s for s in group.samples if s.rethinking is not None), strict=True
+        )
+    }

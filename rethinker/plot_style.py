@@ -91,7 +91,10 @@ def settings(theme: Theme) -> dict[str, Any]:
         "ytick.major.size": 0,
         "lines.linewidth": 1.9,
         "lines.solid_capstyle": "round",
-        "legend.frameon": False,
+        "legend.frameon": True,
+        "legend.framealpha": 0.85,
+        "legend.facecolor": theme.paper,
+        "legend.edgecolor": "none",
         "legend.fontsize": 8.5,
     }
 
@@ -178,5 +181,5 @@ def smoothing(count: int) -> str:
 
 
 def legend(axis: Axes, columns: int = 1, **where: Any) -> None:
-    """A legend without frame; ``where``: matplotlib's keywords."""
+    """A legend on the paper's colour, without a border; ``where``: matplotlib's keywords."""
     axis.legend(ncols=columns, handlelength=1.6, columnspacing=1.2, **where)

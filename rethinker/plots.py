@@ -1,18 +1,20 @@
 """The figures of a run, each drawn from its files alone, light or dark, as SVG or PNG.
 
-Intervals are 95 %. A figure whose data a run does not have (yet) raises ``NoData`` with the reason.
+Intervals are 95%. A figure whose data a run does not have (yet) raises ``NoData`` with the reason.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rethinker import diagnostics
@@ -46,7 +48,8 @@ def draw(run: str | Path, name: str, theme: Theme = LIGHT) -> Drawing:
     if name not in FIGURES:
         raise ValueError(f"no figure {name!r}; there are {', '.join(FIGURES)}")
     with matplotlib.rc_context(settings(theme)):
-        return FIGURES[name](Path(run), theme)
+        drawing = FIGURES[name](Path(run), theme)
+    return replace(drawing, caption=drawing.caption.replace("n = ", "n\u00a0=\u00a0"))  # kept on one line
 
 
 def render(drawing: Drawing, kind: str) -> bytes:
@@ -83,7 +86,7 @@ def _validation(axis: Axes, run: Path, theme: Theme) -> str:
         table["episode"], table["accuracy"], color=theme.blue, marker="o", markersize=3.5, label="validation, greedy"
     )
     numbers = sorted(table["queries"].dropna().astype(int).unique().tolist())
-    return f"greedy accuracy on n = {' or '.join(map(str, numbers))} validation queries, band: 95 % Wilson interval"
+    return f"greedy accuracy on n = {' or '.join(map(str, numbers))} validation queries, band: 95% Wilson interval"
 
 
 def vanishing(run: Path, theme: Theme) -> Drawing:
@@ -101,7 +104,7 @@ def vanishing(run: Path, theme: Theme) -> Drawing:
     )
     left.set_title("Queries by their first responses")
     share_axis(left)
-    legend(left, 3, loc="lower left", labelcolor=theme.paper)
+    legend(left, 3, loc="lower left")
     right.set_title("Effective share by difficulty")
     words = ""
     try:
@@ -151,6 +154,7 @@ def advantages(run: Path, theme: Theme) -> Drawing:
     table = diagnostics.advantage_histograms(run)
     if table.empty:
         raise NoData("No episode has recorded its advantages yet.")
+    rows = episodes(run)
     stages = list(table["stage"].unique())
     figure, axes = panels(len(stages))
     words = []
@@ -172,16 +176,20 @@ def advantages(run: Path, theme: Theme) -> Drawing:
             else:
                 axis.stairs(share, edges, color=color, linewidth=1.8, label=label)
                 axis.stairs(share, edges, color=color, fill=True, alpha=0.15)
-        axis.set_title(stage)
+        axis.set_title(stage, pad=8)
         share_axis(axis, None)
         axis.set_xlabel("advantage")
-        words.append(f"{stage}: n = {counts['before']:,} before, {counts['after']:,} after")
+        part = rows[rows["stage"] == stage]
+        words.append(
+            f"{stage}: n = {counts['before']:,} before, {counts['after']:,} after; not zero "
+            f"{part['replay/effective_before'].mean():.0%} before, {_percent(part['replay/effective_after'].mean())} after"
+        )
     axes[0].set_ylabel("share of samples")
     legend(axes[0], 1, loc="upper left")
     return Drawing(
         figure,
         "Advantages before and after the selection of samples (the paper's Fig. 6), all episodes of a stage together. "
-        f"Samples at zero do not move the policy. {'; '.join(words)}.",
+        f"Samples at zero do not move the policy. {'. '.join(words)} (mean over episodes).",
     )
 
 
@@ -212,30 +220,19 @@ def rethinking(run: Path, theme: Theme) -> Drawing:
     figure, (left, right) = panels(2)
     names = ("wrong_to_right", "right_to_right", "right_to_wrong", "wrong_to_wrong")
     colors = (theme.green, theme.sky, theme.orange, theme.grey)
-    if len(forced) > 1:
-        labels = [name.replace("_to_", " → ") for name in names]
-        left.stackplot(
-            forced["episode"],
-            [forced[name] for name in names],
-            colors=colors,
-            labels=labels,
-            edgecolor=theme.paper,
-            lw=0.8,
-        )
-    else:
-        bottom = 0.0
-        for name, color in zip(names, colors, strict=True):
-            value = float(forced[name].iloc[0])
-            left.bar(
-                forced["episode"], [value], bottom=bottom, color=color, width=0.5, label=name.replace("_to_", " → ")
-            )
-            bottom += value
+    bottom = np.zeros(len(forced))
+    for name, color in zip(names, colors, strict=True):
+        height = (forced[name] * forced["forced"]).to_numpy(float)
+        label = name.replace("_to_", " → ")
+        left.bar(forced["episode"], height, 0.85, bottom, color=color, label=label)
+        bottom += height
     left.set_title("Forced second looks")
-    share_axis(left)
+    left.set_ylabel("share of first responses")
+    share_axis(left, None)
     left.set_xlabel("episode")
     left.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    left.set_xlim(forced["episode"].min() - 0.4, forced["episode"].max() + 0.4)
-    legend(left, 4, loc="lower center", bbox_to_anchor=(0.5, 0.99))
+    left.set_xlim(forced["episode"].min() - 0.6, forced["episode"].max() + 0.6)
+    legend(left, 4, loc="lower center", bbox_to_anchor=(0.47, 0.99))
     line(right, rows["episode"], rows["reflection/share"], theme.purple, "reflects by itself")
     line(right, table["episode"], table["forced"], theme.blue, "forced", (0, (3, 1.5)))
     line(right, table["episode"], table["kept"], theme.green, "kept", (0, (1, 1.5)))
@@ -247,10 +244,16 @@ def rethinking(run: Path, theme: Theme) -> Drawing:
     lost = _weighted(forced["lost"], forced["forced"] * (forced["right_to_wrong"] + forced["right_to_right"]))
     return Drawing(
         figure,
-        f"Forced Rethinking during training. Left: first and final verdict of forced responses ({len(forced)} "
-        f"episodes with forced ones); over all of them a second look turned {rescued} of wrong answers right and "
-        f"{lost} of right answers wrong. Right: reflection that nobody forced, and what was forced and kept.{smoothing(len(rows))}",
+        f"Forced Rethinking during training. Left: first and final verdict of forced responses, as shares of all "
+        f"first responses ({len(forced)} episodes with forced ones); over all of them a second look turned {rescued} "
+        f"of wrong answers right and {lost} of right answers wrong. Right: reflection that nobody forced, and what "
+        f"was forced and kept."
+        f"{smoothing(len(rows))}",
     )
+
+
+def _percent(value: float) -> str:
+    return "none" if np.isnan(value) else f"{value:.0%}"
 
 
 def _weighted(values: pd.Series, weights: pd.Series) -> str:
@@ -292,7 +295,7 @@ def fig7(run: Path, theme: Theme) -> Drawing:
     return Drawing(
         figure,
         f"Second looks at test time (the paper's Fig. 7): accuracy of {kind}; {int(first['clusters'])} held-out "
-        f"queries, n = {int(first['n'])} responses a bar; lines: 95 % interval with queries as clusters. plain: the "
+        f"queries, n = {int(first['n'])} responses a bar; lines: 95% interval with queries as clusters. plain: the "
         f"model as it is; forced: every response continued after a trigger; bound: wrong responses only, which needs "
         f"the label. Below: share of plain responses that reflect by themselves.",
     )
@@ -311,7 +314,7 @@ def kinds(run: Path, theme: Theme) -> Drawing:
     last = table[table["label"] == labels[-1]].sort_values("value")
     order = list(last["category"])
     figure, (axis,) = panels(1, 1.5 + 0.44 * len(order))
-    colors = [theme.grey, theme.sky, theme.blue, theme.purple, theme.green][-max(len(labels), 3) :][: len(labels)]
+    colors = (theme.grey, theme.blue, theme.purple, theme.green, theme.orange)
     markers = ("o", "D", "s", "^", "v")
     for number, label in enumerate(labels):
         part = table[table["label"] == label].set_index("category").reindex(order)
@@ -332,7 +335,7 @@ def kinds(run: Path, theme: Theme) -> Drawing:
     return Drawing(
         figure,
         f"Accuracy of plain responses by kind of question, {kind}, {cases[0]} to {cases[-1]} held-out queries a kind; "
-        f"lines: 95 % intervals with queries as clusters.",
+        f"lines: 95% intervals with queries as clusters.",
     )
 
 
@@ -347,14 +350,14 @@ def overview(run: Path, theme: Theme) -> Drawing:
         words = "sampled accuracy of first responses on training queries"
     left.set_title("Accuracy")
     line(middle, rows["episode"], rows["reflection/share"], theme.purple, "reflects")
-    middle.set_title("Responses that reflect by themselves")
+    middle.set_title("Spontaneous reflection")
     line(right, rows["episode"], rows["queries/effective"], theme.orange, "first responses")
     line(right, rows["episode"], rows["replay/effective_after"], theme.green, "trained samples", (0, (3, 1.5)))
     right.set_title("Effective share")
     for axis in (left, middle, right):
         share_axis(axis, 1.02)
         time_axis(axis, run)
-    legend(right, 1, loc="center right", bbox_to_anchor=(1, 0.72))
+    legend(right, 1, loc="lower left")
     return Drawing(
         figure,
         f"Training at a glance. Accuracy: {words}. Reflection: share of sampled first responses with a reflection "

@@ -41,15 +41,16 @@ KIND_WEIGHTS = {"count": 1.5, "table": 1.5}  # harder to learn than the others (
 class PretrainSettings:
     """All ours. Defaults are those of the committed checkpoint."""
 
-    steps: int = 2600
+    steps: int = 4000
+    restarts: tuple[int, ...] = (2600,)  # after these steps the learning rate rises again, with fresh optimisers
     seed: int = 0
     batch_size: int = 64  # traces a step
     rethinking_share: float = 0.7  # of the batch: rethinking traces
     wrong_share: float = 0.6  # of the rethinking traces: their first answer is wrong
     learning_rate: float = 3e-3  # of both optimisers; Muon's update is scaled to AdamW's
     warmup_steps: int = 40
-    flat_share: float = 0.5  # of the steps at full rate, then linear decay
-    final_rate: float = 0.03  # of the learning rate, at the end
+    flat_share: float = 0.5  # of a cycle at full rate, then linear decay
+    final_rate: float = 0.03  # of the learning rate, at the end of a cycle
     clip_norm: float = 1.0
     tokenizer_traces: int = 20_000
     save_every: int = 300  # steps
@@ -155,23 +156,43 @@ def pretrain_tiny(out: str | Path, settings: PretrainSettings | None = None) -> 
     folder = Path(out)
     processor = tiny_processor(train_tokenizer(tokenizer_corpus(settings.tokenizer_traces, settings.seed)))
     model = tiny_model(processor.tokenizer, settings.seed)
-    optimizers = make_optimizers(model, settings.learning_rate)
-    batches = TraceBatches(processor, settings)
     log.info("%d parameters, %d tokens of vocabulary", model.num_parameters(), len(processor.tokenizer))
+    batches = TraceBatches(processor, settings)
+    begin = 0
+    for end in cycle_ends(settings):
+        train_cycle(model, processor, batches, settings, begin, end, folder)
+        begin = end
+
+
+def cycle_ends(settings: PretrainSettings) -> list[int]:
+    """The last step of each cycle of the learning rate."""
+    return [*(step for step in settings.restarts if step < settings.steps), settings.steps]
+
+
+def train_cycle(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    batches: TraceBatches,
+    settings: PretrainSettings,
+    begin: int,
+    end: int,
+    folder: Path,
+) -> None:
+    """Steps ``begin`` + 1 to ``end`` with optimisers of their own, saved every ``save_every`` steps and at the end."""
+    optimizers = make_optimizers(model, settings.learning_rate)
     started, smooth = time.monotonic(), 0.0
     model.train()
-    for step in range(1, settings.steps + 1):
-        rate = settings.learning_rate * rate_factor(step, settings)
+    for step in range(begin + 1, end + 1):
+        rate = settings.learning_rate * rate_factor(step - begin, end - begin, settings)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         loss = train_step(model, optimizers, batches.step(), settings.clip_norm)
-        smooth = loss if step == 1 else 0.95 * smooth + 0.05 * loss
-        if step % 50 == 0 or step == 1:
+        smooth = loss if step == begin + 1 else 0.95 * smooth + 0.05 * loss
+        if step % 50 == 0 or step == begin + 1:
             log.info("step %d loss %.3f rate %.1e seconds %.0f", step, smooth, rate, time.monotonic() - started)
-        if step % settings.save_every == 0 and step < settings.steps:
+        if step % settings.save_every == 0 or step == end:
             save_policy(folder, model, processor)
-    save_policy(folder, model, processor)
 
 
 def train_step(
@@ -239,10 +260,10 @@ def make_optimizers(model: torch.nn.Module, learning_rate: float) -> list[torch.
     ]
 
 
-def rate_factor(step: int, settings: PretrainSettings) -> float:
-    """Share of the learning rate at ``step`` (from 1): linear warm-up, flat, linear decay to ``final_rate``."""
+def rate_factor(step: int, steps: int, settings: PretrainSettings) -> float:
+    """Share of the learning rate at ``step`` of a cycle of ``steps`` (from 1): warm-up, flat, decay to ``final_rate``."""
     warm = min(1.0, step / settings.warmup_steps)
-    done = (step - 1) / settings.steps
+    done = (step - 1) / steps
     if done < settings.flat_share:
         return warm
     return warm * max(settings.final_rate, (1 - done) / (1 - settings.flat_share))

@@ -13,7 +13,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-PROBE_TIMEOUT = 120  # seconds; a cold disk can take a minute to import torch the first time
+PROBE_TIMEOUT = 240  # seconds; far more than a busy machine with a cold disk takes to import torch
 
 # torchvision's module that registers fake kernels for its compiled operators. It fails at import where the compiled
 # operators could not be loaded; nothing in Rethinker, transformers' processors or vLLM calls those operators.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -21,13 +22,12 @@ class ConfigError(ValueError):
 def option(
     default: Any,
     *,
-    choices: tuple[Any, ...] | None = None,
     min: float | None = None,
     max: float | None = None,
     exclusive: bool = False,
 ) -> Any:
-    """A dataclass field with its allowed values; ``exclusive`` leaves out ``min`` itself."""
-    rules = {"choices": choices, "min": min, "max": max, "exclusive": exclusive}
+    """A dataclass field with the range of its numbers; ``exclusive`` leaves out ``min`` itself."""
+    rules = {"min": min, "max": max, "exclusive": exclusive}
     return dataclasses.field(default=default, metadata=rules)
 
 
@@ -58,6 +58,12 @@ def _convert(hint: Any, value: Any, path: str, rules: typing.Mapping[str, Any]) 
             return None
         (hint,) = (item for item in arguments if item is not type(None))
         return _convert(hint, value, path, rules)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        near = difflib.get_close_matches(str(value), [str(item) for item in arguments], n=1)
+        suggestion = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{path}={value!r}: allowed are {', '.join(map(repr, arguments))}{suggestion}")
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{path}={value!r}: expected a section of settings")
@@ -75,7 +81,7 @@ def _convert(hint: Any, value: Any, path: str, rules: typing.Mapping[str, Any]) 
         if not isinstance(value, dict):
             raise ConfigError(f"{path}={value!r}: expected a mapping")
         return {str(key): item for key, item in value.items()}
-    return _check(_scalar(hint, value, path), path, rules)
+    return _in_range(_scalar(hint, value, path), path, rules)
 
 
 def _scalar(kind: type, value: Any, path: str) -> Any:
@@ -91,16 +97,13 @@ def _scalar(kind: type, value: Any, path: str) -> Any:
     raise ConfigError(f"{path}={value!r}: expected {kind.__name__}, got {type(value).__name__}")
 
 
-def _check(value: Any, path: str, rules: typing.Mapping[str, Any]) -> Any:
-    choices, low, high = rules.get("choices"), rules.get("min"), rules.get("max")
-    if choices and value not in choices:
-        near = difflib.get_close_matches(str(value), [str(item) for item in choices], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{path}={value!r}: allowed are {', '.join(map(repr, choices))}{hint}")
+def _in_range(value: Any, path: str, rules: typing.Mapping[str, Any]) -> Any:
+    low, high = rules.get("min"), rules.get("max")
     if isinstance(value, int | float) and not isinstance(value, bool):
         too_low = low is not None and (value < low or (rules.get("exclusive") and value == low))
-        if too_low or (high is not None and value > high) or value != value:
+        if too_low or (high is not None and value > high) or not math.isfinite(value):
             left = "" if low is None else f"{'above' if rules.get('exclusive') else 'at least'} {low}"
             right = "" if high is None else f"at most {high}"
-            raise ConfigError(f"{path}={value!r}: must be {' and '.join(part for part in (left, right) if part)}")
+            allowed = " and ".join(part for part in (left, right) if part) or "a finite number"
+            raise ConfigError(f"{path}={value!r}: must be {allowed}")
     return value

@@ -132,7 +132,7 @@ def _start_wandb(config: RunConfig) -> Any:
         id=config.folder.resolve().name,
         dir=os.fspath(config.folder),
         config=to_dict(config),
-        mode=config.tracking.wandb_mode,  # type: ignore[arg-type]
+        mode=config.tracking.wandb_mode,
         resume="allow",
     )
 

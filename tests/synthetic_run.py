@@ -23,7 +23,7 @@ from rethinker.types import Grade, Query, Response, Sampling
 KINDS = ("angle", "bars", "clock", "count", "sum", "table")
 STAGES = ("reasoner", "rethinker")
 GROUP = 8
-EDGES = np.linspace(-3, 3, 25)
+EDGES = -3.0625 + 0.125 * np.arange(50)
 
 
 def write_run(

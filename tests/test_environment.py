@@ -6,6 +6,7 @@ import importlib.util
 import re
 import sys
 import tomllib
+import types
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -128,3 +129,33 @@ def test_pip_is_asked_for_the_torch_that_vllm_needs(install: ModuleType, monkeyp
     assert any(re.fullmatch(r"torch==[\d.]+\+cpu", r) for r in install.cpu_requirements())
     monkeypatch.setattr(install.sys, "platform", "darwin")
     assert not any("+cpu" in r for r in install.cpu_requirements())
+
+
+def test_set_up_clears_only_environments_made_for_the_other_extra(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[bool] = []
+    monkeypatch.setattr(install.venv, "create", lambda folder, clear, **options: made.append(clear))
+    monkeypatch.setattr(install.subprocess, "run", lambda *a, **k: types.SimpleNamespace(returncode=0))
+    install.make_venv(tmp_path / "new", "cpu")
+    assert made == [False]
+
+    precious = tmp_path / "home"
+    precious.mkdir()
+    (precious / "thesis.tex").touch()
+    with pytest.raises(SystemExit, match="not a virtual environment"):
+        install.make_venv(precious, "cpu")
+
+    working = tmp_path / "working"
+    (working / "bin").mkdir(parents=True)
+    (working / "bin" / "python").touch()
+    (working / "pyvenv.cfg").touch()
+    (working / install.CHOSEN_EXTRA).write_text("cpu\n")
+    install.make_venv(working, "cpu")
+    assert made == [False]
+    install.make_venv(working, "gpu")
+    assert made == [False, True]
+
+
+def test_the_makefile_reads_the_extra_that_set_up_wrote(install: ModuleType) -> None:
+    assert f"cat $(VENV)/{install.CHOSEN_EXTRA}" in (ROOT / "Makefile").read_text()

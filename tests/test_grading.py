@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from rethinker.grading import check_gold, extract_boxed, extract_gold, grade, grade_many
 from rethinker.grading.choices import parse_choices
-from rethinker.grading.pool import POOL, WorkerPool
+from rethinker.grading.pool import POOL, Reply, WorkerPool
 
 ABCD = "What is it?\n(A) 12\n(B) 13\n(C) 14\n(D) 15"
 DOTS = "Which shape? A. triangle\nB. square\nC. circle\nD. none of the above"
@@ -356,7 +357,6 @@ def test_choices_are_read_from_the_question(question: str, choices: dict[str, st
     assert parse_choices(question) == choices
 
 
-# One grader-time limit of slack for starting a worker on a busy machine.
 @pytest.mark.parametrize(
     "answer",
     [
@@ -400,7 +400,7 @@ def test_reasons_of_hostile_answers() -> None:
     assert grade(r"\boxed{4}", "4").correct  # and the grader still works
 
 
-def test_nothing_is_evaluated(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_is_evaluated(tmp_path: Path) -> None:
     mark = tmp_path / "owned"
     for code in (f"__import__('pathlib').Path('{mark}').touch()", f"open('{mark}', 'w')"):
         for wrapped in (code, rf"\text{{{code}}}", f"${code}$", rf"\operatorname{{{code}}}", f"x = {code}"):
@@ -461,13 +461,25 @@ def test_a_bad_gold_answer_is_an_error_and_not_a_wrong_answer() -> None:
     assert grade(r"\boxed{3}", r"\boxed{3").reason.startswith("error: unbalanced brace")
 
 
-_LATEX = st.lists(
-    st.sampled_from(
-        [*"0123456789.,+-*/^_=<>()[]{}|!%$:; abxyAB", "\\frac", "\\sqrt", "\\{", "\\}", "\\text{", "\\boxed{", "\\pi"]
-        + ["^\\circ", "\\cup", "\\infty", " cm", " or ", " pm", "\\", "\\\\", "\n", "°", "½"]
-    ),
-    max_size=25,
-).map("".join)
+_CHARACTERS = "0123456789.,+-*/^_=<>()[]{}|!%$:;abxyAB\\°½"
+_COMMANDS = [
+    "\\frac",
+    "\\pi",
+    "\\\\",
+    "\\sqrt",
+    "\\{",
+    "\\}",
+    "\\text{",
+    "\\boxed{",
+    "^\\circ",
+    "\\cup",
+    " ",
+    "\n",
+    " cm",
+    " or ",
+    " pm",
+]
+_LATEX = st.lists(st.sampled_from([*_CHARACTERS, *_COMMANDS]), max_size=25).map("".join)
 _QUIET = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
@@ -499,7 +511,7 @@ def test_grade_many_keeps_the_pairing_and_judges_equal_answers_once(monkeypatch:
     asked: list[tuple[str, str]] = []
     ask = POOL.ask
 
-    def counting(gold: str, pred: str, timeout_s: float):  # type: ignore[no-untyped-def]
+    def counting(gold: str, pred: str, timeout_s: float) -> tuple[Reply, float]:
         asked.append((gold, pred))
         return ask(gold, pred, timeout_s)
 
@@ -580,7 +592,7 @@ def test_a_timeout_kills_the_worker_and_a_new_one_serves() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_works_in_a_forked_child_and_leaves_no_process_behind(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_works_in_a_forked_child_and_leaves_no_process_behind() -> None:
     code = r"""
 import json, os, sys
 from rethinker.grading import POOL, grade

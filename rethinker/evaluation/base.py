@@ -6,17 +6,24 @@ that a forced continuation puts right is set beside the share that an independen
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rethinker.config import RethinkConfig
 from rethinker.evaluation.evaluate import GradeMany, evaluate
+from rethinker.files import atomic_write_text
+from rethinker.grading import grade_many
 from rethinker.policy.loading import Policy
 from rethinker.rethink import TRIGGERS
 from rethinker.rollout.base import RolloutEngine
+from rethinker.rollout.transformers import TransformersEngine
 from rethinker.types import Query, Sampling
 
 
@@ -47,7 +54,7 @@ def measure_base(
     policy: Policy,
     queries: Sequence[Query],
     *,
-    grade_many: GradeMany,
+    grade_many: GradeMany = grade_many,
     samples: int = 4,
     max_new_tokens: int = 160,
     seed: int = 0,
@@ -68,7 +75,7 @@ def measure_base(
         rethink=RethinkConfig(),
         trigger_ids=ids,
         eos_token_id=policy.eos_id,
-        decode=policy.decode,
+        decode=lambda ids: policy.decode(tuple(ids)),
         seed=seed,
         grade_many=grade_many,
     ).rows
@@ -105,3 +112,90 @@ def _by_kind(plain: pd.DataFrame, forced: pd.DataFrame, plain_greedy: pd.DataFra
         }
     )
     return table.reset_index()
+
+
+def model_card(measures: BaseMeasures, *, command: str, seed: int, made: str, data: str) -> str:
+    """The README of a base checkpoint (Markdown with the hub's header).
+
+    command: what makes the checkpoint. made: how long that took and where. data: the queries it was measured on.
+    """
+    m = measures
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers", "pillow"))
+    kinds = list(dict.fromkeys(m.table["category"]))
+    lines = [f"| {kind} | {' | '.join(_cells(m.table, kind))} |" for kind in kinds]
+    return _CARD.format(
+        command=command,
+        seed=seed,
+        made=made,
+        python=platform.python_version(),
+        versions=versions,
+        data=data,
+        responses=m.queries * m.samples,
+        first=f"{m.first_sampled:.3f} ({m.first_greedy:.3f})",
+        forced=f"{m.forced_sampled:.3f} ({m.forced_greedy:.3f})",
+        up=f"{m.wrong_to_right:.3f} ({m.wrong_to_right_resampled:.3f})",
+        down=f"{m.right_to_wrong:.3f} ({m.right_to_wrong_resampled:.3f})",
+        reflection=f"{m.reflection:.3f}",
+        finished=f"{m.finished:.3f}",
+        table="\n".join(lines),
+        per_cell=int(m.table["queries"].min()),
+    )
+
+
+def _cells(table: pd.DataFrame, kind: str) -> list[str]:
+    rows = table[table["category"] == kind].sort_values("level")
+    return [f"{first:.2f} → {forced:.2f}" for first, forced in zip(rows["first"], rows["forced"], strict=True)]
+
+
+def write_model_card(folder: str | Path, policy: Policy, queries: Sequence[Query], **text: Any) -> BaseMeasures:
+    """Measure ``policy`` on ``queries`` with the transformers engine and write ``README.md`` into ``folder``.
+
+    ``text``: the arguments of ``model_card``.
+    """
+    measures = measure_base(TransformersEngine(policy), policy, queries)
+    atomic_write_text(Path(folder) / "README.md", model_card(measures, **text))
+    return measures
+
+
+_CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+# tiny-vlm: a fast-thinking base
+
+Qwen2.5-VL's architecture with 0.92 million parameters (text: 3 layers of 128; vision: 2 layers of 96, patches of 8
+pixels, a 64x64 image is 16 tokens), its tokenizer rules and special tokens (vocabulary of 448) and its chat format
+without the default system turn. Trained from nothing on the visual-math world of this repository, as a starting point
+for reinforcement learning: it answers fast and is often wrong, never takes a second look by itself, and derives
+carefully when a trigger ("Wait, ...") is forced upon it. It knows nothing but this world's six kinds of question.
+
+## How it was made
+
+    {command}
+
+Seed {seed}, {made}. Python {python}, {versions}. The same command on another machine gives a model of the same habits,
+not the same bits: sums of floating-point numbers depend on processor and threads.
+
+## What it does
+
+Measured on {data}: one greedy and several sampled responses (temperature 1) a query, {responses} sampled in all; the
+second look is sampled at temperature 0.9. In parentheses greedy decoding, or an independent second sample in place of
+the forced second look.
+
+| | |
+|---|---|
+| first pass, sampled (greedy) | {first} |
+| after a forced trigger, sampled (greedy) | {forced} |
+| wrong → right, forced (independent second sample) | {up} |
+| right → wrong, forced (independent second sample) | {down} |
+| first responses that reflect by themselves | {reflection} |
+| first responses that end by themselves | {finished} |
+
+First pass → forced second look, sampled, by kind and level ({per_cell} queries a cell):
+
+| kind | level 1 | level 2 | level 3 |
+|---|---|---|---|
+{table}
+"""

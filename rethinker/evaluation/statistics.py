@@ -1,4 +1,4 @@
-"""Accuracies with intervals. All intervals are 95 %.
+"""Accuracies with intervals. All intervals are 95%.
 
 A query is the unit that was drawn from the population; several samples of one query are not independent of each other.
 So every interval of sampled responses takes the queries as clusters.

@@ -8,7 +8,8 @@ Differs from the official code of arXiv:2504.08837 in: a response without a box 
 matched by its letter or text and not by ``startswith``; verdicts are binary, without a bonus for reflection words.
 
 `Grade.reason` begins with ``error:`` where the grader itself failed, so that a trainer can count it. Every other reason
-is a property of the answer. Timeouts depend on the machine; everything else is the same everywhere.
+is a property of the answer. Only timeouts depend on the
+machine's speed; every other verdict is the same everywhere.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def grade(response_text: str, gold: str, *, question: str = "", timeout_s: float
     """Grade the final answer of ``response_text`` against ``gold`` (with or without its box).
 
     ``question``: its text, where it lists the options of a multiple choice or asks for an order. ``timeout_s``: worker
-    seconds for this response, all comparisons together. Never raises on any text; a ``gold`` that `check_gold`
-    reports gives ``error: ...``.
+    seconds (CPU time, see `pool`) for this response, all comparisons together. Never raises on any text; a ``gold``
+    that `check_gold` reports gives ``error: ...``.
     """
     settled = _settle(extract_boxed(response_text), extract_gold(gold), question)
     return settled if isinstance(settled, Grade) else _judge(settled, extract_gold(gold), question, timeout_s)

@@ -77,6 +77,8 @@ def judge_letter(pred: str, letter: str, choices: dict[str, str], same: Same) ->
     if spaced and squeeze(choices.get(spaced.group(1), "")) == squeeze(spaced.group(2)) != "":
         return spaced.group(1) == letter, "choice letter" if spaced.group(1) == letter else "other choice letter"
     option = choices.get(letter, "")
+    if squeeze(pred) != squeeze(option) and _MORE_LETTERS.fullmatch(pred):
+        return False, "several choice letters"
     if option and same(pred, option):
         others = [text for key, text in choices.items() if key != letter and text]
         if not any(squeeze(pred) == squeeze(text) for text in others):

@@ -80,7 +80,7 @@ def strip_lead_in(text: str) -> str:
 
 def squeeze(text: str) -> str:
     """``text`` without white space, except between digits (``1 1/2`` is not ``11/2``): the key for exact equality."""
-    return _SPACES.sub("", _DIGIT_GAP.sub("\x1f", text))
+    return _SPACES.sub("", _DIGIT_GAP.sub("¦", text))
 
 
 _WORD_COMMANDS = re.compile(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 WORKERS = max(1, min(4, os.cpu_count() or 1))
+PATIENCE = 4.0  # a worker that the machine lets starve may take this many times its limit in wall time
 START_TIMEOUT_S = 60.0  # importing sympy takes half a second, much longer on a cold network disk
 _SCRIPT = Path(__file__).with_name("worker.py")
 
@@ -74,7 +75,11 @@ class _Worker:
         return self._process.poll() is None
 
     def ask(self, gold: str, pred: str, timeout_s: float) -> dict[str, Any] | None:
-        """The worker's reply; None if it did not come in time (the worker must then be killed)."""
+        """The worker's reply; None if it did not come in time (the worker must then be killed).
+
+        The limit is on the worker's CPU time where the system tells it (Linux), so that a busy machine does not turn
+        right answers into timeouts; elsewhere, and beyond `PATIENCE` times the limit, on wall time.
+        """
         line = json.dumps({"gold": gold, "pred": pred, "cpu_s": timeout_s}) + "\n"
         stdin = self._process.stdin
         assert stdin is not None
@@ -82,7 +87,24 @@ class _Worker:
             stdin.write(line.encode())
         except BrokenPipeError as error:
             raise WorkerDied(self._obituary()) from error
-        return self._read(timeout_s)
+        started, cpu_before = time.monotonic(), self.cpu_seconds()
+        wait_s = timeout_s
+        while True:
+            reply = self._read(wait_s)
+            cpu_now = self.cpu_seconds()
+            if reply is not None or cpu_before is None or cpu_now is None:
+                return reply
+            wait_s = min(timeout_s - (cpu_now - cpu_before), started + PATIENCE * timeout_s - time.monotonic())
+            if wait_s < 0.02:  # the kernel counts CPU time in hundredths of a second
+                return None
+
+    def cpu_seconds(self) -> float | None:
+        """CPU seconds the process has used; None where the system has no ``/proc``."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def kill(self) -> None:
         self._process.kill()
@@ -129,7 +151,7 @@ class WorkerPool:
         self._registered = False
 
     def ask(self, gold: str, pred: str, timeout_s: float) -> tuple[Reply, float]:
-        """math-verify's verdict on two LaTeX answers, and the seconds it took.
+        """math-verify's verdict on two LaTeX answers, and the worker seconds it took (counted as the limit is).
 
         Waiting for a free worker and starting one do not count against ``timeout_s``. A worker that dies is replaced
         and the question asked once more; the second death is an ``error``.
@@ -143,7 +165,7 @@ class WorkerPool:
                 except (WorkerDied, OSError) as error:
                     death = f"grader worker did not start: {error}"
                     continue
-                started = time.monotonic()
+                started, cpu_before = time.monotonic(), worker.cpu_seconds()
                 try:
                     answer = worker.ask(gold, pred, timeout_s)
                 except WorkerDied as error:
@@ -153,10 +175,13 @@ class WorkerPool:
                 except BaseException:  # Ctrl-C in the middle of a reply: this worker's pipe is out of step
                     self._discard(worker)
                     raise
-                seconds = time.monotonic() - started
                 if answer is None:
                     self._discard(worker)
-                    return Reply("timeout", "timeout"), seconds
+                    return Reply("timeout", "timeout"), timeout_s
+                cpu_now = worker.cpu_seconds()
+                seconds = time.monotonic() - started
+                if cpu_before is not None and cpu_now is not None:
+                    seconds = cpu_now - cpu_before
                 with self._lock:
                     self._idle.append(worker)
                 return Reply(answer["status"], answer["detail"]), seconds

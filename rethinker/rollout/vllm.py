@@ -12,6 +12,7 @@ import importlib.util
 import os
 import random
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,7 +137,7 @@ class VllmEngine:
         # vLLM gives sample i of a request the seed s + i: hashed, or neighbouring requests would share their noise.
         seed = int(np.random.SeedSequence(request.seed).generate_state(1, np.uint64)[0] >> np.uint64(2))
         return SamplingParams(
-            n=request.n,
+            n=request.n if sampling.temperature > 0 else 1,  # vLLM takes no n above 1 for greedy sampling
             temperature=sampling.temperature,
             top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
             max_tokens=token_budget(request, sampling),
@@ -162,6 +163,8 @@ class VllmEngine:
             )
             finished = bool(ids) and ids[-1] == self.policy.eos_id
             responses.append(Response(ids, logprobs, finished, self.policy.decode(ids)))
+        if len(responses) == 1:
+            return tuple(responses) * request.n
         if len(responses) != request.n:
             raise RuntimeError(f"request {request.request_id!r}: vLLM gave {len(responses)} of {request.n} responses")
         return tuple(responses)
@@ -224,7 +227,8 @@ def _unchanged_process() -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own imports
             yield
     finally:
         torch.set_num_threads = set_threads

@@ -1,0 +1,207 @@
+"""Configurations: what is refused and how it is said, stages, overrides, round trips."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+
+import pytest
+
+from rethinker import config as module
+from rethinker.config import RunConfig, load_config, to_dict, to_yaml
+from rethinker.schema import ConfigError
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = [
+    item.name for item in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(getattr(RunConfig(), item.name))
+]
+
+
+def message(*overrides: str, path: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def fields_of(hint: object) -> dict[str, object]:
+    assert isinstance(hint, type)
+    return typing.get_type_hints(hint)
+
+
+ALL_KEYS = [
+    (section, name, hint)
+    for section in SECTIONS
+    for name, hint in fields_of(type(getattr(RunConfig(), section))).items()
+]
+
+
+def test_defaults_are_the_papers():
+    config = load_config()
+    assert config == RunConfig()
+    assert (config.rollout.group_size, config.queries_per_episode, config.optim.train_batch_size) == (8, 1024, 512)
+    assert (config.replay.mode, config.replay.alpha, config.replay.lifetime) == ("ssr", 1.0, 1)
+    assert config.rethink.max_per_query == 2
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_an_unknown_key_names_its_neighbour(section):
+    name = dataclasses.fields(getattr(RunConfig(), section))[0].name
+    assert message(f"{section}.{name}x=1") == f"unknown setting '{section}.{name}x'; did you mean '{section}.{name}'?"
+
+
+def test_an_unknown_key_without_neighbour_lists_the_section():
+    text = message("launch.zzzzzz=1")
+    assert text == "unknown setting 'launch.zzzzzz'; launch has: accelerate, processes, threads"
+    assert message("qqqq=1").startswith("unknown setting 'qqqq'; the top level has: data, evaluation,")
+    assert message("optimm.lr=1") == "unknown setting 'optimm'; did you mean 'optim'?"
+
+
+@pytest.mark.parametrize(("section", "name", "hint"), ALL_KEYS, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_key_refuses_a_value_of_another_kind(section, name, hint):
+    wrong = "[[1]]" if hint != tuple[str, ...] else "{a: 1}"
+    text = message(f"{section}.{name}={wrong}")
+    assert text.startswith(f"{section}.{name}"), text
+
+
+@pytest.mark.parametrize(("section", "name", "hint"), ALL_KEYS, ids=lambda value: value if isinstance(value, str) else "")
+def test_only_what_is_optional_may_be_null(section, name, hint):
+    if type(None) in typing.get_args(hint) and typing.get_origin(hint) in (types.UnionType, typing.Union):
+        assert getattr(getattr(load_config(None, [f"{section}.{name}=null"]), section), name) is None
+    else:
+        assert f"{section}.{name}=None" in message(f"{section}.{name}=null")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.lr=0", "optim.lr=0.0: must be above 0"),
+        ("optim.lr=nan", "optim.lr=nan: must be above 0"),
+        ("optim.lr=.inf", "optim.lr=inf: must be above 0"),
+        ("optim.lr=fast", "optim.lr='fast': expected float, got str"),
+        ("optim.betas=[0.9]", "optim.betas=[0.9]: expected 2 values"),
+        ("optim.betas=[0.9,1.5]", "optim.betas[1]=1.5: must be at least 0 and at most 1"),
+        ("rollout.group_size=1", "rollout.group_size=1: must be at least 2"),
+        ("rollout.group_size=2.5", "rollout.group_size=2.5: expected int, got float"),
+        ("rollout.group_size=true", "rollout.group_size=True: expected int, got bool"),
+        ("rollout.top_p=1.1", "rollout.top_p=1.1: must be above 0 and at most 1"),
+        ("model.freeze_vision=1", "model.freeze_vision=1: expected bool, got int"),
+        ("replay.mode=srr", "replay.mode='srr': allowed are 'grpo', 'filter', 'ssr', 'dynamic_sampling'"),
+        ("replay.mode=srr", "; did you mean 'ssr'?"),
+        ("grpo.kl_estimator=[k1]", "grpo.kl_estimator=['k1']: allowed are 'k1', 'k2', 'k3'"),
+        ("grpo.dual_clip=1", "grpo.dual_clip=1.0: must be above 1"),
+        ("rethink.fraction=1", "rethink.fraction=1.0: Forced Rethinking needs q < 1"),
+        ("optim.train_batch_size=100", "does not divide the 8192 samples of an episode"),
+        ("evaluation.modes=[plain,force]", "evaluation.modes[1]='force': allowed are"),
+        ("optim=3", "optim=3: expected a section of settings"),
+        ("optim", "'optim': an override is written key=value, e.g. optim.lr=5e-5"),
+        ("stages=[]", "stages: needs at least one stage"),
+        ("stages=[{name: a},{name: a}]", "distinct names, got ['a', 'a']"),
+        ("stages=[{episodes: 0}]", "stages[0].episodes=0: must be at least 1"),
+        ("stages=[{episode: 2}]", "unknown setting 'stages[0].episode'; did you mean 'stages[0].episodes'?"),
+        ("stages=3", "stages=3: expected a list"),
+        ("seed=-1", "seed=-1: must be at least 0"),
+    ],
+)
+def test_bad_values(override, expected):
+    text = message(override)
+    assert expected in text
+    assert "\n" not in text
+
+
+def test_numbers_as_yaml_reads_them(tmp_path):
+    path = write(tmp_path, "name: 7\noptim:\n  lr: 5e-5\n  weight_decay: 0\n")
+    config = load_config(path, ["grpo.importance_cap=null", "rollout.temperature=1"])
+    assert (config.name, config.optim.lr, config.optim.weight_decay) == ("7", 5e-5, 0.0)
+    assert config.grpo.importance_cap is None and config.rollout.temperature == 1.0
+
+
+def test_unreadable_files(tmp_path):
+    assert "missing.yaml" in message(path=tmp_path / "missing.yaml")
+    assert "config.yaml" in message(path=write(tmp_path, "optim: [1, 2"))
+    assert message(path=write(tmp_path, "- 1\n")) == f"{tmp_path / 'config.yaml'}: holds no mapping of settings"
+    assert message(path=write(tmp_path, "optim:\n")) == "optim=None: expected a section of settings"
+
+
+TWO_STAGES = """
+stages:
+  - {name: first, episodes: 2}
+  - name: second
+    episodes: 3
+    overrides: {rethink: {fraction: 0.5}, optim: {lr: 0.5}, evaluation: {every: 1}}
+"""
+
+
+def test_stages(tmp_path):
+    config = load_config(write(tmp_path, TWO_STAGES), ["grpo.clip_high=0.3"])
+    assert config.episodes == 5
+    first, second = config.for_stage(0), config.for_stage(1)
+    assert first == config
+    assert (second.rethink.fraction, second.optim.lr, second.evaluation.every) == (0.5, 0.5, 1)
+    assert second.grpo.clip_high == 0.3 and second.rethink.max_per_query == 2
+    assert second.stages == config.stages
+
+
+def test_an_override_reaches_into_a_stage(tmp_path):
+    config = load_config(write(tmp_path, TWO_STAGES), ["stages.1.episodes=9", "stages.1.overrides.rethink.fraction=0.25"])
+    assert config.episodes == 11
+    assert config.for_stage(1).rethink.fraction == 0.25 and config.for_stage(1).optim.lr == 0.5
+    assert "stages.7.episodes" in message("stages.7.episodes=1", path=tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("{rethink: {fractoin: 0.5}}", "unknown setting 'rethink.fractoin'; did you mean 'rethink.fraction'?"),
+        ("{rethink: {fraction: 2}}", "rethink.fraction=2.0: must be at least 0 and at most 1"),
+        ("{rethink: 2}", "rethink=2: expected a section of settings"),
+        ("{model: {path: x}}", "a stage can set evaluation, grpo, optim, replay, rethink, rollout, tracking, not 'model'"),
+        ("{rollout: {engine: vllm}}", "'rollout.engine' is for the whole run; a stage can set rollout.group_size"),
+        ("{rollout: {group_size: 7}}", "optim.train_batch_size=512 does not divide"),
+    ],
+)
+def test_bad_stage_overrides_name_the_stage(tmp_path, overrides, expected):
+    text = message(path=write(tmp_path, f"stages: [{{name: a}}, {{name: b, overrides: {overrides}}}]"))
+    assert text.startswith("stages[1].overrides (stage 'b'): ") and expected in text
+
+
+def test_every_stage_key_exists():
+    for section, names in module.STAGE_KEYS.items():
+        known = {item.name for item in dataclasses.fields(getattr(RunConfig(), section))}
+        assert set(names) <= known
+    assert {*module.STAGE_KEYS, *module.STAGE_SECTIONS} <= set(SECTIONS)
+
+
+def test_round_trip(tmp_path):
+    config = load_config(
+        write(tmp_path, TWO_STAGES),
+        [
+            'data.prompt_suffix="\\n\\nPut your answer within \\\\boxed{}."',
+            "data.prompt_hint='yes: no # {a}'",
+            "optim.lr=1e-6",
+            "grpo.dual_clip=3",
+            "model.max_pixels=1003520",
+            "name='0012'",
+        ],
+    )
+    assert config.data.prompt_suffix == "\n\nPut your answer within \\boxed{}."
+    again = load_config(write(tmp_path, to_yaml(config)))
+    assert again == config
+    assert to_yaml(again) == to_yaml(config)
+    assert module._build(to_dict(config)) == config
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_experiment_loads(path):
+    if "accelerate" in path.parent.name:
+        pytest.skip("a file of `accelerate config`, not a run")
+    config = load_config(path)
+    assert [config.for_stage(index) for index in range(len(config.stages))]
+    assert load_config(path, ["seed=1"]).seed == 1

@@ -1,0 +1,62 @@
+"""Every figure draws from run files alone, in both themes; captions carry the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from synthetic_run import write_run
+
+from rethinker import plots
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("world") / "run", stages=(2, 2), queries=8, held_out=16)
+
+
+@pytest.mark.parametrize("name", plots.FIGURES)
+def test_figures(run: Path, name: str) -> None:
+    drawing = plots.draw(run, name, plots.DARK)
+    assert "n\u00a0=\u00a0" in drawing.caption or "held-out queries" in drawing.caption
+    assert drawing.figure.get_facecolor()[:3] == pytest.approx([0x15 / 255, 0x17 / 255, 0x1A / 255])
+    svg = plots.render(drawing, "svg")
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+
+
+def test_captions_give_the_numbers(run: Path) -> None:
+    assert "16 held-out queries, n\u00a0=\u00a064 responses a bar" in plots.draw(run, "fig7").caption
+    assert "95% Wilson interval" in plots.draw(run, "validation").caption
+    assert "n\u00a0=\u00a08 queries an episode" in plots.draw(run, "vanishing").caption
+
+
+def test_stage_boundary_is_marked(run: Path) -> None:
+    for axis in plots.draw(run, "overview").figure.axes:
+        assert [text.get_text() for text in axis.texts] == ["reasoner", "rethinker"]
+        assert any(list(line.get_xdata()) == [2.5, 2.5] for line in axis.lines)
+
+
+def test_same_run_same_bytes(run: Path) -> None:
+    first, second = (plots.render(plots.draw(run, "fig7"), "svg") for _ in range(2))
+    assert first == second
+
+
+def test_save_skips_what_has_no_data(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=(1,), queries=4, held_out=6)
+    with pytest.raises(plots.NoData, match="Nothing was forced"):
+        plots.draw(run, "rethinking")
+    paths = plots.save_figures(run, tmp_path / "figures", ["kinds", "rethinking"])
+    assert [path.name for path in paths] == [
+        f"kinds-{theme}.{kind}" for theme in plots.THEMES for kind in ("svg", "png")
+    ]
+    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no figure 'pie'"):
+        plots.draw(run, "pie")
+
+
+def test_long_runs_are_smoothed_and_say_so() -> None:
+    from rethinker.plot_style import smoothing
+
+    assert smoothing(40) == ""
+    assert "running means over 10 episodes" in smoothing(200)

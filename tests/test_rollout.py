@@ -1,0 +1,265 @@
+"""Roll-out engines: the scripted one, the transformers one, the canary. (vLLM: test_vllm.py.)"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+import rethinker.rollout
+from rethinker.config import ModelConfig, RolloutConfig, RunConfig
+from rethinker.policy.forward import PolicyForward, token_logprobs
+from rethinker.policy.loading import load_policy
+from rethinker.rollout import ScriptedEngine, TransformersEngine, canary_gap, make_engine
+from rethinker.rollout.sampler import choose, sampling_logprobs, uniform_stream
+from rethinker.types import Query, Request, Sampling
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_folder):
+    return load_policy(ModelConfig(path=str(tiny_folder)))
+
+
+@pytest.fixture
+def engine(policy):
+    return TransformersEngine(policy, batch_size=3)
+
+
+def make_requests(queries, n=3):
+    return [Request(query.qid, query, seed=100 + index, n=n) for index, query in enumerate(queries)]
+
+
+# --- scripted -------------------------------------------------------------------------------------------------------
+
+
+def test_scripted_engine(policy):
+    query = Query("q", "2 + 2?", "4")
+    engine = ScriptedEngine(lambda request, index: f"answer {index} to {request.query.qid}", policy.tokenizer)
+    answers = engine.generate([Request("a", query, 0, n=2), Request("b", query, 0)], Sampling(max_new_tokens=50))
+    assert [r.text for r in answers["a"]] == ["answer 0 to q", "answer 1 to q"]
+    first = answers["b"][0]
+    assert first.finished and first.token_ids[-1] == policy.eos_id
+    assert len(first.logprobs) == len(first.token_ids)
+    cut = engine.generate([Request("c", query, 0, prefix_ids=(5, 6))], Sampling(max_new_tokens=5))["c"][0]
+    assert len(cut.token_ids) == 3 and not cut.finished
+    assert len(engine.calls) == 2
+    engine.sync_weights("weights")
+    assert engine.syncs == ["weights"]
+
+
+def test_bad_requests_are_errors(policy, engine):
+    query = Query("q", "2 + 2?", "4")
+    scripted = ScriptedEngine(lambda request, index: "x", policy.tokenizer)
+    for each in (engine, scripted):
+        with pytest.raises(ValueError, match=r"must be unique.*'a'"):
+            each.generate([Request("a", query, 0), Request("a", query, 1)], Sampling())
+        with pytest.raises(ValueError, match=r"'a' \(query 'q'\): its prefix of 4 tokens leaves no room"):
+            each.generate([Request("a", query, 0, prefix_ids=(1, 2, 3, 4))], Sampling(max_new_tokens=4))
+        with pytest.raises(ValueError, match="n=0"):
+            each.generate([Request("a", query, 0, n=0)], Sampling())
+        assert each.generate([], Sampling()) == {}
+
+
+# --- the sampler's law ----------------------------------------------------------------------------------------------
+
+
+def test_sampling_law():
+    """40,000 draws from five tokens, one banned, at temperature 0.5: each count within 5 standard deviations of the
+    closed form (chance of a false alarm about 2e-6)."""
+    logits = torch.tensor([[0.0, 1.0, -0.5, 0.3, 2.0]])
+    weights = [math.exp(2 * x) for x in (0.0, 1.0, -0.5, 0.3)]
+    expected = [w / sum(weights) for w in weights] + [0.0]
+    logprobs = sampling_logprobs(logits, torch.tensor([4]), temperature=0.5, top_p=1.0)
+    torch.testing.assert_close(logprobs[0, :4].exp(), torch.tensor(expected[:4]), atol=1e-6, rtol=0)
+    draws = 40_000
+    uniforms = torch.from_numpy(uniform_stream(seed=1, index=0, length=draws))
+    counts = Counter(choose(logprobs.expand(draws, -1), uniforms).tolist())
+    for token, p in enumerate(expected):
+        assert abs(counts[token] - draws * p) <= 5 * math.sqrt(draws * p * (1 - p))
+
+
+def test_top_p_keeps_the_smallest_set_and_renormalises():
+    """0.5, 0.3, 0.15, 0.05 in mixed order: top_p 0.7 keeps 0.5 and 0.3, so 0.625 and 0.375."""
+    logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
+    none = torch.tensor([], dtype=torch.long)
+    kept = sampling_logprobs(logits, none, 1.0, 0.7).exp()[0]
+    torch.testing.assert_close(kept, torch.tensor([0.0, 0.625, 0.0, 0.375]), atol=1e-6, rtol=0)
+    only = sampling_logprobs(logits, none, 1.0, 0.01).exp()[0]
+    torch.testing.assert_close(only, torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    dropped = choose(sampling_logprobs(logits, none, 1.0, 0.7).expand(1000, -1), torch.linspace(0, 1 - 1e-9, 1000))
+    assert set(dropped.tolist()) == {1, 3}
+
+
+def test_inversion_by_hand():
+    logprobs = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log()
+    points = torch.tensor([0.0, 0.24, 0.26, 0.74, 0.76, 0.999], dtype=torch.float64)
+    assert choose(logprobs.expand(6, -1), points).tolist() == [0, 0, 2, 2, 3, 3]
+
+
+def test_streams_are_distinct_and_repeatable():
+    a = uniform_stream(7, 0, 100)
+    assert (a == uniform_stream(7, 0, 100)).all()
+    assert (a[:10] == uniform_stream(7, 0, 10)).all()
+    assert not (a == uniform_stream(7, 1, 100)).any()
+    assert not (a == uniform_stream(8, 0, 100)).any()
+
+
+# --- transformers ---------------------------------------------------------------------------------------------------
+
+
+def test_greedy_equals_generate(policy, engine, queries):
+    answers = engine.generate(make_requests(queries, n=1), Sampling(temperature=0, max_new_tokens=20))
+    for query in queries:
+        prompt = policy.prompt(query)
+        ids = torch.tensor([prompt.ids])
+        vision = {}
+        if query.images:
+            vision = {
+                "pixel_values": torch.cat([policy.images.get(path).values for path in query.images]),
+                "image_grid_thw": torch.tensor(prompt.grids),
+                "mm_token_type_ids": (ids == policy.image_id).int(),
+            }
+        policy.model.model.rope_deltas = None
+        output = policy.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=20,
+            suppress_tokens=list(policy.banned_ids),
+            **vision,
+        )
+        assert list(answers[query.qid][0].token_ids) == output[0, len(prompt.ids) :].tolist()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_equal_the_trainers(policy, engine, queries, temperature):
+    requests = make_requests(queries)
+    answers = engine.generate(requests, Sampling(temperature=temperature, max_new_tokens=24))
+    pairs = [(request.query, response) for request in requests for response in answers[request.request_id]]
+    items = [(query, response.token_ids) for query, response in pairs]
+    with torch.no_grad():
+        logprobs, _, _ = token_logprobs(policy, PolicyForward(policy.model), items, temperature=temperature)
+    for row, (_, response) in enumerate(pairs):
+        found = logprobs[row, : len(response.token_ids)]
+        torch.testing.assert_close(found, torch.tensor(response.logprobs), atol=2e-5, rtol=0)
+
+
+def test_samples_do_not_depend_on_the_batch(policy, queries):
+    sampling = Sampling(max_new_tokens=16)
+    requests = make_requests(queries)
+    together = TransformersEngine(policy, batch_size=8).generate(requests, sampling)
+    shuffled = TransformersEngine(policy, batch_size=2).generate(requests[::-1], sampling)
+    fewer = TransformersEngine(policy).generate([dataclasses.replace(requests[2], n=1)], sampling)
+    for request in requests:
+        for one, other in zip(together[request.request_id], shuffled[request.request_id], strict=True):
+            assert one.token_ids == other.token_ids
+    assert fewer["two"][0].token_ids == together["two"][0].token_ids
+    assert len({r.token_ids for r in together["one"]}) == 3  # the samples of a request differ
+    other_seed = TransformersEngine(policy).generate([dataclasses.replace(requests[1], seed=999)], sampling)
+    assert other_seed["one"][0].token_ids != together["one"][0].token_ids
+
+
+def test_banned_tokens_are_never_sampled(policy, engine, queries):
+    answers = engine.generate(make_requests(queries, n=8), Sampling(temperature=5.0, max_new_tokens=30))
+    sampled = {token for responses in answers.values() for r in responses for token in r.token_ids}
+    assert not sampled & set(policy.banned_ids)
+    assert len(sampled) > 100
+
+
+def test_ends_and_cuts(policy, engine, queries):
+    answers = engine.generate(make_requests(queries, n=16), Sampling(max_new_tokens=40))
+    responses = [r for each in answers.values() for r in each]
+    assert {r.finished for r in responses} == {True, False}
+    for response in responses:
+        assert response.finished == (response.token_ids[-1] == policy.eos_id)
+        assert policy.eos_id not in response.token_ids[:-1]
+        assert response.finished or len(response.token_ids) == 40
+        assert len(response.logprobs) == len(response.token_ids)
+        assert "<|im_end|>" not in response.text
+
+
+def test_finished_rows_leave_the_batch(policy, queries):
+    """The rows times steps that were computed, with a frequent token as EOS so that lengths differ."""
+    requests = make_requests(queries, n=8)
+    sampling = Sampling(max_new_tokens=40)
+    answers = TransformersEngine(policy).generate(requests, sampling)
+    tokens = Counter(token for each in answers.values() for r in each for token in r.token_ids)
+    engine = TransformersEngine(dataclasses.replace(policy, eos_id=tokens.most_common(1)[0][0]))
+    lengths = [len(r.token_ids) for each in engine.generate(requests, sampling).values() for r in each]
+    assert sum(length - 1 for length in lengths) <= engine.decode_rows
+    assert engine.decode_rows <= sum(lengths) / rethinker.rollout.transformers.KEEP_ROWS
+    assert engine.decode_rows < 0.8 * len(lengths) * max(lengths)
+
+
+def test_continuation_of_a_prefix(policy, engine, queries):
+    """What follows the first tokens of a greedy response is its rest, also with neighbours of other lengths."""
+    sampling = Sampling(temperature=0, max_new_tokens=20)
+    whole = engine.generate(make_requests(queries, n=1), sampling)
+    requests = [
+        Request(query.qid, query, seed=0, n=1 + index % 2, prefix_ids=whole[query.qid][0].token_ids[: 2 * index])
+        for index, query in enumerate(queries)
+    ]
+    rest = engine.generate(requests, sampling)
+    for request in requests:
+        full = whole[request.request_id][0]
+        for response in rest[request.request_id]:
+            assert request.prefix_ids + response.token_ids == full.token_ids
+            tail = full.logprobs[len(request.prefix_ids) :]
+            torch.testing.assert_close(torch.tensor(response.logprobs), torch.tensor(tail), atol=2e-5, rtol=0)
+
+
+def test_the_mode_of_the_model_is_restored(policy, engine, queries):
+    policy.model.train()
+    engine.generate(make_requests(queries[:1]), Sampling(max_new_tokens=2))
+    assert policy.model.training
+    policy.model.eval()
+    engine.generate(make_requests(queries[:1]), Sampling(max_new_tokens=2))
+    assert not policy.model.training
+
+
+def test_images_are_encoded_once_a_prompt(policy, queries, monkeypatch):
+    seen = []
+    visual = policy.model.model.visual
+    forward = visual.forward
+    monkeypatch.setattr(
+        visual, "forward", lambda *args, **kwargs: seen.append(len(kwargs["grid_thw"])) or forward(*args, **kwargs)
+    )
+    TransformersEngine(policy).generate(make_requests(queries, n=8), Sampling(max_new_tokens=3))
+    assert seen == [4]  # 5 images shown, 4 distinct
+
+
+# --- canary and choice of engine --------------------------------------------------------------------------------------
+
+
+def test_canary_sees_changed_weights(policy, queries, tiny_folder):
+    other = load_policy(ModelConfig(path=str(tiny_folder)))
+    forward = PolicyForward(policy.model)
+    engine = TransformersEngine(other)
+    sampling = Sampling(top_p=0.9, max_new_tokens=12)
+    prefixed = Request("prefixed", queries[1], seed=3, n=2, prefix_ids=(5, 6, 7))
+    probes = [*make_requests(queries, n=2), prefixed]
+    assert canary_gap(engine, policy, forward, probes, sampling) < 1e-5
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(1.05)
+    assert canary_gap(engine, policy, forward, probes, sampling) > 1e-2
+    engine.sync_weights(policy.model)
+    assert canary_gap(engine, policy, forward, probes, sampling) < 1e-5
+    with pytest.raises(ValueError, match="at least one probe"):
+        canary_gap(engine, policy, forward, [], sampling)
+
+
+def test_make_engine(policy, monkeypatch):
+    def config(engine):
+        return RunConfig(rollout=RolloutConfig(engine=engine, batch_size=5))
+
+    made = make_engine(config("transformers"), policy)
+    assert isinstance(made, TransformersEngine) and made.batch_size == 5
+    monkeypatch.setattr(rethinker.rollout, "vllm_available", lambda: False)
+    monkeypatch.setattr(rethinker.rollout.vllm, "vllm_available", lambda: False)
+    assert isinstance(make_engine(config("auto"), policy), TransformersEngine)
+    with pytest.raises(ImportError, match=r"vLLM is not installed.*rollout\.engine=transformers"):
+        make_engine(config("vllm"), policy)

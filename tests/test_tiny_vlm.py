@@ -1,0 +1,268 @@
+"""The tiny VLM: Qwen2.5-VL's layout, the losses of its pretraining, and what the committed checkpoint can do."""
+
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from rethinker.config import ModelConfig
+from rethinker.datasets.puzzles import KINDS, LEVELS, make_puzzle
+from rethinker.grading import grade
+from rethinker.policy.loading import load_policy
+from rethinker.policy.prompt import prompt_text
+from rethinker.policy.tiny import SPECIAL_TOKENS, equal_size_pixels, tiny_model, tiny_processor, train_tokenizer
+from rethinker.pretrain import (
+    IGNORED,
+    PretrainSettings,
+    TraceBatches,
+    cycle_ends,
+    draw_puzzle,
+    make_optimizers,
+    positions,
+    pretrain_tiny,
+    puzzle_query,
+    rate_factor,
+    supervised_loss,
+    tokenizer_corpus,
+    train_step,
+)
+from rethinker.rethink import TRIGGERS
+from rethinker.rollout.transformers import TransformersEngine
+from rethinker.types import Query, Request, Sampling
+
+COMMITTED = Path(__file__).parents[1] / "data" / "tiny-vlm"
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor(train_tokenizer(tokenizer_corpus(2000, seed=0)))
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    return tiny_model(processor.tokenizer, seed=0)
+
+
+@pytest.fixture
+def batches(processor):
+    return TraceBatches(processor, PretrainSettings(batch_size=10, rethinking_share=0.7))
+
+
+# Tokenizer and processor
+
+
+def test_special_tokens_are_qwens_in_its_order(processor) -> None:
+    tokenizer = processor.tokenizer
+    ids = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+    assert ids == list(range(len(tokenizer) - len(SPECIAL_TOKENS), len(tokenizer)))
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+
+
+def test_the_same_corpus_gives_the_same_tokenizer(processor) -> None:
+    again = train_tokenizer(tokenizer_corpus(2000, seed=0))
+    assert again.get_vocab() == processor.tokenizer.get_vocab()
+
+
+def test_text_comes_back_whatever_it_is(processor) -> None:
+    tokenizer = processor.tokenizer
+    for text in ("The answer is \\boxed{23}.", "Bruchteil: ½ \u00fcber 北京\n\n\tend", "  12:00  "):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS.values())
+def test_a_trigger_is_tokenised_in_one_go_as_in_two(processor, trigger: str) -> None:
+    """Forcing splices the trigger's ids; pretraining tokenises its first token (no loss) and the rest apart."""
+    tokenizer = processor.tokenizer
+    (first,) = tokenizer("\n\n")["input_ids"]
+    rest = tokenizer(trigger.removeprefix("\n\n"))["input_ids"]
+    assert tokenizer(trigger)["input_ids"] == [first, *rest]
+
+
+def test_fast_pixels_are_the_processors(processor) -> None:
+    rng = random.Random(0)
+    images = [draw_puzzle(rng).image for _ in range(5)]
+    expected = processor.image_processor(images=images, return_tensors="pt")
+    pixels, grid = equal_size_pixels(images)
+    assert torch.equal(grid, expected["image_grid_thw"])
+    torch.testing.assert_close(pixels, expected["pixel_values"], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="one size"):
+        equal_size_pixels([images[0], Image.new("RGB", (32, 32))])
+    with pytest.raises(ValueError, match="70x64 pixels"):
+        equal_size_pixels([Image.new("RGB", (70, 64))])
+
+
+# What carries loss
+
+
+def test_only_the_right_tokens_carry_loss(processor, batches) -> None:
+    tokenizer = processor.tokenizer
+    plain, rethinking = batches.step()
+    assert len(plain["input_ids"]) == 3
+    assert len(rethinking["input_ids"]) == 7
+    for batch in (plain, rethinking):
+        supervised = batch["labels"] != IGNORED
+        assert torch.equal(batch["labels"][supervised], batch["input_ids"][supervised])
+    for ids, labels in zip(plain["input_ids"], plain["labels"], strict=True):
+        text = tokenizer.decode(ids).split("<|im_start|>assistant\n")[1].replace("<|endoftext|>", "")
+        assert tokenizer.decode(labels[labels != IGNORED]) == text
+        assert text.startswith("The answer is \\boxed{")
+    for ids, labels in zip(rethinking["input_ids"], rethinking["labels"], strict=True):
+        text = tokenizer.decode(ids).split("<|im_start|>assistant\n")[1].replace("<|endoftext|>", "")
+        first, _, rest = text.partition("\n\nWait")
+        assert "boxed" in first
+        assert tokenizer.decode(labels[labels != IGNORED]) == "Wait" + rest
+        assert rest.endswith("<|im_end|>")
+
+
+def test_prompts_are_those_of_training(processor, batches) -> None:
+    """The ids before the answer are the processor's for the prompt's text and an image, image tokens included."""
+    ids = batches.step()[0]["input_ids"][0]
+    question = processor.tokenizer.decode(ids).split("<|vision_end|>")[1].split("<|im_end|>")[0]
+    prompt = prompt_text(processor, Query("q", f"<image>{question}", "1", ("any.png",)))
+    expected = processor(text=[prompt], images=[Image.new("RGB", (64, 64))])["input_ids"][0]
+    assert ids[: len(expected)].tolist() == list(expected)
+
+
+def test_shared_positions_are_the_models_own(model, batches) -> None:
+    _, batch = batches.step()
+    types = (batch["input_ids"] == model.config.image_token_id).int()
+    expected, _ = model.model.get_rope_index(batch["input_ids"], types, image_grid_thw=batch["image_grid_thw"])
+    assert torch.equal(positions(model, batch), expected)
+    moved = dict(batch, input_ids=torch.stack([batch["input_ids"][0], batch["input_ids"][0].roll(1)]))
+    with pytest.raises(ValueError, match="same place"):
+        positions(model, moved)
+
+
+def test_the_loss_is_that_of_transformers(model, batches) -> None:
+    _, batch = batches.step()
+    types = (batch["input_ids"] == model.config.image_token_id).int()
+    with torch.no_grad():
+        expected = model(**batch, mm_token_type_ids=types).loss * (batch["labels"] != IGNORED).sum()
+        torch.testing.assert_close(supervised_loss(model, batch), expected, rtol=1e-5, atol=1e-4)
+
+
+# Training
+
+
+def test_micro_batches_add_up_to_one_batch(processor, batches) -> None:
+    """Same puzzles in one step, split in two ways: the same loss and the same weights."""
+    _, whole = batches.step()
+    parts = [{key: value[rows] for key, value in whole.items()} for rows in (slice(0, 2), slice(2, 7))]
+    for part, pixels in zip(parts, whole["pixel_values"].split([2 * 64, 5 * 64]), strict=True):
+        part["pixel_values"] = pixels
+    losses, weights = [], []
+    for split in ([whole], parts):
+        model = tiny_model(processor.tokenizer, seed=1)
+        losses.append(train_step(model, make_optimizers(model, 1e-3), split, clip_norm=1e9))
+        weights.append(torch.cat([weight.flatten() for weight in model.parameters()]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    # Adam's first step is the sign of the gradient: where that is rounding noise, weights may differ.
+    assert ((weights[0] - weights[1]).abs() > 1e-4).float().mean() < 0.01
+
+
+def test_training_learns_and_repeats_exactly(tmp_path: Path) -> None:
+    settings = PretrainSettings(steps=6, restarts=(4,), batch_size=4, tokenizer_traces=200, warmup_steps=2)
+    for name in ("one", "two"):
+        pretrain_tiny(tmp_path / name, settings)
+    one, two = (Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    processor = AutoProcessor.from_pretrained(tmp_path / "one")
+    batch = TraceBatches(processor, settings).step()[1]
+    tokens = (batch["labels"] != IGNORED).sum()
+    with torch.no_grad():
+        start = supervised_loss(tiny_model(processor.tokenizer, 0), batch) / tokens
+        assert supervised_loss(one, batch) / tokens < start - 0.3
+    with pytest.raises(ValueError, match="at least 1"):
+        pretrain_tiny(tmp_path / "none", PretrainSettings(steps=0))
+
+
+def test_every_weight_has_one_optimiser_and_muon_takes_matrices(model) -> None:
+    muon, adam = make_optimizers(model, 1e-3)
+    of_muon, of_adam = ([weight for group in one.param_groups for weight in group["params"]] for one in (muon, adam))
+    assert sorted(map(id, of_muon + of_adam)) == sorted(map(id, model.parameters()))
+    assert all(weight.ndim == 2 for weight in of_muon)
+    assert any(weight is model.model.language_model.embed_tokens.weight for weight in of_adam)
+
+
+def test_cycles_end_where_the_rate_restarts() -> None:
+    assert cycle_ends(PretrainSettings(steps=1000, restarts=(600, 900, 1200))) == [600, 900, 1000]
+    assert cycle_ends(PretrainSettings(steps=500, restarts=(600,))) == [500]
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    settings = PretrainSettings(warmup_steps=10, flat_share=0.5, final_rate=0.03)
+    factors = [rate_factor(step, 1000, settings) for step in (1, 5, 10, 500, 751, 1000)]
+    assert factors == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.03])
+
+
+# The committed checkpoint
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy(ModelConfig(path=str(COMMITTED)))
+
+
+def test_the_checkpoint_is_small_whole_and_opens(policy) -> None:
+    assert sum(path.stat().st_size for path in COMMITTED.iterdir()) < 5_000_000
+    assert all(weight.dtype == torch.float32 for weight in policy.model.parameters())
+    assert policy.model.config.model_type == "qwen2_5_vl"
+    assert sum(weight.numel() for weight in policy.model.parameters()) < 1_000_000
+    tokenizer = AutoTokenizer.from_pretrained(COMMITTED)
+    assert tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    assert tokenizer.chat_template == policy.processor.chat_template
+
+
+def test_the_command_of_record_makes_the_committed_tokenizer(policy) -> None:
+    settings = PretrainSettings()
+    made = train_tokenizer(tokenizer_corpus(settings.tokenizer_traces, settings.seed))
+    assert made.get_vocab() == policy.tokenizer.get_vocab()
+
+
+def greedy(policy, puzzles, images: list[str]) -> list[str]:
+    """Greedy responses to the questions of ``puzzles``, asked about ``images`` (paths)."""
+    requests = [
+        Request(str(index), puzzle_query(puzzle, str(index), image), seed=0)
+        for index, (puzzle, image) in enumerate(zip(puzzles, images, strict=True))
+    ]
+    responses = TransformersEngine(policy).generate(requests, Sampling(temperature=0.0, max_new_tokens=100))
+    return [responses[request.request_id][0].text for request in requests]
+
+
+def test_a_blind_model_cannot_answer(policy, tmp_path: Path) -> None:
+    """Every question is asked about its own image and about that of another query with the very same question.
+
+    Chance is the share of queries whose answer the other image has as well. With true accuracies of 0.40 and 0.12 on
+    200 queries or more the difference has a standard error of 0.04: below 0.15 it would fall by accident once in 1,000
+    draws of fresh queries. Seed and decoding are fixed, so that on one checkpoint the outcome is always the same.
+    """
+    rng = random.Random("blind test")
+    by_question = defaultdict(list)
+    for index in range(306):
+        cell = index % (len(KINDS) * len(LEVELS))
+        puzzle = make_puzzle(KINDS[cell // len(LEVELS)], LEVELS[cell % len(LEVELS)], rng)
+        by_question[puzzle.question, puzzle.level].append(puzzle)
+    groups = [group for group in by_question.values() if len(group) > 1]
+    puzzles = [puzzle for group in groups for puzzle in group]
+    others = [other for group in groups for other in group[1:] + group[:1]]
+    size = len(puzzles)
+    assert size > 200
+    assert {puzzle.kind for puzzle in puzzles} == set(KINDS)
+
+    def accuracy(shown) -> float:
+        paths = []
+        for puzzle in shown:
+            paths.append(str(tmp_path / f"{puzzle.key}.png"))
+            puzzle.image.save(paths[-1])
+        texts = greedy(policy, puzzles, paths)
+        return sum(grade(text, puzzle.answer).correct for text, puzzle in zip(texts, puzzles, strict=True)) / size
+
+    own, blind = accuracy(puzzles), accuracy(others)
+    chance = sum(puzzle.answer == other.answer for puzzle, other in zip(puzzles, others, strict=True)) / size
+    assert own > 0.3
+    assert own - blind > 0.15
+    assert blind < chance + 0.08
