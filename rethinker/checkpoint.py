@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from rethinker.files import atomic_write_text
 from rethinker.policy.loading import Policy, save_model
 from rethinker.records import sample_from_dict, sample_to_dict
+from rethinker.run_folder import LAST
 
-LAST, BEST = "last", "best"
+BEST = "best"  # the link to the checkpoint with the best validation accuracy
 
 
 def save_checkpoint(

@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 def train(arguments: argparse.Namespace) -> int:
     from rethinker import launch
     from rethinker.config import load_config
-    from rethinker.experiment import check_folder, run_state
+    from rethinker.run_folder import check_folder, run_state
 
     config = load_config(arguments.config, arguments.overrides)
     check_folder(config, resume=arguments.resume)

@@ -120,10 +120,12 @@ def load_rollouts(run: str | Path, columns: Sequence[str] | None = None) -> pd.D
     tables = []
     for path in paths:
         try:
-            tables.append(parquet.read_table(path, columns=wanted).to_pandas())
+            with parquet.ParquetFile(path) as file:
+                missing = sorted(set(wanted) - set(file.schema_arrow.names))
+                if not missing:
+                    tables.append(file.read(columns=wanted).to_pandas())
         except (ArrowException, OSError) as error:
             raise ValueError(f"{path} cannot be read ({error}); move it away to go on without this episode") from error
-        missing = sorted(set(wanted) - set(tables[-1].columns))
         if missing:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}: was it written by another version?")
     return pd.concat(tables, ignore_index=True)
@@ -159,7 +161,9 @@ def _first_queries(run: Path, stamps: tuple[Stamp, ...]) -> pd.DataFrame:
     keys = ["episode", "stage", "qid", "category", "level"]
     rows = load_rollouts(run, [*keys, "pass", "correct", "tokens"])
     rows = rows[rows["pass"] == "first"]
-    queries = rows.groupby(keys, as_index=False).agg(accuracy=("correct", "mean"), tokens=("tokens", "sum"))
+    queries = rows.groupby(keys, as_index=False, dropna=False).agg(
+        accuracy=("correct", "mean"), tokens=("tokens", "sum")
+    )
     queries["all_correct"] = queries["accuracy"] == 1
     queries["all_incorrect"] = queries["accuracy"] == 0
     queries["effective"] = ~queries["all_correct"] & ~queries["all_incorrect"]

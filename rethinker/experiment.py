@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-
 from transformers.utils.logging import disable_progress_bar
 
 from rethinker import checkpoint
-from rethinker.config import RunConfig, load_config, to_dict, to_yaml
+from rethinker.config import RunConfig, load_config, to_yaml
 from rethinker.datasets.io import describe_dropped, load_queries
 from rethinker.datasets.order import QueryOrder
 from rethinker.evaluation.evaluate import evaluate, validate
@@ -31,18 +30,12 @@ from rethinker.provenance import provenance
 from rethinker.replay import make_selector
 from rethinker.rollout import make_engine
 from rethinker.rollout.base import RolloutEngine
+from rethinker.run_folder import LAST, STATUS_FILE, STOP_FILE, check_folder
 from rethinker.seeding import stable_seed
 from rethinker.tracking import Tracker
 from rethinker.trainer import Progress, Trainer, encode_triggers
 from rethinker.types import Query, Sampling
 from rethinker.update import PolicyUpdate
-
-STOP_FILE = "STOP"  # its presence in the run's folder asks the run to save and stop after the episode
-STATUS_FILE = "status.json"  # {"state": "running" | "stopped" | "finished"}
-
-
-class RunExists(ValueError):
-    """The run's folder holds another run, or this one and nobody asked to go on."""
 
 
 class Experiment:
@@ -163,7 +156,7 @@ class Experiment:
         self.test(stage.name)
         if self.accelerator.is_main_process:
             checkpoints = self.folder / "checkpoints"
-            checkpoint.point(checkpoints, stage.name, (checkpoints / checkpoint.LAST).resolve())
+            checkpoint.point(checkpoints, stage.name, (checkpoints / LAST).resolve())
         self.progress.stage, self.progress.stage_episode = index + 1, 0
         return True
 
@@ -286,28 +279,6 @@ class Experiment:
             atomic_write_text(self.folder / STATUS_FILE, json.dumps(status))
 
 
-def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
-    """The checkpoint to go on from, None to start from the beginning.
-
-    Raises RunExists where the folder holds a run and ``resume`` is False, or one with other settings.
-    """
-    folder, last = config.folder, config.folder / "checkpoints" / checkpoint.LAST
-    if not (folder / "config.yaml").exists():
-        return None
-    if not resume:
-        raise RunExists(f"{folder} exists already: go on with it (--resume) or choose another name=...")
-    before, now = (_what_matters(some) for some in (load_config(folder / "config.yaml"), config))
-    if before != now:
-        raise RunExists(f"{folder} was made with other settings ({differences(before, now)}): choose another name=...")
-    return last.resolve() if last.exists() else None
-
-
-def run_state(folder: Path) -> str | None:
-    """ "running", "stopped" or "finished" as the run last said; None if it never started."""
-    path = folder / STATUS_FILE
-    return json.loads(path.read_text(encoding="utf-8"))["state"] if path.exists() else None
-
-
 def evaluate_checkpoint(config: RunConfig) -> Evaluation:
     """The evaluation of ``model.path`` on ``data.test``, in this process."""
     if config.data.test is None:
@@ -349,26 +320,9 @@ def test_policy(config: RunConfig, policy: Policy, engine: RolloutEngine, querie
     )
 
 
-def _what_matters(config: RunConfig) -> dict[str, Any]:
-    """The settings that a run has to keep when it goes on; where it runs and who watches may change."""
-    return {key: value for key, value in to_dict(config).items() if key not in ("launch", "tracking", "runs_dir")}
-
-
 def due(every: int, count: int) -> bool:
     """Whether something that happens every ``every`` times (0: never) happens now."""
     return every > 0 and count % every == 0
-
-
-def differences(before: Any, after: Any, where: str = "") -> str:
-    """The settings that differ, as "key: old -> new"; the first three."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        parts = [
-            differences(before.get(key), after.get(key), f"{where}.{key}".strip("."))
-            for key in sorted(before.keys() | after.keys())
-            if before.get(key) != after.get(key)
-        ]
-        return ", ".join(parts[:3])
-    return f"{where}: {before} -> {after}"
 
 
 def main() -> None:

@@ -40,11 +40,11 @@ def changed_responses(run: str | Path, n: int) -> pd.DataFrame:
     """
     sources = [*_held_out(run), _training(run)]
     table = pd.concat([source for source in sources if len(source)] or [_table([])], ignore_index=True)
-    table = table[table["first_correct"] != table["correct"]].drop_duplicates("qid")
-    rescued, lost = table[table["correct"]], table[~table["correct"]]
-    lost_wanted = min(len(lost), max(n // 4, n - len(rescued), 1 if n > 1 else 0))
-    chosen = [_turns(rescued).head(n - lost_wanted), _turns(lost).head(lost_wanted)]
-    return pd.concat(chosen, ignore_index=True)
+    table = table[table["first_correct"] != table["correct"]]
+    rescued, lost = (table[table["correct"] == right].drop_duplicates("qid") for right in (True, False))
+    lost = _turns(lost).head(max(n // 4, n - len(rescued), 1 if n > 1 else 0))
+    rescued = _turns(rescued[~rescued["qid"].isin(lost["qid"])]).head(n - len(lost))
+    return pd.concat([rescued, lost], ignore_index=True)
 
 
 def _turns(table: pd.DataFrame) -> pd.DataFrame:

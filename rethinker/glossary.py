@@ -1,7 +1,7 @@
 """What every metric of ``metrics.jsonl`` means. The tracker refuses a name that is not explained here.
 
 A line of the file is one object: ``{"record": "episode" | "step" | "validation", "episode": ..., "step": ...,
-"stage": ..., <metrics>}``. A share lies in [0, 1]; a metric without cases (accuracy of zero responses) is null, never 0.
+"stage": ..., <metrics>}``. A share lies in [0, 1]; a metric without cases (accuracy of no response) is null, never 0.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from rethinker.config import RunConfig, to_yaml
-from rethinker.experiment import STATUS_FILE, STOP_FILE
 from rethinker.files import atomic_write_text
+from rethinker.run_folder import STATUS_FILE, STOP_FILE
 
 
 def launch_command(config: RunConfig, config_file: Path, *, resume: bool) -> list[str]:

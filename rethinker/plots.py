@@ -111,7 +111,9 @@ def vanishing(run: Path, theme: Theme) -> Drawing:
         by = "level" if diagnostics.vanishing(run, "level")["level"].nunique() > 1 else "category"
         table = diagnostics.vanishing(run, by)
         colors = (theme.sky, theme.blue, theme.purple, theme.orange, theme.green, theme.grey)
-        keys = sorted(table[by].unique())[: len(colors)]
+        sizes = table.groupby(by)["queries"].sum().sort_values(ascending=False, kind="stable")
+        keys = sorted(sizes.index[: len(colors)])
+        largest = f" (the {len(keys)} largest of {len(sizes)})" if len(keys) < len(sizes) else ""
         for number, key in enumerate(keys):
             part = table[table[by] == key]
             label = f"level {key}" if by == "level" else str(key)
@@ -119,8 +121,8 @@ def vanishing(run: Path, theme: Theme) -> Drawing:
         total = diagnostics.vanishing(run)
         line(right, total["episode"], total["wasted_tokens"], theme.ink, "tokens without signal", (0, (1, 1.5)))
         words = (
-            f" Right: the effective share by {by}, and the share of first-response tokens spent on queries without "
-            f"signal ({total['wasted_tokens'].iloc[0]:.0%} in the first episode, "
+            f" Right: the effective share by {by}{largest}, and the share of first-response tokens spent on queries "
+            f"without signal ({total['wasted_tokens'].iloc[0]:.0%} in the first episode, "
             f"{total['wasted_tokens'].iloc[-1]:.0%} in the last)."
         )
         right.set_title(f"Effective share by {'difficulty' if by == 'level' else 'kind'}")
@@ -180,9 +182,10 @@ def advantages(run: Path, theme: Theme) -> Drawing:
         share_axis(axis, None)
         axis.set_xlabel("advantage")
         part = rows[rows["stage"] == stage]
+        before, after = (_percent(part[f"replay/effective_{which}"].mean()) for which in ("before", "after"))
         words.append(
-            f"{stage}: n = {counts['before']:,} before, {counts['after']:,} after; not zero "
-            f"{part['replay/effective_before'].mean():.0%} before, {_percent(part['replay/effective_after'].mean())} after"
+            f"{stage}: n = {counts['before']:,} before, {counts['after']:,} after; not zero: {before} before, "
+            f"{after} after"
         )
     axes[0].set_ylabel("share of samples")
     legend(axes[0], 1, loc="upper left")

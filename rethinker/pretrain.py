@@ -261,7 +261,7 @@ def make_optimizers(model: torch.nn.Module, learning_rate: float) -> list[torch.
 
 
 def rate_factor(step: int, steps: int, settings: PretrainSettings) -> float:
-    """Share of the learning rate at ``step`` of a cycle of ``steps`` (from 1): warm-up, flat, decay to ``final_rate``."""
+    """Share of the learning rate at ``step`` of a cycle of ``steps`` (from 1): warm-up, flat, linear decay."""
     warm = min(1.0, step / settings.warmup_steps)
     done = (step - 1) / steps
     if done < settings.flat_share:

@@ -164,7 +164,7 @@ def test_an_override_reaches_into_a_stage(tmp_path):
         ("{rethink: 2}", "rethink=2: expected a section of settings"),
         ("{model: {path: x}}", "a stage can set evaluation, grpo, optim, replay, rethink, rollout, tracking, not 'model'"),
         ("{rollout: {engine: vllm}}", "'rollout.engine' is for the whole run; a stage can set rollout.group_size"),
-        ("{rollout: {group_size: 7}}", "optim.train_batch_size=512 does not divide"),
+        ("{optim: {train_batch_size: 500}}", "optim.train_batch_size=500 does not divide"),
     ],
 )
 def test_bad_stage_overrides_name_the_stage(tmp_path, overrides, expected):

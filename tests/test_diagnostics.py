@@ -92,7 +92,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"episode-00001\.parquet cannot be read"):
         diagnostics.load_rollouts(tmp_path)
     pd.DataFrame({"qid": ["a"]}).to_parquet(tmp_path / "rollouts" / "episode-00001.parquet")
-    with pytest.raises(ValueError, match="lacks the columns .*correct"):
+    with pytest.raises(ValueError, match=r"lacks the columns .*correct"):
         diagnostics.load_rollouts(tmp_path)
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "start.json").write_text("{")

@@ -248,9 +248,7 @@ def test_saved_model_is_the_same(policy, tiny_folder, tmp_path):
     names = {path.name for path in (tmp_path / "copy").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
     again = load_policy(ModelConfig(path=str(tmp_path / "copy")))
-    for (name, one), (other_name, other) in zip(
-        merged_weights(policy.model), merged_weights(again.model), strict=True
-    ):
+    for (name, one), (other_name, other) in zip(merged_weights(policy.model), merged_weights(again.model), strict=True):
         assert name == other_name and torch.equal(one, other)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,7 @@ def test_missing_and_truncated_images(processor, tmp_path, image_files):
     with pytest.raises(ImageError, match=r"query 'q7'.*none\.png"):
         ImageStore(processor).get(str(tmp_path / "none.png"), "q7")
     cut = tmp_path / "cut.png"
-    cut.write_bytes(open(image_files[0], "rb").read()[:2000])
+    cut.write_bytes(Path(image_files[0]).read_bytes()[:2000])
     with pytest.raises(ImageError, match=r"cut\.png"):
         ImageStore(processor).get(str(cut), "q7")
 

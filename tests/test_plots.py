@@ -18,7 +18,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", plots.FIGURES)
 def test_figures(run: Path, name: str) -> None:
-    drawing = plots.draw(run, name, plots.DARK)
+    drawing = plots.draw(run, name, plots.THEMES["dark"])
     assert "n\u00a0=\u00a0" in drawing.caption or "held-out queries" in drawing.caption
     assert drawing.figure.get_facecolor()[:3] == pytest.approx([0x15 / 255, 0x17 / 255, 0x1A / 255])
     svg = plots.render(drawing, "svg")
@@ -47,9 +47,7 @@ def test_save_skips_what_has_no_data(tmp_path: Path) -> None:
     with pytest.raises(plots.NoData, match="Nothing was forced"):
         plots.draw(run, "rethinking")
     paths = plots.save_figures(run, tmp_path / "figures", ["kinds", "rethinking"])
-    assert [path.name for path in paths] == [
-        f"kinds-{theme}.{kind}" for theme in plots.THEMES for kind in ("svg", "png")
-    ]
+    assert [path.name for path in paths] == ["kinds-light.svg", "kinds-light.png", "kinds-dark.svg", "kinds-dark.png"]
     assert paths[1].read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no figure 'pie'"):
         plots.draw(run, "pie")

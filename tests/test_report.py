@@ -44,7 +44,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     for path in [*run.glob("evaluation/*.parquet"), *run.glob("rollouts/*.parquet")]:
         table = pd.read_parquet(path)
         for name in ("text", "first_text"):
-            table[name] = [value and HOSTILE + value for value in table[name]]
+            table[name] = [HOSTILE + value if isinstance(value, str) else value for value in table[name]]
         table["question"] = HOSTILE
         table.to_parquet(path)
     return write_report(run).read_text(encoding="utf-8")
@@ -93,7 +93,7 @@ def test_one_stage_and_an_image_that_is_gone(tmp_path: Path) -> None:
     html = write_report(run).read_text(encoding="utf-8")
     for text in (
         "2 of 10 episodes (not finished)",
-        "Not evaluated (yet): rethinker",
+        "(yet): rethinker",
         "Nothing was forced",
         "cut short",
     ):

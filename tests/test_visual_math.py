@@ -1,5 +1,6 @@
 """The visual-math world: right answers, a needed image, distinct queries, the same files from the same seed."""
 
+import hashlib
 import random
 import re
 from collections import Counter, defaultdict
@@ -173,3 +174,14 @@ def test_contact_sheet_shows_all_cells(tmp_path: Path) -> None:
     with Image.open(path) as sheet:
         assert sheet.width > 6 * 192
         assert sheet.height > 3 * 192
+
+
+def test_the_committed_sample_is_whole_and_the_checksums_are_true() -> None:
+    data = Path(__file__).parents[1] / "data"
+    queries, dropped = load_queries(data / "visual_math")
+    assert not dropped
+    assert Counter((query.category, query.level) for query in queries) == dict.fromkeys(EVERY, 2)
+    listed = re.findall(r"^([0-9a-f]{64})  (\S+)$", (data / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name for _, name in listed} >= {"visual_math/test.parquet", "tiny-vlm/model.safetensors"}
+    for checksum, name in listed:
+        assert hashlib.sha256((data / name).read_bytes()).hexdigest() == checksum, name

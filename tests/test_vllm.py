@@ -147,7 +147,7 @@ def test_limits_are_errors_that_name_the_query(engine, policy, queries, image_fi
     crowd = Query("crowd", "?", "", tuple(image_files[:1] * 9))
     with pytest.raises(ValueError, match="query 'crowd': 9 images"):
         engine.generate([Request("a", crowd, 0)], Sampling(max_new_tokens=8))
-    with pytest.raises(ValueError, match="query 'text': .* exceed the engine's context"):
+    with pytest.raises(ValueError, match=r"query 'text': .* exceed the engine's context"):
         engine.generate([Request("a", queries[0], 0)], Sampling(max_new_tokens=100_000))
 
 

@@ -53,8 +53,8 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on ``device``."""
-        moved = {
-            item.name: value.to(device, non_blocking=True)
+        moved: dict[str, Any] = {
+            item.name: value.to(device)
             for item in fields(self)
             if isinstance(value := getattr(self, item.name), Tensor)
         }
@@ -100,7 +100,7 @@ def encode_images(model: Any, vision: Vision) -> dict[str, Any] | None:
     if vision.pixel_values is None:
         return None
     output = model.model.get_image_features(vision.pixel_values, vision.grid_thw, return_dict=True)
-    chosen = {"pooler_output": tuple(output.pooler_output[index] for index in vision.order)}
+    chosen: dict[str, Any] = {"pooler_output": tuple(output.pooler_output[index] for index in vision.order)}
     if "deepstack_features" in output:
         chosen["deepstack_features"] = [tuple(layer[i] for i in vision.order) for layer in output.deepstack_features]
     return {"image": type(output)(**chosen)}
@@ -124,7 +124,8 @@ def pack(policy: Policy, items: Sequence[tuple[Query, Sequence[int]]], *, dummy_
     input_ids = torch.full((len(items), width), policy.pad_id)
     positions = torch.zeros((3, len(items), width), dtype=torch.long)
     mask = torch.zeros((len(items), longest), dtype=torch.bool)
-    predict, targets = [], []
+    predict: list[Tensor] = []
+    targets: list[int] = []
     for row, (prompt, (query, response)) in enumerate(zip(prompts, items, strict=True)):
         start, length = len(prompt.ids), len(response)
         if not length:

@@ -6,7 +6,7 @@ Qwen2.5-VL and Qwen3-VL checkpoints in Hugging Face's layout, whole or with LoRA
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class Policy:
             next_position=int(positions.max()) + 1,
         )
 
-    def decode(self, token_ids: list[int] | tuple[int, ...]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
@@ -188,7 +188,7 @@ def _add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
     # The vision tower's MLP has layers of the same names: the pattern starts at the language model.
     pattern = rf".*language_model\..*\.({'|'.join(config.lora_targets)})"
     inject_adapter_in_model(
-        LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern),  # type: ignore[arg-type]
+        LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern),
         model,
     )
 

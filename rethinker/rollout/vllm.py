@@ -1,8 +1,8 @@
 """Roll-outs by vLLM in the trainer's own process (the only module that imports vllm, and only when an engine is made).
 
-Checked with vLLM 0.32: multiprocessing is off, so that weights go from the trainer to the engine as tensors; after every
-synchronisation the prefix, multi-modal and encoder caches are reset (without the last one the next known image ends
-the engine). Log-probs are vLLM's *processed* ones: those of the distribution that was sampled.
+Checked with vLLM 0.32: multiprocessing is off, so that weights go from the trainer to the engine as tensors; after
+every synchronisation the prefix, multi-modal and encoder caches are reset (without the last one the next known image
+ends the engine). Log-probs are vLLM's *processed* ones: those of the distribution that was sampled.
 """
 
 from __future__ import annotations

@@ -1,0 +1,56 @@
+"""The folder of a run: may it be written, where does it go on, how does it stand. Needs no model and no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rethinker.config import RunConfig, load_config, to_dict
+
+LAST = "last"  # the link to the newest checkpoint
+STOP_FILE = "STOP"  # its presence in the run's folder asks the run to save and stop after the episode
+STATUS_FILE = "status.json"  # {"state": "running" | "stopped" | "finished"}
+
+
+class RunExists(ValueError):
+    """The run's folder holds another run, or this one and nobody asked to go on."""
+
+
+def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
+    """The checkpoint to go on from, None to start from the beginning.
+
+    Raises RunExists where the folder holds a run and ``resume`` is False, or one with other settings.
+    """
+    folder, last = config.folder, config.folder / "checkpoints" / LAST
+    if not (folder / "config.yaml").exists():
+        return None
+    if not resume:
+        raise RunExists(f"{folder} exists already: go on with it (--resume) or choose another name=...")
+    before, now = (_what_matters(some) for some in (load_config(folder / "config.yaml"), config))
+    if before != now:
+        raise RunExists(f"{folder} was made with other settings ({differences(before, now)}): choose another name=...")
+    return last.resolve() if last.exists() else None
+
+
+def run_state(folder: Path) -> str | None:
+    """ "running", "stopped" or "finished" as the run last said; None if it never started."""
+    path = folder / STATUS_FILE
+    return json.loads(path.read_text(encoding="utf-8"))["state"] if path.exists() else None
+
+
+def _what_matters(config: RunConfig) -> dict[str, Any]:
+    """The settings that a run has to keep when it goes on; where it runs and who watches may change."""
+    return {key: value for key, value in to_dict(config).items() if key not in ("launch", "tracking", "runs_dir")}
+
+
+def differences(before: Any, after: Any, where: str = "") -> str:
+    """The settings that differ, as "key: old -> new"; the first three."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        parts = [
+            differences(before.get(key), after.get(key), f"{where}.{key}".strip("."))
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key) != after.get(key)
+        ]
+        return ", ".join(parts[:3])
+    return f"{where}: {before} -> {after}"

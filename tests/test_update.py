@@ -1,0 +1,255 @@
+"""One optimiser update: its parts, its denominators, and its gradient against an independent computation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_training import SMALL, random_samples, restore, same, tiny_policy, weights
+
+from rethinker.config import load_config
+from rethinker.glossary import STEP
+from rethinker.policy.forward import PolicyForward
+from rethinker.update import PolicyUpdate, pack, share_out
+
+
+class Gradients(torch.optim.SGD):
+    """Keeps the gradient that it is given and leaves the weights alone."""
+
+    def step(self, closure: Any = None) -> None:
+        del closure
+        self.found = [p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_folder):
+    return tiny_policy(tiny_folder)
+
+
+@pytest.fixture
+def samples(policy, queries):
+    return random_samples(policy, queries, 10)
+
+
+@pytest.fixture
+def text_samples(policy, queries):
+    """Text-only, so that Hugging Face's own forward is the independent source."""
+    return random_samples(policy, queries[:1], 4, seed=1)
+
+
+def run(policy, batch, *overrides, reference=None):
+    """The gradient of a step as one vector, and the step's metrics."""
+    config = load_config(None, [*SMALL, "optim.max_grad_norm=1e9", *overrides])
+    optimizer = Gradients(policy.model.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    forward = PolicyForward(policy.model)
+    metrics = PolicyUpdate(config, policy, forward, optimizer, scheduler, Accelerator(cpu=True), reference)(batch)
+    assert set(metrics) == set(STEP)
+    return torch.cat([gradient.flatten() for gradient in optimizer.found]), metrics
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+# -- sharing out ------------------------------------------------------------------------------------------------------
+
+
+def test_share_out_is_balanced_and_does_not_depend_on_the_order(samples):
+    longest = max(len(sample.response.token_ids) for sample in samples)
+    for ranks in (1, 2, 3, 8, 16):
+        parts = share_out(samples, ranks)
+        assert len(parts) == ranks
+        assert sorted(s.sample_id for part in parts for s in part) == sorted(s.sample_id for s in samples)
+        loads = [sum(len(s.response.token_ids) for s in part) for part in parts]
+        assert max(loads) - min(loads) <= longest
+        assert share_out(samples[::-1], ranks) == parts
+
+
+def test_share_out_keeps_a_sample_drawn_several_times(samples):
+    drawn = [replace(samples[0], replayed=True)] * 5 + [samples[0]]
+    parts = share_out(drawn, 2)
+    assert sorted(map(len, parts)) == [3, 3] and sum(s.replayed for part in parts for s in part) == 5
+
+
+def test_pack_pads_and_names_a_sample_of_other_length(samples):
+    packed = pack([replace(samples[0], nll_mask=(True,) * len(samples[0].response.token_ids)), samples[1]], torch.device("cpu"))
+    lengths = [len(sample.response.token_ids) for sample in samples[:2]]
+    assert packed.sampled_BT.sum(1).tolist() == lengths and packed.nll_BT.sum(1).tolist() == [lengths[0], 0]
+    assert packed.behavior_logprobs_BT.shape == (2, max(lengths))
+    assert packed.advantages_B.tolist() == pytest.approx([s.advantage for s in samples[:2]])
+    with pytest.raises(ValueError, match=r"sample 1/q/0: behavior_logprobs has 0 entries for"):
+        pack([replace(samples[0], behavior_logprobs=())], torch.device("cpu"))
+
+
+# -- accumulation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
+def test_micro_batches_add_up_to_one_batch(policy, samples, aggregation):
+    """Images and text-only, replayed, forced tokens, NLL, entropy and KL together; float32."""
+    length = len(samples[2].response.token_ids)
+    mask = (False, *(True,) * (length - 1))
+    samples[2] = replace(samples[2], nll_mask=mask, sampled_mask=mask)
+    samples.append(replace(samples[0], replayed=True))
+    reference = PolicyForward(tiny_policy(policy.processor.tokenizer.name_or_path).model)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(0.9)
+    options = [f"grpo.aggregation={aggregation}", "grpo.entropy_coef=0.1", "grpo.kl_coef=0.1"]
+    whole, one = run(policy, samples, *options, "optim.micro_batch_size=64", reference=reference)
+    for size in (1, 3):
+        parts, several = run(policy, samples, *options, f"optim.micro_batch_size={size}", reference=reference)
+        assert distance(parts, whole) < 1e-6
+        for name, value in one.items():
+            if name != "batch/images":  # an image is read once a micro-batch
+                assert several[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert one["loss/nll"] is not None and one["loss/kl"] is not None and one["policy/clip_fraction"]
+    assert (one["batch/samples"], one["batch/replayed"], one["batch/images"]) == (11.0, 1.0, 4.0)
+
+
+# -- against an independent computation -------------------------------------------------------------------------------
+
+
+def plain_logprobs(policy, sample):
+    """log pi(token) and entropies by Hugging Face's forward of a text-only prompt, float32, with its graph."""
+    prompt, response = policy.prompt(sample.query).ids, sample.response.token_ids
+    logits = policy.model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1].float()
+    logits[:, list(policy.banned_ids)] = float("-inf")
+    logprobs = torch.log_softmax(logits, -1)
+    entropies = torch.distributions.Categorical(logits=logits.masked_fill(logits.isinf(), -1e30)).entropy()
+    return logprobs.gather(1, torch.tensor(response)[:, None])[:, 0], entropies
+
+
+def gradient_of(policy, value) -> torch.Tensor:
+    parameters = [p for p in policy.model.parameters()]
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    used = [p.grad is not None for p in parameters]
+    del used
+    return torch.cat([g.flatten() for g in gradients if g is not None])
+
+
+def mean_over(policy, samples, term):
+    """Mean over samples of the mean over their tokens of ``term(sample, logprobs, entropies)``."""
+    return sum(term(s, *plain_logprobs(policy, s)).mean() for s in samples) / len(samples)
+
+
+def test_policy_gradient(policy, text_samples):
+    """-mean A min(rho, clip) with weights min(exp(trainer - engine), 2)."""
+
+    def term(sample, logprobs, _):
+        behavior, rollout = torch.tensor(sample.behavior_logprobs), torch.tensor(sample.rollout_logprobs)
+        ratio = (logprobs - behavior).exp()
+        gain = torch.minimum(ratio * sample.advantage, ratio.clamp(0.8, 1.35) * sample.advantage)
+        return -gain * (behavior - rollout).exp().clamp(max=2.0)
+
+    found, metrics = run(policy, text_samples)
+    expected = mean_over(policy, text_samples, term)
+    assert metrics["loss/total"] == pytest.approx(float(expected), rel=1e-4)
+    assert distance(found, gradient_of(policy, expected)) < 1e-5
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_changes_the_gradient_by_its_own(policy, tiny_folder, text_samples, estimator):
+    other = tiny_policy(tiny_folder)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(0.9)
+    targets = {s.sample_id: plain_logprobs(other, s)[0].detach() for s in text_samples}
+
+    def term(sample, logprobs, _):
+        d = logprobs - targets[sample.sample_id]
+        return {"k1": d, "k2": 0.5 * d**2, "k3": torch.expm1(-d) + d}[estimator]
+
+    with_kl, metrics = run(
+        policy,
+        text_samples,
+        "grpo.kl_coef=0.5",
+        f"grpo.kl_estimator={estimator}",
+        reference=PolicyForward(other.model.requires_grad_(False)),
+    )
+    without, plain = run(policy, text_samples)
+    expected = mean_over(policy, text_samples, term)
+    assert metrics["loss/kl"] == pytest.approx(float(expected), rel=1e-4) and plain["loss/kl"] is None
+    assert distance(with_kl - without, 0.5 * gradient_of(policy, expected)) < 1e-4
+
+
+def test_entropy_bonus_changes_the_gradient_by_its_own(policy, text_samples):
+    with_bonus, metrics = run(policy, text_samples, "grpo.entropy_coef=0.5")
+    without, _ = run(policy, text_samples)
+    expected = mean_over(policy, text_samples, lambda sample, logprobs, entropies: entropies)
+    tokens = [float(e) for s in text_samples for e in plain_logprobs(policy, s)[1]]
+    assert metrics["policy/entropy"] == pytest.approx(sum(tokens) / len(tokens), rel=1e-4)
+    assert distance(with_bonus - without, -0.5 * gradient_of(policy, expected)) < 1e-4
+
+
+def test_nll_is_over_its_mask_only(policy, text_samples):
+    length = len(text_samples[0].response.token_ids)
+    mask = (False, *(True,) * (length - 1))
+    batch = [replace(text_samples[0], nll_mask=mask), *text_samples[1:]]
+    with_nll, metrics = run(policy, batch, "rethink.nll_coef=0.5")
+    without, _ = run(policy, batch, "rethink.nll_coef=0")
+    expected = -plain_logprobs(policy, batch[0])[0][1:].mean()
+    assert metrics["loss/nll"] == pytest.approx(float(expected), rel=1e-4)
+    assert distance(with_nll - without, 0.5 * gradient_of(policy, expected)) < 1e-4
+
+
+@pytest.mark.parametrize("forced_tokens", ["on_policy", "behavior", "mask"])
+def test_forced_tokens(policy, text_samples, forced_tokens):
+    """The first two tokens of every sample were forced; no clipping, no importance weights."""
+    options = ["grpo.clip_low=50", "grpo.clip_high=50", "grpo.importance_cap=null", f"rethink.forced_tokens={forced_tokens}"]
+    batch = [
+        replace(s, sampled_mask=(False, False, *(True,) * (len(s.response.token_ids) - 2))) for s in text_samples
+    ]
+
+    def term(sample, logprobs, _):
+        behavior = torch.tensor(sample.behavior_logprobs)
+        if forced_tokens == "mask":
+            return -(sample.advantage * (logprobs - behavior).exp())[2:]
+        if forced_tokens == "on_policy":
+            behavior = torch.cat([logprobs[:2].detach(), behavior[2:]])
+        return -(sample.advantage * (logprobs - behavior).exp())
+
+    found, _ = run(policy, batch, *options)
+    assert distance(found, gradient_of(policy, mean_over(policy, batch, term))) < 1e-5
+
+
+@pytest.mark.parametrize("forced_tokens", ["on_policy", "behavior", "mask"])
+def test_token_mean_counts_the_tokens_that_carry_loss(policy, text_samples, forced_tokens):
+    options = ["grpo.aggregation=token_mean", f"rethink.forced_tokens={forced_tokens}"]
+    half = [replace(s, sampled_mask=(False, *s.sampled_mask[1:])) for s in text_samples]
+    whole, _ = run(policy, half, *options)
+    parts, _ = run(policy, half, *options, "optim.micro_batch_size=1")
+    assert distance(parts, whole) < 1e-6
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights(policy, samples):
+    saved = weights(policy)
+    parameter = next(p for p in policy.model.parameters() if p.ndim > 1)
+    hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
+    config = load_config(None, list(SMALL))
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    update = PolicyUpdate(config, policy, PolicyForward(policy.model), optimizer, scheduler, Accelerator(cpu=True))
+    try:
+        with pytest.raises(FloatingPointError, match=r"gradient is not finite .* batch of 10 samples starting with 1/q/0"):
+            update(samples)
+    finally:
+        hook.remove()
+    assert same(saved, weights(policy))
+    assert all(p.grad is None for p in policy.model.parameters()) and not optimizer.state
+    update(samples)  # and the next step is as if nothing had been
+    assert not same(saved, weights(policy))
+    restore(policy, saved)
+
+
+def test_a_loss_that_is_not_finite_names_the_step(policy, samples):
+    samples[3] = replace(samples[3], behavior_logprobs=(float("nan"),) * len(samples[3].behavior_logprobs))
+    with pytest.raises(FloatingPointError, match="the step whose first sample is 1/q/0"):
+        run(policy, samples)

@@ -1,0 +1,172 @@
+"""A trainer on the random tiny model with a scripted engine, put together as rethinker.experiment does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from rethinker.config import ModelConfig, RunConfig, load_config
+from rethinker.datasets.order import QueryOrder
+from rethinker.measure import Episode
+from rethinker.policy.forward import PolicyForward, token_logprobs
+from rethinker.policy.loading import Policy, load_policy
+from rethinker.replay import make_selector
+from rethinker.rollout.scripted import ScriptedEngine
+from rethinker.tracking import Tracker
+from rethinker.trainer import Progress, Trainer
+from rethinker.types import Grade, Query, Request, Sample
+from rethinker.types import Response as EngineResponse
+from rethinker.update import PolicyUpdate
+
+SMALL = (
+    "rollout.group_size=4",
+    "rollout.max_new_tokens=96",
+    "rollout.canary=0",
+    "optim.train_batch_size=8",
+    "optim.lr=1e-3",
+    "rethink.room_tokens=8",
+)
+
+
+def small_config(folder: Path, *overrides: str) -> RunConfig:
+    """4 queries of 4 responses an episode, two batches of 8."""
+    return load_config(None, [f"runs_dir={folder}", "queries_per_episode=4", *SMALL, *overrides])
+
+
+def tiny_policy(folder: Path) -> Policy:
+    return load_policy(ModelConfig(path=str(folder)))
+
+
+def weights(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in policy.model.named_parameters()}
+
+
+def restore(policy: Policy, saved: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in policy.model.named_parameters():
+            value.copy_(saved[name])
+            value.grad = None
+            value.requires_grad_(True)
+
+
+def same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(before[name], after[name]) for name in before)
+
+
+class Recorder:
+    """Stands before the real update and remembers the batches it was given."""
+
+    def __init__(self, update: PolicyUpdate) -> None:
+        self.update = update
+        self.batches: list[list[Sample]] = []
+
+    def __call__(self, batch: Sequence[Sample]) -> dict[str, float | None]:
+        self.batches.append(list(batch))
+        return self.update(batch)
+
+
+class Records(Tracker):
+    """A tracker whose lines and episodes can be read back."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def log(self, record: str, stage: str, episode: int, step: int, metrics: Any) -> None:
+        super().log(record, stage, episode, step, metrics)
+        self.lines.append((record, dict(metrics)))
+
+    def of(self, record: str) -> list[dict[str, Any]]:
+        return [metrics for kind, metrics in self.lines if kind == record]
+
+
+class Run:
+    """A trainer and what it did."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        policy: Policy,
+        queries: Sequence[Query],
+        respond: Callable[[Request, int], str],
+        engine_class: type[ScriptedEngine] = ScriptedEngine,
+    ) -> None:
+        self.config, self.policy = config, policy
+        self.engine = engine_class(respond, policy.tokenizer)
+        forward, accelerator = PolicyForward(policy.model), Accelerator(cpu=True)
+        optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.optim.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        mode: Any = "filter" if config.replay.mode == "dynamic_sampling" else config.replay.mode
+        replay = config.replay
+        self.selector = make_selector(mode, alpha=replay.alpha, lifetime=replay.lifetime, capacity=replay.capacity)
+        update: Any = Recorder(PolicyUpdate(config, policy, forward, optimizer, scheduler, accelerator))
+        self.recorder = update
+        self.records = Records(config)
+        self.episodes: list[Episode] = []
+        self.trainer = Trainer(
+            config,
+            "stage",
+            policy=policy,
+            forward=forward,
+            engine=self.engine,
+            order=QueryOrder(queries, config.seed),
+            selector=self.selector,
+            update=update,
+            tracker=self.records,
+            accelerator=accelerator,
+            progress=Progress(),
+        )
+        report = self.trainer.report
+
+        def remember(record: Episode, *rest: Any) -> dict[str, Any]:
+            self.episodes.append(record)
+            return report(record, *rest)
+
+        self.trainer.report = remember  # type: ignore[method-assign]
+
+    def episode(self) -> dict[str, Any]:
+        return self.trainer.episode()
+
+    @property
+    def batches(self) -> list[list[Sample]]:
+        return self.recorder.batches
+
+
+def logprobs_now(policy: Policy, sample: Sample) -> list[float]:
+    """The sample's log-probs by the weights as they are."""
+    with torch.no_grad():
+        found, _, _ = token_logprobs(policy, PolicyForward(policy.model), [(sample.query, sample.response.token_ids)])
+    return found[0].tolist()
+
+
+def random_samples(policy: Policy, queries: Sequence[Query], count: int, seed: int = 0) -> list[Sample]:
+    """Samples of random ordinary tokens and random advantages; the behaviour is a little off the policy, the engine off both."""
+    generator = torch.Generator().manual_seed(seed)
+    allowed = torch.tensor([i for i in range(len(policy.tokenizer)) if i not in {*policy.banned_ids, policy.eos_id}])
+    samples = []
+    for index in range(count):
+        length = int(torch.randint(2, 9, (), generator=generator))
+        ids = allowed[torch.randint(len(allowed), (length,), generator=generator)].tolist()
+        sample = Sample(
+            sample_id=f"1/q/{index}",
+            query=queries[index % len(queries)],
+            response=EngineResponse((*ids, policy.eos_id), (0.0,) * (length + 1), True, ""),
+            grade=Grade(True, "1", "exact"),
+            reward=1.0,
+            episode=1,
+            rollout_logprobs=(),
+            sampled_mask=(True,) * (length + 1),
+            advantage=float(torch.randn((), generator=generator)),
+        )
+        now = torch.tensor(logprobs_now(policy, sample))
+        behavior = now + 0.3 * torch.randn(len(now), generator=generator)
+        rollout = behavior + 0.3 * torch.randn(len(now), generator=generator)
+        samples.append(
+            replace(sample, behavior_logprobs=tuple(behavior.tolist()), rollout_logprobs=tuple(rollout.tolist()))
+        )
+    return samples
