@@ -162,22 +162,39 @@ def _window(count: int) -> int:
 
 
 def line(
-    axis: Axes, x: pd.Series, y: pd.Series, color: str, label: str, dash: str | tuple[float, tuple[float, ...]] = "-"
+    axis: Axes,
+    table: pd.DataFrame,
+    name: str,
+    color: str,
+    label: str,
+    dash: str | tuple[float, tuple[float, ...]] = "-",
 ) -> None:
-    """A line over episodes; a long one as running mean with its values behind it, a single value as a dot."""
-    y = pd.to_numeric(y).astype(float)
+    """Column ``name`` over the episodes of ``table``; a long one as running mean with its values behind it.
+
+    The mean does not look across the boundary of a stage. A single value is a dot.
+    """
+    y = pd.to_numeric(table[name]).astype(float)
     window = _window(len(y))
     if window > 1:
-        axis.plot(x, y, color=color, alpha=0.3, linewidth=0.8)
-        y = y.rolling(window, center=True, min_periods=1).mean().where(y.notna())
+        axis.plot(table["episode"], y, color=color, alpha=0.3, linewidth=0.8)
+        means = y.groupby(table["stage"]).transform(
+            lambda part: part.rolling(window, center=True, min_periods=1).mean()
+        )
+        y = means.where(y.notna())
     lonely = y.notna().sum() == 1
-    axis.plot(x, y, color=color, label=label, linestyle=dash, marker="o" if lonely else None, markersize=4)
+    axis.plot(
+        table["episode"], y, color=color, label=label, linestyle=dash, marker="o" if lonely else None, markersize=4
+    )
 
 
 def smoothing(count: int) -> str:
     """The sentence for the caption that says whether lines are running means."""
     window = _window(count)
-    return f" Thick lines are running means over {window} episodes, thin lines the values." if window > 1 else ""
+    return (
+        f" Thick lines are running means over {window} episodes of a stage, thin lines the values."
+        if window > 1
+        else ""
+    )
 
 
 def legend(axis: Axes, columns: int = 1, **where: Any) -> None:

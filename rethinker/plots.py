@@ -110,16 +110,16 @@ def vanishing(run: Path, theme: Theme) -> Drawing:
     try:
         by = "level" if diagnostics.vanishing(run, "level")["level"].nunique() > 1 else "category"
         table = diagnostics.vanishing(run, by)
-        colors = (theme.sky, theme.blue, theme.purple, theme.orange, theme.green, theme.grey)
+        colors = (theme.blue, theme.orange, theme.purple, theme.green, theme.sky, theme.grey)
         sizes = table.groupby(by)["queries"].sum().sort_values(ascending=False, kind="stable")
         keys = sorted(sizes.index[: len(colors)])
         largest = f" (the {len(keys)} largest of {len(sizes)})" if len(keys) < len(sizes) else ""
         for number, key in enumerate(keys):
             part = table[table[by] == key]
             label = f"level {key}" if by == "level" else str(key)
-            line(right, part["episode"], part["effective"], colors[number], label)
+            line(right, part, "effective", colors[number], label)
         total = diagnostics.vanishing(run)
-        line(right, total["episode"], total["wasted_tokens"], theme.ink, "tokens without signal", (0, (1, 1.5)))
+        line(right, total, "wasted_tokens", theme.ink, "tokens without signal", (0, (1, 1.5)))
         words = (
             f" Right: the effective share by {by}{largest}, and the share of first-response tokens spent on queries "
             f"without signal ({total['wasted_tokens'].iloc[0]:.0%} in the first episode, "
@@ -201,7 +201,7 @@ def validation(run: Path, theme: Theme) -> Drawing:
     figure, (axis,) = panels(1, 3.5)
     words = _validation(axis, run, theme)
     rows = episodes(run)
-    line(axis, rows["episode"], rows["accuracy/first"], theme.orange, "training queries, sampled", (0, (3, 1.5)))
+    line(axis, rows, "accuracy/first", theme.orange, "training queries, sampled", (0, (3, 1.5)))
     axis.set_title("Accuracy during training")
     share_axis(axis)
     time_axis(axis, run)
@@ -236,21 +236,25 @@ def rethinking(run: Path, theme: Theme) -> Drawing:
     left.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     left.set_xlim(forced["episode"].min() - 0.6, forced["episode"].max() + 0.6)
     legend(left, 4, loc="lower center", bbox_to_anchor=(0.47, 0.99))
-    line(right, rows["episode"], rows["reflection/share"], theme.purple, "reflects by itself")
-    line(right, table["episode"], table["forced"], theme.blue, "forced", (0, (3, 1.5)))
-    line(right, table["episode"], table["kept"], theme.green, "kept", (0, (1, 1.5)))
+    line(right, rows, "reflection/share", theme.purple, "reflects by itself")
+    line(right, table, "forced", theme.blue, "forced", (0, (3, 1.5)))
+    line(right, table, "kept", theme.green, "kept", (0, (1, 1.5)))
     right.set_title("Share of first responses")
     share_axis(right)
     time_axis(right, run)
     legend(right, 1, loc="upper left")
-    rescued = _weighted(forced["rescued"], forced["forced"] * (forced["wrong_to_right"] + forced["wrong_to_wrong"]))
-    lost = _weighted(forced["lost"], forced["forced"] * (forced["right_to_wrong"] + forced["right_to_right"]))
+    # rollout/responses counts first responses and forced ones: their number follows from the share.
+    responses = rows.loc[forced.index, "rollout/responses"].astype(float)
+    count = (responses * forced["forced"] / (1 + forced["forced"])).round()
+    rescued = _weighted(forced["rescued"], count * (forced["wrong_to_right"] + forced["wrong_to_wrong"]))
+    lost = _weighted(forced["lost"], count * (forced["right_to_wrong"] + forced["right_to_right"]))
     return Drawing(
         figure,
         f"Forced Rethinking during training. Left: first and final verdict of forced responses, as shares of all "
-        f"first responses ({len(forced)} episodes with forced ones); over all of them a second look turned {rescued} "
-        f"of wrong answers right and {lost} of right answers wrong. Right: reflection that nobody forced, and what "
-        f"was forced and kept."
+        f"first responses (n = {count.sum():,.0f} forced in {len(forced)} "
+        f"{'episode' if len(forced) == 1 else 'episodes'}); over all of them a second look turned {rescued} of wrong "
+        f"answers right and {lost} of right answers wrong. Right: reflection that nobody forced, and what was forced "
+        f"and kept."
         f"{smoothing(len(rows))}",
     )
 
@@ -349,13 +353,13 @@ def overview(run: Path, theme: Theme) -> Drawing:
     try:
         words = _validation(left, run, theme)
     except NoData:
-        line(left, rows["episode"], rows["accuracy/first"], theme.blue, "training queries, sampled")
+        line(left, rows, "accuracy/first", theme.blue, "training queries, sampled")
         words = "sampled accuracy of first responses on training queries"
     left.set_title("Accuracy")
-    line(middle, rows["episode"], rows["reflection/share"], theme.purple, "reflects")
+    line(middle, rows, "reflection/share", theme.purple, "reflects")
     middle.set_title("Spontaneous reflection")
-    line(right, rows["episode"], rows["queries/effective"], theme.orange, "first responses")
-    line(right, rows["episode"], rows["replay/effective_after"], theme.green, "trained samples", (0, (3, 1.5)))
+    line(right, rows, "queries/effective", theme.orange, "first responses")
+    line(right, rows, "replay/effective_after", theme.green, "trained samples", (0, (3, 1.5)))
     right.set_title("Effective share")
     for axis in (left, middle, right):
         share_axis(axis, 1.02)

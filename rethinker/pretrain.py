@@ -34,18 +34,33 @@ from rethinker.types import Query
 log = logging.getLogger(__name__)
 
 IGNORED = -100  # a label without loss (PyTorch's convention)
-KIND_WEIGHTS = {"count": 1.5, "table": 1.5}  # harder to learn than the others (weight 1), measured
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """Steps with optimisers of their own and a learning rate that rises, stays and falls; and what they draw."""
+
+    begin: int  # the steps before it
+    rethinking_share: float  # of the batch: rethinking traces
+    weights: tuple[tuple[str, float], ...]  # of kinds; 1 where not named
+    levels: tuple[int, ...] = LEVELS  # drawn from these in equal shares
+
+
+# Counting and reading a table are learned last. The second cycle draws more of what was weak after the first.
+CYCLES = (
+    Cycle(0, 0.7, (("count", 1.5), ("table", 1.5))),
+    Cycle(2600, 0.8, (("count", 2.0), ("bars", 2.0), ("sum", 2.0), ("clock", 0.5)), levels=(1, 2, 2, 3, 3)),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class PretrainSettings:
     """All ours. Defaults are those of the committed checkpoint."""
 
-    steps: int = 4000
-    restarts: tuple[int, ...] = (2600,)  # after these steps the learning rate rises again, with fresh optimisers
+    steps: int = 3800  # of all cycles
+    cycles: tuple[Cycle, ...] = CYCLES
     seed: int = 0
     batch_size: int = 64  # traces a step
-    rethinking_share: float = 0.7  # of the batch: rethinking traces
     wrong_share: float = 0.6  # of the rethinking traces: their first answer is wrong
     learning_rate: float = 3e-3  # of both optimisers; Muon's update is scaled to AdamW's
     warmup_steps: int = 40
@@ -67,18 +82,19 @@ class TraceBatches:
         self._ids: dict[str, list[int]] = {}
         self._prompts: dict[str, str] = {}
 
-    def step(self) -> list[dict[str, torch.Tensor]]:
-        """One optimiser step's micro-batches: the plain traces, and the rethinking ones (twice as long: less padding).
+    def step(self, cycle: Cycle) -> list[dict[str, torch.Tensor]]:
+        """One optimiser step's micro-batches as ``cycle`` wants them.
 
+        They are the plain traces and the rethinking ones, apart because the latter are twice as long (less padding).
         Each holds input_ids and labels [B, T] (right-padded; labels are ``IGNORED`` where there is no loss),
         pixel_values and image_grid_thw.
         """
-        thinking = round(self._settings.batch_size * self._settings.rethinking_share)
+        thinking = round(self._settings.batch_size * cycle.rethinking_share)
         sizes = (self._settings.batch_size - thinking, thinking)
-        return [self._batch(count, bool(index)) for index, count in enumerate(sizes) if count]
+        return [self._batch(count, bool(index), cycle) for index, count in enumerate(sizes) if count]
 
-    def _batch(self, count: int, rethinking: bool) -> dict[str, torch.Tensor]:
-        puzzles = [draw_puzzle(self._rng) for _ in range(count)]
+    def _batch(self, count: int, rethinking: bool, cycle: Cycle) -> dict[str, torch.Tensor]:
+        puzzles = [draw_puzzle(self._rng, cycle) for _ in range(count)]
         rows = [self._row(puzzle, self._parts(puzzle, rethinking)) for puzzle in puzzles]
         pixels, grid = equal_size_pixels([puzzle.image for puzzle in puzzles])
         return {
@@ -118,10 +134,11 @@ class TraceBatches:
         return self._ids[text]
 
 
-def draw_puzzle(rng: random.Random) -> Puzzle:
-    """One puzzle of the pretraining distribution."""
-    kind = rng.choices(KINDS, [KIND_WEIGHTS.get(kind, 1.0) for kind in KINDS])[0]
-    return make_puzzle(kind, rng.choice(LEVELS), rng)
+def draw_puzzle(rng: random.Random, cycle: Cycle) -> Puzzle:
+    """One puzzle of what ``cycle`` is trained on."""
+    weights = dict(cycle.weights)
+    kind = rng.choices(KINDS, [weights.get(kind, 1.0) for kind in KINDS])[0]
+    return make_puzzle(kind, rng.choice(cycle.levels), rng)
 
 
 def puzzle_query(puzzle: Puzzle, qid: str = "", image: str = "drawn") -> Query:
@@ -133,7 +150,7 @@ def tokenizer_corpus(traces: int, seed: int) -> Iterator[str]:
     """The texts that the tokenizer is trained on: parts as they will be spliced, and Qwen's usual system turn."""
     rng = random.Random(f"tokenizer/{seed}")
     for _ in range(traces):
-        puzzle = draw_puzzle(rng)
+        puzzle = draw_puzzle(rng, CYCLES[0])
         yield f"user\n{puzzle.question.removeprefix('<image>')}"
         yield "assistant\n"
         for part in rethinking_trace(puzzle, list(TRIGGERS.values()), 0.5, rng):
@@ -148,25 +165,26 @@ def pretrain_tiny(out: str | Path, settings: PretrainSettings | None = None) -> 
     same machine give the same weights.
 
     Raises:
-        ValueError: ``steps`` or ``batch_size`` is not positive.
+        ValueError: ``steps`` or ``batch_size`` is not positive, or the first cycle does not begin at 0.
     """
     settings = settings or PretrainSettings()
     if settings.steps < 1 or settings.batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1, got {settings.steps} and {settings.batch_size}")
+    if settings.cycles[0].begin != 0:
+        raise ValueError(f"the first cycle must begin at step 0, not {settings.cycles[0].begin}")
     folder = Path(out)
     processor = tiny_processor(train_tokenizer(tokenizer_corpus(settings.tokenizer_traces, settings.seed)))
     model = tiny_model(processor.tokenizer, settings.seed)
     log.info("%d parameters, %d tokens of vocabulary", model.num_parameters(), len(processor.tokenizer))
     batches = TraceBatches(processor, settings)
-    begin = 0
-    for end in cycle_ends(settings):
-        train_cycle(model, processor, batches, settings, begin, end, folder)
-        begin = end
+    for cycle, end in cycle_ends(settings):
+        train_cycle(model, processor, batches, settings, cycle, end, folder)
 
 
-def cycle_ends(settings: PretrainSettings) -> list[int]:
-    """The last step of each cycle of the learning rate."""
-    return [*(step for step in settings.restarts if step < settings.steps), settings.steps]
+def cycle_ends(settings: PretrainSettings) -> list[tuple[Cycle, int]]:
+    """The cycles that begin before the last step, each with the step at which it ends."""
+    begun = [cycle for cycle in settings.cycles if cycle.begin < settings.steps]
+    return list(zip(begun, [*(cycle.begin for cycle in begun[1:]), settings.steps], strict=True))
 
 
 def train_cycle(
@@ -174,11 +192,12 @@ def train_cycle(
     processor: Qwen2_5_VLProcessor,
     batches: TraceBatches,
     settings: PretrainSettings,
-    begin: int,
+    cycle: Cycle,
     end: int,
     folder: Path,
 ) -> None:
-    """Steps ``begin`` + 1 to ``end`` with optimisers of their own, saved every ``save_every`` steps and at the end."""
+    """The steps from ``cycle.begin`` to ``end``, saved every ``save_every`` steps and at the end."""
+    begin = cycle.begin
     optimizers = make_optimizers(model, settings.learning_rate)
     started, smooth = time.monotonic(), 0.0
     model.train()
@@ -187,7 +206,7 @@ def train_cycle(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        loss = train_step(model, optimizers, batches.step(), settings.clip_norm)
+        loss = train_step(model, optimizers, batches.step(cycle), settings.clip_norm)
         smooth = loss if step == begin + 1 else 0.95 * smooth + 0.05 * loss
         if step % 50 == 0 or step == begin + 1:
             log.info("step %d loss %.3f rate %.1e seconds %.0f", step, smooth, rate, time.monotonic() - started)

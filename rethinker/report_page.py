@@ -47,6 +47,7 @@ td small { color: var(--muted); }
 .sample img.small { image-rendering: pixelated; }
 .sample .question { font-weight: 600; margin: .2rem 0 .7rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); border-radius: 8px; margin: 0;
+  max-height: 28rem; overflow-y: auto;
   padding: .6rem .9rem; font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .second { border-left: 4px solid var(--accent); border-radius: 0 8px 8px 0; }
 .label { font-size: .82rem; color: var(--muted); margin: .55rem 0 .2rem; }
@@ -54,7 +55,7 @@ td small { color: var(--muted); }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
 pre.file { background: var(--soft); border-radius: 8px; padding: .9rem 1.1rem; overflow-x: auto; font-size: .82rem;
   line-height: 1.45; }
-@media print { nav { display: none; } details > * { display: block; } }
+@media print { .said { max-height: none; } nav { display: none; } details > * { display: block; } }
 """
 
 EDGE = 512  # pixels: larger images are embedded smaller

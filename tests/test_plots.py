@@ -8,12 +8,12 @@ from xml.etree import ElementTree
 import pytest
 from synthetic_run import write_run
 
-from rethinker import plots
+from rethinker import diagnostics, plots
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("world") / "run", stages=(2, 2), queries=8, held_out=16)
+    return write_run(tmp_path_factory.mktemp("world") / "run", stages=(2, 2), queries=10, held_out=16)
 
 
 @pytest.mark.parametrize("name", plots.FIGURES)
@@ -28,7 +28,16 @@ def test_figures(run: Path, name: str) -> None:
 def test_captions_give_the_numbers(run: Path) -> None:
     assert "16 held-out queries, n\u00a0=\u00a064 responses a bar" in plots.draw(run, "fig7").caption
     assert "95% Wilson interval" in plots.draw(run, "validation").caption
-    assert "n\u00a0=\u00a08 queries an episode" in plots.draw(run, "vanishing").caption
+    assert "n\u00a0=\u00a010 queries an episode" in plots.draw(run, "vanishing").caption
+
+
+def test_forced_responses_are_counted(run: Path) -> None:
+    rollouts = diagnostics.load_rollouts(run, ["pass", "first_correct", "correct"])
+    forced = rollouts[rollouts["pass"] == "forced"]
+    wrong = forced[~forced["first_correct"].astype(bool)]
+    caption = plots.draw(run, "rethinking").caption
+    assert f"n\u00a0=\u00a0{len(forced)} forced in" in caption
+    assert f"turned {wrong['correct'].mean():.0%} of wrong answers right" in caption
 
 
 def test_stage_boundary_is_marked(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from rethinker.policy.loading import load_policy
 from rethinker.policy.prompt import prompt_text
 from rethinker.policy.tiny import SPECIAL_TOKENS, equal_size_pixels, tiny_model, tiny_processor, train_tokenizer
 from rethinker.pretrain import (
+    CYCLES,
     IGNORED,
     PretrainSettings,
     TraceBatches,
@@ -49,7 +51,7 @@ def model(processor):
 
 @pytest.fixture
 def batches(processor):
-    return TraceBatches(processor, PretrainSettings(batch_size=10, rethinking_share=0.7))
+    return TraceBatches(processor, PretrainSettings(batch_size=10))
 
 
 # Tokenizer and processor
@@ -84,7 +86,7 @@ def test_a_trigger_is_tokenised_in_one_go_as_in_two(processor, trigger: str) -> 
 
 def test_fast_pixels_are_the_processors(processor) -> None:
     rng = random.Random(0)
-    images = [draw_puzzle(rng).image for _ in range(5)]
+    images = [draw_puzzle(rng, CYCLES[0]).image for _ in range(5)]
     expected = processor.image_processor(images=images, return_tensors="pt")
     pixels, grid = equal_size_pixels(images)
     assert torch.equal(grid, expected["image_grid_thw"])
@@ -100,7 +102,7 @@ def test_fast_pixels_are_the_processors(processor) -> None:
 
 def test_only_the_right_tokens_carry_loss(processor, batches) -> None:
     tokenizer = processor.tokenizer
-    plain, rethinking = batches.step()
+    plain, rethinking = batches.step(CYCLES[0])
     assert len(plain["input_ids"]) == 3
     assert len(rethinking["input_ids"]) == 7
     for batch in (plain, rethinking):
@@ -120,7 +122,7 @@ def test_only_the_right_tokens_carry_loss(processor, batches) -> None:
 
 def test_prompts_are_those_of_training(processor, batches) -> None:
     """The ids before the answer are the processor's for the prompt's text and an image, image tokens included."""
-    ids = batches.step()[0]["input_ids"][0]
+    ids = batches.step(CYCLES[0])[0]["input_ids"][0]
     question = processor.tokenizer.decode(ids).split("<|vision_end|>")[1].split("<|im_end|>")[0]
     prompt = prompt_text(processor, Query("q", f"<image>{question}", "1", ("any.png",)))
     expected = processor(text=[prompt], images=[Image.new("RGB", (64, 64))])["input_ids"][0]
@@ -128,7 +130,7 @@ def test_prompts_are_those_of_training(processor, batches) -> None:
 
 
 def test_shared_positions_are_the_models_own(model, batches) -> None:
-    _, batch = batches.step()
+    _, batch = batches.step(CYCLES[0])
     types = (batch["input_ids"] == model.config.image_token_id).int()
     expected, _ = model.model.get_rope_index(batch["input_ids"], types, image_grid_thw=batch["image_grid_thw"])
     assert torch.equal(positions(model, batch), expected)
@@ -138,7 +140,7 @@ def test_shared_positions_are_the_models_own(model, batches) -> None:
 
 
 def test_the_loss_is_that_of_transformers(model, batches) -> None:
-    _, batch = batches.step()
+    _, batch = batches.step(CYCLES[0])
     types = (batch["input_ids"] == model.config.image_token_id).int()
     with torch.no_grad():
         expected = model(**batch, mm_token_type_ids=types).loss * (batch["labels"] != IGNORED).sum()
@@ -150,7 +152,7 @@ def test_the_loss_is_that_of_transformers(model, batches) -> None:
 
 def test_micro_batches_add_up_to_one_batch(processor, batches) -> None:
     """Same puzzles in one step, split in two ways: the same loss and the same weights."""
-    _, whole = batches.step()
+    _, whole = batches.step(CYCLES[0])
     parts = [{key: value[rows] for key, value in whole.items()} for rows in (slice(0, 2), slice(2, 7))]
     for part, pixels in zip(parts, whole["pixel_values"].split([2 * 64, 5 * 64]), strict=True):
         part["pixel_values"] = pixels
@@ -165,13 +167,14 @@ def test_micro_batches_add_up_to_one_batch(processor, batches) -> None:
 
 
 def test_training_learns_and_repeats_exactly(tmp_path: Path) -> None:
-    settings = PretrainSettings(steps=6, restarts=(4,), batch_size=4, tokenizer_traces=200, warmup_steps=2)
+    cycles = (CYCLES[0], replace(CYCLES[1], begin=4))
+    settings = PretrainSettings(steps=6, cycles=cycles, batch_size=4, tokenizer_traces=200, warmup_steps=2)
     for name in ("one", "two"):
         pretrain_tiny(tmp_path / name, settings)
     one, two = (Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("one", "two"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     processor = AutoProcessor.from_pretrained(tmp_path / "one")
-    batch = TraceBatches(processor, settings).step()[1]
+    batch = TraceBatches(processor, settings).step(CYCLES[0])[1]
     tokens = (batch["labels"] != IGNORED).sum()
     with torch.no_grad():
         start = supervised_loss(tiny_model(processor.tokenizer, 0), batch) / tokens
@@ -188,9 +191,13 @@ def test_every_weight_has_one_optimiser_and_muon_takes_matrices(model) -> None:
     assert any(weight is model.model.language_model.embed_tokens.weight for weight in of_adam)
 
 
-def test_cycles_end_where_the_rate_restarts() -> None:
-    assert cycle_ends(PretrainSettings(steps=1000, restarts=(600, 900, 1200))) == [600, 900, 1000]
-    assert cycle_ends(PretrainSettings(steps=500, restarts=(600,))) == [500]
+def test_a_cycle_ends_where_the_next_begins() -> None:
+    first, second = CYCLES
+    late = replace(second, begin=9000)
+    assert cycle_ends(PretrainSettings(steps=3000, cycles=(first, second, late))) == [(first, 2600), (second, 3000)]
+    assert cycle_ends(PretrainSettings(steps=500)) == [(first, 500)]
+    with pytest.raises(ValueError, match="must begin at step 0"):
+        pretrain_tiny("unused", PretrainSettings(cycles=(second,)))
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:

@@ -89,24 +89,28 @@ def test_pack_pads_and_names_a_sample_of_other_length(samples):
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
-def test_micro_batches_add_up_to_one_batch(policy, samples, aggregation):
-    """Images and text-only, replayed, forced tokens, NLL, entropy and KL together; float32."""
+def test_micro_batches_add_up_to_one_batch(tiny_folder, samples, aggregation):
+    """Images and text-only, replayed, forced tokens, NLL, entropy and KL together.
+
+    Weights in float64: in float32 the order of a sum alone makes a difference of 1e-6.
+    """
+    policy = tiny_policy(tiny_folder)
+    policy.model.double()
     length = len(samples[2].response.token_ids)
     mask = (False, *(True,) * (length - 1))
     samples[2] = replace(samples[2], nll_mask=mask, sampled_mask=mask)
     samples.append(replace(samples[0], replayed=True))
-    reference = PolicyForward(tiny_policy(policy.processor.tokenizer.name_or_path).model)
+    reference = PolicyForward(tiny_policy(tiny_folder).model)
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.mul_(0.9)
     options = [f"grpo.aggregation={aggregation}", "grpo.entropy_coef=0.1", "grpo.kl_coef=0.1"]
     whole, one = run(policy, samples, *options, "optim.micro_batch_size=64", reference=reference)
-    for size in (1, 3):
-        parts, several = run(policy, samples, *options, f"optim.micro_batch_size={size}", reference=reference)
-        assert distance(parts, whole) < 1e-6
-        for name, value in one.items():
-            if name != "batch/images":  # an image is read once a micro-batch
-                assert several[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    parts, several = run(policy, samples, *options, "optim.micro_batch_size=3", reference=reference)
+    assert distance(parts, whole) < 1e-6
+    for name, value in one.items():
+        if name != "batch/images":  # an image is read once a micro-batch
+            assert several[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
     assert one["loss/nll"] is not None and one["loss/kl"] is not None and one["policy/clip_fraction"]
     assert (one["batch/samples"], one["batch/replayed"], one["batch/images"]) == (11.0, 1.0, 4.0)
 
@@ -125,10 +129,7 @@ def plain_logprobs(policy, sample):
 
 
 def gradient_of(policy, value) -> torch.Tensor:
-    parameters = [p for p in policy.model.parameters()]
-    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    used = [p.grad is not None for p in parameters]
-    del used
+    gradients = torch.autograd.grad(value, list(policy.model.parameters()), allow_unused=True)
     return torch.cat([g.flatten() for g in gradients if g is not None])
 
 
@@ -148,7 +149,7 @@ def test_policy_gradient(policy, text_samples):
 
     found, metrics = run(policy, text_samples)
     expected = mean_over(policy, text_samples, term)
-    assert metrics["loss/total"] == pytest.approx(float(expected), rel=1e-4)
+    assert metrics["loss/total"] == pytest.approx(float(expected.detach()), rel=1e-4)
     assert distance(found, gradient_of(policy, expected)) < 1e-5
 
 
@@ -173,7 +174,7 @@ def test_kl_changes_the_gradient_by_its_own(policy, tiny_folder, text_samples, e
     )
     without, plain = run(policy, text_samples)
     expected = mean_over(policy, text_samples, term)
-    assert metrics["loss/kl"] == pytest.approx(float(expected), rel=1e-4) and plain["loss/kl"] is None
+    assert metrics["loss/kl"] == pytest.approx(float(expected.detach()), rel=1e-4) and plain["loss/kl"] is None
     assert distance(with_kl - without, 0.5 * gradient_of(policy, expected)) < 1e-4
 
 
@@ -193,7 +194,7 @@ def test_nll_is_over_its_mask_only(policy, text_samples):
     with_nll, metrics = run(policy, batch, "rethink.nll_coef=0.5")
     without, _ = run(policy, batch, "rethink.nll_coef=0")
     expected = -plain_logprobs(policy, batch[0])[0][1:].mean()
-    assert metrics["loss/nll"] == pytest.approx(float(expected), rel=1e-4)
+    assert metrics["loss/nll"] == pytest.approx(float(expected.detach()), rel=1e-4)
     assert distance(with_nll - without, 0.5 * gradient_of(policy, expected)) < 1e-4
 
 

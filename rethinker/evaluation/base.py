@@ -7,24 +7,28 @@ that a forced continuation puts right is set beside the share that an independen
 from __future__ import annotations
 
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rethinker.config import RethinkConfig
+from rethinker.config import ModelConfig, RethinkConfig
+from rethinker.datasets.io import load_queries
+from rethinker.datasets.visual_math import make_data
 from rethinker.evaluation.evaluate import GradeMany, evaluate
 from rethinker.files import atomic_write_text
 from rethinker.grading import grade_many
-from rethinker.policy.loading import Policy
+from rethinker.policy.loading import Policy, load_policy
 from rethinker.rethink import TRIGGERS
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.transformers import TransformersEngine
 from rethinker.types import Query, Sampling
+
+TEST_QUERIES = 360
 
 
 @dataclass(frozen=True)
@@ -147,13 +151,19 @@ def _cells(table: pd.DataFrame, kind: str) -> list[str]:
     return [f"{first:.2f} → {forced:.2f}" for first, forced in zip(rows["first"], rows["forced"], strict=True)]
 
 
-def write_model_card(folder: str | Path, policy: Policy, queries: Sequence[Query], **text: Any) -> BaseMeasures:
-    """Measure ``policy`` on ``queries`` with the transformers engine and write ``README.md`` into ``folder``.
+def document_base(folder: str | Path, *, command: str, seed: int, made: str) -> BaseMeasures:
+    """Measure the checkpoint in ``folder`` on drawn test queries and write its ``README.md`` (see ``model_card``).
 
-    ``text``: the arguments of ``model_card``.
+    The queries are those that ``rethinker make-data`` draws by default: seed 0, 360 of them.
     """
-    measures = measure_base(TransformersEngine(policy), policy, queries)
-    atomic_write_text(Path(folder) / "README.md", model_card(measures, **text))
+    policy = load_policy(ModelConfig(path=str(folder)))
+    with tempfile.TemporaryDirectory() as place:
+        queries, _ = load_queries(make_data(Path(place) / "data", 0, 0, TEST_QUERIES, seed=0), "test")
+        measures = measure_base(TransformersEngine(policy), policy, queries)
+    data = f"the {TEST_QUERIES} test queries of the visual-math world with seed 0"
+    atomic_write_text(
+        Path(folder) / "README.md", model_card(measures, command=command, seed=seed, made=made, data=data)
+    )
     return measures
 
 

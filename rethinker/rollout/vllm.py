@@ -69,6 +69,7 @@ class VllmEngine:
         self._parallel = tensor_parallel_size > 1
         self._gpu = policy.device.type == "cuda"
         self._asleep = False
+        self._shared_group = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._bias = dict.fromkeys(policy.banned_ids, BAN)
         # Read when the engine is made. In process, or weights could not be handed over as tensors; threads unbound,
         # or two engines of two processes would share a core.
@@ -97,6 +98,9 @@ class VllmEngine:
                 generation_config="vllm",  # or the checkpoint's repetition penalty would slip in
                 **machine,
             )
+        if self._shared_group:
+            # vLLM's shutdown, also when the engine is garbage, destroys the default process group: here the trainer's.
+            self._llm.llm_engine.engine_core._finalizer.detach()
         self.max_model_len = int(self._llm.llm_engine.model_config.max_model_len)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
@@ -195,9 +199,10 @@ class VllmEngine:
             self._asleep = False
 
     def close(self) -> None:
-        """Shut the engine down; the trainer's process group stays."""
+        """Shut the engine down. A process group that was there before the engine stays."""
         if self._llm is not None:
-            self._llm.llm_engine.engine_core.shutdown()
+            core = self._llm.llm_engine.engine_core
+            (core.engine_core.model_executor if self._shared_group else core).shutdown()
             self._llm = None
             gc.collect()
             if self._gpu:

@@ -1,0 +1,208 @@
+"""Checkpoints: everything comes back exactly, and a crash leaves a whole one."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_training import random_samples, same, tiny_policy, weights
+
+from rethinker import checkpoint
+from rethinker.config import ModelConfig
+from rethinker.policy.loading import load_policy
+from rethinker.replay import NoReplay, SelectiveSampleReplay
+from rethinker.types import Rethinking
+
+
+@pytest.fixture
+def policy(tiny_folder):
+    return tiny_policy(tiny_folder)
+
+
+def adamw(policy, lr=1e-3):
+    trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+
+
+def steps(policy, optimizer, count: int, seed: int) -> None:
+    """Updates with random gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def save(folder, step, policy, optimizer, selector=None, **state):
+    return checkpoint.save_checkpoint(
+        folder,
+        step,
+        policy=policy,
+        optimizer=optimizer,
+        selector_state=(selector or NoReplay()).state_dict(),
+        trainer_state=state,
+    )
+
+
+def test_optimizer_and_weights_go_on_bit_for_bit(policy, tmp_path):
+    optimizer = adamw(policy)
+    steps(policy, optimizer, 3, seed=0)
+    optimizer.param_groups[0]["lr"] = 1e-3 / 3
+    folder = save(tmp_path, 3, policy, optimizer)
+    again = load_policy(ModelConfig(path=str(folder / "model")))
+    assert same(weights(policy), weights(again))
+    other = adamw(again, lr=1.0)
+    checkpoint.load_optimizer(folder, other)
+    assert other.param_groups[0]["lr"] == 1e-3 / 3
+    steps(policy, optimizer, 2, seed=1)
+    steps(again, other, 2, seed=1)
+    assert same(weights(policy), weights(again))
+    for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_an_optimizer_without_state(policy, tmp_path):
+    """A first stage of skipped steps only."""
+    folder = save(tmp_path, 0, policy, adamw(policy))
+    other = adamw(policy)
+    checkpoint.load_optimizer(folder, other)
+    assert not other.state
+
+
+def test_an_optimizer_of_another_model_is_refused(policy, tmp_path):
+    folder = save(tmp_path, 1, policy, adamw(policy))
+    policy.model.model.visual.requires_grad_(False)
+    with pytest.raises(ValueError, match="other parameters than this model"):
+        checkpoint.load_optimizer(folder, adamw(policy))
+
+
+def test_the_buffer_goes_on_exactly(policy, queries, tmp_path):
+    samples = random_samples(policy, queries, 8)
+    rethinking = Rethinking("self-correction", "so", 1, 1, False, True, kept=True)
+    samples[1] = replace(samples[1], rethinking=rethinking, nll_mask=(True,) * len(samples[1].response.token_ids))
+    idle = replace(samples[0], advantage=0.0)
+    selector = SelectiveSampleReplay(seed=5, lifetime=2)
+    selector.start_episode()
+    selector.select([*samples, idle, idle])
+    folder = save(tmp_path, 1, policy, adamw(policy), selector)
+    again = SelectiveSampleReplay(seed=99, lifetime=2)
+    again.load_state_dict(checkpoint.load_selector_state(folder))
+    for mine in (selector, again):
+        mine.start_episode()
+    expected = selector.select([idle] * 16)
+    assert again.select([idle] * 16) == expected
+    assert all(sample.replayed for sample in expected)
+    assert again.state_dict() == selector.state_dict()
+
+
+@pytest.mark.parametrize("mode", ["grpo", "filter"])
+def test_selectors_without_a_buffer(policy, tmp_path, mode):
+    from rethinker.replay import make_selector
+
+    folder = save(tmp_path, 1, policy, adamw(policy), make_selector(mode))
+    make_selector(mode).load_state_dict(checkpoint.load_selector_state(folder))
+    with pytest.raises(ValueError, match=f'saved selector is "{mode}"'):
+        make_selector("ssr").load_state_dict(checkpoint.load_selector_state(folder))
+
+
+def test_trainer_state(policy, tmp_path):
+    state = {"progress": {"step": 3}, "best": 1 / 3, "order": {"epoch": 1, "position": 2}, "seconds": 0.1}
+    assert checkpoint.load_trainer_state(save(tmp_path, 3, policy, adamw(policy), **state)) == state
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint to go on from"):
+        checkpoint.load_trainer_state(tmp_path)
+
+
+def test_links_and_prune(policy, tmp_path):
+    optimizer = adamw(policy)
+    folders = [save(tmp_path, step, policy, optimizer) for step in (1, 2, 3, 4)]
+    assert (tmp_path / "last").resolve() == folders[3]
+    assert not os.path.isabs(os.readlink(tmp_path / "last"))  # a run's folder can be moved
+    checkpoint.point(tmp_path, checkpoint.BEST, folders[1])
+    checkpoint.point(tmp_path, "first-stage", folders[1])
+    checkpoint.point(tmp_path, checkpoint.BEST, folders[2])
+    checkpoint.prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best",
+        "first-stage",
+        "last",
+        "step-000002",
+        "step-000003",
+        "step-000004",
+    ]
+    assert (tmp_path / "best" / "model" / "model.safetensors").exists()
+
+
+def test_a_second_checkpoint_of_a_step_never_touches_the_first(policy, tmp_path):
+    """Skipped steps do not count: the folder that ``last`` names must stay whole until the new one is."""
+    optimizer = adamw(policy)
+    first = save(tmp_path, 7, policy, optimizer, note=1)
+    second = save(tmp_path, 7, policy, optimizer, note=2)
+    assert first != second and checkpoint.load_trainer_state(first) == {"note": 1}
+    checkpoint.prune(tmp_path)
+    assert not first.exists() and checkpoint.load_trainer_state(tmp_path / "last") == {"note": 2}
+    third = save(tmp_path, 7, policy, optimizer, note=3)
+    checkpoint.prune(tmp_path)
+    assert checkpoint.load_trainer_state(tmp_path / "last") == {"note": 3} and third.exists() and not second.exists()
+
+
+@pytest.mark.parametrize("failing", ["save_model", "flatten_optimizer", "atomic_write_text", "point"])
+def test_a_crash_while_saving_leaves_the_last_checkpoint(policy, tmp_path, monkeypatch, failing):
+    optimizer = adamw(policy)
+    save(tmp_path, 1, policy, optimizer, note="good")
+
+    def crash(*_, **__):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, failing, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            save(tmp_path, 2, policy, optimizer, note="bad")
+    assert checkpoint.load_trainer_state(tmp_path / "last") == {"note": "good"}
+    save(tmp_path, 2, policy, optimizer, note="better")
+    checkpoint.prune(tmp_path)
+    assert checkpoint.load_trainer_state(tmp_path / "last") == {"note": "better"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_model_folder_opens_with_from_pretrained(policy, tmp_path):
+    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+    folder = save(tmp_path, 1, policy, adamw(policy)) / "model"
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    for name, value in model.named_parameters():
+        assert torch.equal(value, dict(policy.model.named_parameters())[name]), name
+    processor = AutoProcessor.from_pretrained(folder)
+    assert processor.tokenizer.eos_token_id == policy.eos_id and processor.chat_template == policy.processor.chat_template
+
+
+def test_nothing_is_pickled(policy, tmp_path):
+    optimizer = adamw(policy)
+    steps(policy, optimizer, 1, seed=0)
+    folder = save(tmp_path, 1, policy, optimizer)
+    endings = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert endings <= {".safetensors", ".json", ".jinja", ".txt"}, endings
+    json.loads((folder / "trainer.json").read_text())
+
+
+def test_adapters_come_back(tiny_folder, tmp_path):
+    config = ModelConfig(path=str(tiny_folder), lora_rank=4)
+    policy = load_policy(config)
+    optimizer = adamw(policy, lr=0.1)
+    steps(policy, optimizer, 2, seed=0)
+    folder = save(tmp_path, 2, policy, optimizer)
+    again = load_policy(config)
+    assert not same(weights(policy), weights(again))
+    checkpoint.load_adapter(folder, again)
+    assert same(weights(policy), weights(again))
+    other = adamw(again)
+    checkpoint.load_optimizer(folder, other)
+    steps(policy, optimizer, 1, seed=1)
+    steps(again, other, 1, seed=1)
+    assert same(weights(policy), weights(again))
+    with pytest.raises((ValueError, RuntimeError), match=r"do not fit|size mismatch"):
+        checkpoint.load_adapter(folder, load_policy(replace(config, lora_rank=2)))

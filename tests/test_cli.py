@@ -1,0 +1,110 @@
+"""The command line: what it prints where, and its exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rethinker import cli
+from rethinker.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS, to_markdown
+
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "experiments" / "tiny.yaml")
+
+
+def run(*arguments: str, capsys) -> tuple[int, str, str]:
+    code = cli.main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["train", CONFIG, "optim.lrr=1"], "rethinker train: unknown setting 'optim.lrr'; did you mean 'optim.lr'?"),
+        (["train", CONFIG, "seed"], "rethinker train: 'seed': an override is written key=value"),
+        (["train", "missing.yaml"], "rethinker train: missing.yaml: "),
+        (["evaluate", CONFIG, "data.test=null"], "rethinker evaluate: data.test is not set"),
+        (["report", "nowhere"], "rethinker report: nowhere is not the folder of a run"),
+        (["make-data", "--train", "-1"], "rethinker make-data: numbers of queries must not be negative"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, text, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments, capsys=capsys)
+    assert code == 2 and out == ""
+    assert err.startswith(text) and err.count("\n") == 1
+
+
+def test_a_broken_file_is_one_line_too(tmp_path, capsys):
+    path = tmp_path / "broken.yaml"
+    path.write_text("optim: [1, 2\nmodel: {\n")
+    code, _, err = run("train", str(path), capsys=capsys)
+    assert code == 2 and err.startswith(f"rethinker train: {path}: ") and err.count("\n") == 1
+
+
+def test_traceback_on_demand(capsys):
+    with pytest.raises(ValueError, match="optim.lrr"):
+        cli.main(["--traceback", "train", CONFIG, "optim.lrr=1"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"]])
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2 and "usage: rethinker" in capsys.readouterr().err
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    for name in ("train", "evaluate", "report", "make-data", "pretrain-tiny", "glossary", "doctor"):
+        assert name in text
+
+
+def test_starting_is_quick_because_nothing_heavy_is_imported():
+    code = "import sys, rethinker.cli as c; c.parser(); print(*(m for m in ('torch', 'transformers') if m in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
+
+
+def test_glossary(tmp_path, capsys):
+    code, out, _ = run("glossary", capsys=capsys)
+    assert code == 0 and out == to_markdown()
+    names = [name for entries in (COORDINATES, *RECORDS.values(), ROLLOUT_COLUMNS) for name in entries]
+    assert all(f"| `{name}` | " in out for name in names)
+    assert run("glossary", "--out", str(tmp_path / "METRICS.md"), capsys=capsys)[0] == 0
+    assert (tmp_path / "METRICS.md").read_text(encoding="utf-8") == out
+
+
+def test_the_page_of_metrics_is_current():
+    page = (ROOT / "experiments" / "METRICS.md").read_text(encoding="utf-8")
+    assert page == to_markdown(), "run `rethinker glossary --out experiments/METRICS.md`"
+
+
+def test_make_data(tmp_path, capsys):
+    folder = tmp_path / "world"
+    sizes = ["--train", "6", "--validation", "3", "--test", "3", "--seed", "5"]
+    code, out, _ = run("make-data", "--out", str(folder), *sizes, capsys=capsys)
+    assert code == 0 and out == f"written: {folder}\n"
+    assert {path.name for path in folder.glob("*.parquet")} == {"train.parquet", "validation.parquet", "test.parquet"}
+    assert len(list((folder / "images").glob("*.png"))) == 12
+    code, _, err = run("make-data", "--out", str(folder), *sizes[:-1], "6", capsys=capsys)
+    assert code == 2 and "holds other data" in err
+
+
+def test_an_existing_run_is_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text((ROOT / "experiments" / "tiny.yaml").read_text())
+    settings = [f"runs_dir={tmp_path}", "name=run"]
+    code, _, err = run("train", CONFIG, *settings, capsys=capsys)
+    assert code == 2 and "exists already: go on with it (--resume) or choose another name=" in err
+    (folder / "config.yaml").write_text((ROOT / "experiments" / "tiny.yaml").read_text().replace("tiny", "run", 1))
+    code, _, err = run("train", CONFIG, *settings, "seed=3", "optim.lr=1e-3", "--resume", capsys=capsys)
+    assert code == 2 and "was made with other settings (" in err
+    assert "optim.lr: 5e-05 -> 0.001" in err and "seed: 0 -> 3" in err

@@ -1,0 +1,355 @@
+"""Whole episodes through ``Trainer.episode``: Algorithm 1 and Forced Rethinking by the real training call.
+
+Responses are scripted, everything else is what a run uses: grader, advantages, selector, log-probs, loss, optimiser.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+from tiny_training import Run, logprobs_now, restore, same, small_config, tiny_policy, weights
+
+from rethinker.glossary import EPISODE, STEP
+from rethinker.rethink import TRIGGERS
+from rethinker.rollout.scripted import ScriptedEngine
+from rethinker.types import Request, Response, Sampling
+
+MIXED, ONE, HARD, EASY = "text", "one", "two", "middle"
+RIGHT = {MIXED: {0, 2}, ONE: {1}, HARD: set(), EASY: {0, 1, 2, 3}}  # which of 4 first responses are right
+ALL_HARD: dict[str, set[int]] = {name: set() for name in RIGHT}
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_folder):
+    policy = tiny_policy(tiny_folder)
+    return policy, weights(policy)
+
+
+@pytest.fixture
+def policy(loaded):
+    policy, saved = loaded
+    restore(policy, saved)
+    return policy
+
+
+@pytest.fixture
+def four(queries):
+    return queries[:4]  # one of them without images
+
+
+def first_text(request: Request, index: int, right: Mapping[str, set[int]]) -> str:
+    answer = request.query.answer if index in right[request.query.qid] else "999"
+    return f"{request.query.qid} no. {index}: \\boxed{{{answer}}}"
+
+
+def script(right=RIGHT, second=lambda sample_id: False):
+    """First looks are right as ``right`` says, second ones as ``second`` says of the sample id."""
+
+    def respond(request: Request, index: int) -> str:
+        if request.prefix_ids:
+            answer = request.query.answer if second(request.request_id) else "998"
+            return f" So \\boxed{{{answer}}}"
+        return first_text(request, index, right)
+
+    return respond
+
+
+def ids(samples) -> list[str]:
+    return [sample.sample_id for sample in samples]
+
+
+def qids(samples) -> Counter[str]:
+    return Counter(sample.query.qid for sample in samples)
+
+
+# -- what is trained on -----------------------------------------------------------------------------------------------
+
+
+def test_ssr_fills_every_batch_with_effective_samples(policy, four, tmp_path):
+    before = weights(policy)
+    run = Run(small_config(tmp_path), policy, four, script())
+    metrics = run.episode()
+    first, second = run.batches
+    assert len(first) == len(second) == 8
+    assert all(sample.effective for sample in first + second)
+    fresh = [sample for sample in first + second if not sample.replayed]
+    assert qids(fresh) == {MIXED: 4, ONE: 4}
+    assert len(set(ids(fresh))) == 8
+    stored: set[str] = set()
+    for batch in run.batches:  # a step draws from what came before it and from its own effective samples
+        stored |= {sample.sample_id for sample in batch if not sample.replayed}
+        assert {sample.sample_id for sample in batch} <= stored
+    assert metrics["replay/share"] == 0.5 and metrics["replay/effective_before"] == 0.5
+    assert metrics["replay/effective_after"] == 1.0 and metrics["replay/buffer_size"] == 8
+    assert run.trainer.progress.step == 2 and not same(before, weights(policy))
+    assert run.engine.syncs == [policy.model]
+
+
+def test_log_probs_stay_those_of_the_policy_that_wrote_the_sample(policy, four, tmp_path):
+    """Also of samples replayed an episode later, by other weights."""
+    run = Run(small_config(tmp_path, "replay.lifetime=2"), policy, four, script())
+    before = weights(policy)
+    run.episode()
+    samples = {s.sample_id: s for batch in run.batches for s in batch}
+    after = weights(policy)
+    restore(policy, before)
+    for sample in samples.values():
+        assert sample.behavior_logprobs == pytest.approx(logprobs_now(policy, sample), abs=1e-5)
+    restore(policy, after)
+    assert any(abs(a - b) > 1e-3 for s in samples.values() for a, b in zip(s.behavior_logprobs, logprobs_now(policy, s), strict=True))
+    run.episode()
+    old = [s for batch in run.batches[2:] for s in batch if s.episode == 1]
+    assert old and all(s.replayed and s.behavior_logprobs == samples[s.sample_id].behavior_logprobs for s in old)
+    assert run.records.of("episode")[1]["replay/age_max"] == 1.0
+
+
+def test_the_buffer_is_empty_when_an_episode_starts(policy, four, tmp_path):
+    run = Run(small_config(tmp_path), policy, four, script())
+    run.episode()
+    run.episode()
+    assert all(s.episode == 2 for batch in run.batches[2:] for s in batch)
+
+
+@pytest.mark.parametrize("mode", ["ssr", "filter", "grpo", "dynamic_sampling"])
+def test_nothing_effective_skips_the_steps(policy, four, tmp_path, mode):
+    before = weights(policy)
+    run = Run(small_config(tmp_path, f"replay.mode={mode}"), policy, four, script({**ALL_HARD, EASY: {0, 1, 2, 3}}))
+    metrics = run.episode()
+    assert run.batches == [] and run.trainer.progress.step == 0
+    assert metrics["replay/skipped_steps"] == (0 if mode == "dynamic_sampling" else 2)
+    assert metrics["replay/effective_after"] is None and metrics["queries/effective"] == 0.0
+    assert metrics["queries/all_correct"] == 0.25 and metrics["queries/all_incorrect"] == 0.75
+    assert same(before, weights(policy))
+
+
+def test_grpo_trains_on_everything(policy, four, tmp_path):
+    run = Run(small_config(tmp_path, "replay.mode=grpo"), policy, four, script())
+    metrics = run.episode()
+    trained = [sample for batch in run.batches for sample in batch]
+    # A batch of 8 without any advantage is skipped; the order decides whether there is one.
+    assert qids(trained)[MIXED] == qids(trained)[ONE] == 4 and not any(s.replayed for s in trained)
+    assert len(trained) + 8 * metrics["replay/skipped_steps"] == 16
+    assert all(s.advantage == 0.0 for s in trained if s.query.qid in (HARD, EASY))
+
+
+def test_filter_drops_and_does_not_refill(policy, four, tmp_path):
+    run = Run(small_config(tmp_path, "replay.mode=filter"), policy, four, script())
+    metrics = run.episode()
+    trained = [sample for batch in run.batches for sample in batch]
+    assert qids(trained) == {MIXED: 4, ONE: 4} and not any(s.replayed for s in trained)
+    assert metrics["replay/effective_after"] == 1.0 and metrics["replay/share"] == 0.0
+
+
+def test_dynamic_sampling_rolls_out_until_the_batch_is_full(policy, queries, tmp_path):
+    right = {**RIGHT, "again": {2}}
+    config = small_config(
+        tmp_path, "replay.mode=dynamic_sampling", "queries_per_episode=2", "replay.max_rollouts=5", "seed=3"
+    )
+    run = Run(config, policy, queries, script(right))
+    metrics = [run.episode() for _ in range(4)]
+    for episode, found in zip(run.episodes, metrics, strict=True):
+        assert len(episode.groups) == 2 and all(s.effective for g in episode.groups for s in g.samples)
+        rolled_out = [group.query.qid for group in episode.firsts]
+        assert len(rolled_out) == len(set(rolled_out))
+        assert found["rollout/rounds"] == -(-len(rolled_out) // 2)
+        assert found["rollout/responses"] == 4 * len(rolled_out)  # it pays for what it drops
+    assert max(found["rollout/rounds"] for found in metrics) > 1
+    assert all(len(batch) == 8 for batch in run.batches) and len(run.batches) == 4
+
+
+def test_dynamic_sampling_gives_up_at_its_bound(policy, queries, tmp_path):
+    config = small_config(
+        tmp_path, "replay.mode=dynamic_sampling", "queries_per_episode=2", "replay.max_rollouts=2"
+    )
+    run = Run(config, policy, queries, script({**ALL_HARD, "again": set()}))
+    metrics = run.episode()
+    assert metrics["rollout/rounds"] == 2 and run.batches == []
+
+
+# -- Forced Rethinking ------------------------------------------------------------------------------------------------
+
+REPAIRED = {f"1/{HARD}/1", f"1/{HARD}/3", f"1/{MIXED}/1", f"1/{EASY}/0"}
+RETHINK = ("rethink.fraction=0.999", "seed=1", "replay.mode=grpo", "optim.train_batch_size=16", "rollout.max_new_tokens=128")
+
+
+def rethinking_run(policy, four, folder, *overrides, second=REPAIRED.__contains__, engine=ScriptedEngine, right=RIGHT):
+    run = Run(small_config(folder, *RETHINK, *overrides), policy, four, script(right, second), engine)
+    return run, run.episode()
+
+
+def test_a_kept_trajectory_takes_the_place_of_its_own_first_response(policy, four, tmp_path):
+    run, metrics = rethinking_run(policy, four, tmp_path)
+    (batch,) = run.batches
+    assert len(batch) == 16
+    by_id = {sample.sample_id: sample for sample in batch}
+    kept = {sample.sample_id for sample in batch if sample.rethinking is not None}
+    assert kept == REPAIRED
+    for name in REPAIRED:
+        sample, index = by_id[name], int(name[-1])
+        qid = sample.query.qid
+        own = f"{qid} no. {index}: "
+        assert sample.response.text.startswith(own)  # its own y1, not a neighbour's
+        assert sample.response.text.endswith(f" So \\boxed{{{sample.query.answer}}}")
+        assert sample.rethinking.first_text.startswith(own) and TRIGGERS[sample.rethinking.trigger] in sample.response.text
+        assert sample.reward == 1.0 and sample.grade.correct
+        assert sample.rethinking.first_correct == (index in RIGHT[qid])
+    for sample in batch:
+        if sample.sample_id not in REPAIRED:
+            qid, index = sample.query.qid, int(sample.sample_id[-1])
+            assert sample.reward == float(index in RIGHT[qid]) and not sample.nll_mask
+    assert metrics["rethink/forced"] == 1.0 and metrics["rethink/kept"] == 4 / 16
+    assert metrics["rethink/wrong_to_right"] == 3 / 16 and metrics["rethink/right_to_right"] == 1 / 16
+    assert metrics["rethink/right_to_wrong"] == 6 / 16 and metrics["rethink/wrong_to_wrong"] == 6 / 16
+
+
+def test_effective_counts_first_responses_only(policy, four, tmp_path):
+    """The hard query has two kept trajectories and advantages, and is still not an effective one."""
+    run, metrics = rethinking_run(policy, four, tmp_path)
+    assert metrics["queries/effective"] == 0.5 and metrics["queries/all_incorrect"] == 0.25
+    assert metrics["accuracy/first"] == 7 / 16 and metrics["reward/mean"] == 10 / 16
+    advantages = [s.advantage for s in run.batches[0] if s.query.qid == HARD]
+    assert len(advantages) == 4 and all(abs(value) > 0 for value in advantages)
+
+
+def test_masks_of_a_kept_trajectory(policy, four, tmp_path):
+    run, _ = rethinking_run(policy, four, tmp_path)
+    for sample in run.batches[0]:
+        length = len(sample.response.token_ids)
+        assert len(sample.behavior_logprobs) == len(sample.rollout_logprobs) == len(sample.sampled_mask) == length
+        if sample.rethinking is None:
+            assert all(sample.sampled_mask)
+            continue
+        first, trigger = sample.rethinking.first_tokens, sample.rethinking.trigger_tokens
+        rest = length - first - trigger
+        assert sample.sampled_mask == (True,) * first + (False,) * trigger + (True,) * rest
+        assert sample.nll_mask == (False,) * first + (True,) * (trigger + rest)
+        forced = sample.response.token_ids[first : first + trigger]
+        assert policy.decode(forced) == TRIGGERS[sample.rethinking.trigger]
+    (step,) = run.records.of("step")
+    assert step["loss/nll"] > 0 and step["batch/rethought"] == 4.0
+
+
+def test_nll_on_the_whole_trajectory(policy, four, tmp_path):
+    run, _ = rethinking_run(policy, four, tmp_path, "rethink.nll_on=trajectory")
+    kept = [s for s in run.batches[0] if s.rethinking is not None]
+    assert len(kept) == 4 and all(all(s.nll_mask) and len(s.nll_mask) == len(s.response.token_ids) for s in kept)
+
+
+def test_at_most_two_are_kept_a_query(policy, four, tmp_path):
+    run, metrics = rethinking_run(policy, four, tmp_path, second=lambda name: True)
+    kept = [s.sample_id for s in run.batches[0] if s.rethinking is not None]
+    assert qids(s for s in run.batches[0] if s.rethinking is not None) == {name: 2 for name in RIGHT}
+    assert set(kept) == {f"1/{name}/{index}" for name in RIGHT for index in (0, 1)}
+    assert metrics["rethink/kept"] == 8 / 16
+
+
+def test_append_makes_the_group_larger(policy, four, tmp_path):
+    run, metrics = rethinking_run(policy, four, tmp_path, "rethink.placement=append")
+    assert list(map(len, run.batches)) == [16, 4]
+    groups = {group.query.qid: group for group in run.episodes[0].groups}
+    assert {name: len(group.samples) for name, group in groups.items()} == {MIXED: 5, ONE: 4, HARD: 6, EASY: 5}
+    hard = groups[HARD].samples
+    assert ids(hard) == [f"1/{HARD}/{index}" for index in range(6)]
+    assert [s.rethinking is not None for s in hard] == [False] * 4 + [True] * 2
+    assert [s.reward for s in hard] == [0.0] * 4 + [1.0] * 2
+    assert sum(s.advantage for s in hard) == pytest.approx(0.0, abs=1e-6)
+    assert metrics["rethink/kept"] == 4 / 16
+
+
+def test_triggers_by_correctness(policy, four, tmp_path):
+    run, _ = rethinking_run(policy, four, tmp_path, "rethink.trigger_choice=by_correctness")
+    candidates = run.episodes[0].candidates
+    assert len(candidates) == 16
+    for sample in candidates:
+        assert sample.rethinking.trigger == ("self-verification" if sample.rethinking.first_correct else "self-correction")
+
+
+def test_blind_triggers_do_not_follow_correctness(policy, four, tmp_path):
+    """The same ids draw the same triggers whatever the grader says."""
+    triggers = []
+    for right in (RIGHT, ALL_HARD):
+        run, _ = rethinking_run(policy, four, tmp_path / str(len(triggers)), right=right)
+        triggers.append({s.sample_id: s.rethinking.trigger for s in run.episodes[0].candidates})
+    assert triggers[0] == triggers[1] and len(set(triggers[0].values())) == 3
+
+
+def test_second_looks_ask_with_their_own_temperature_and_prefix(policy, four, tmp_path):
+    run, _ = rethinking_run(policy, four, tmp_path)
+    (firsts, sampling), (seconds, second_sampling) = run.engine.calls
+    assert (sampling.temperature, second_sampling.temperature) == (1.0, 0.9)
+    assert all(not request.prefix_ids for request in firsts) and len({request.seed for request in seconds}) == 16
+    for request in seconds:
+        index = int(request.request_id[-1])
+        text = policy.decode(request.prefix_ids)
+        assert text.startswith(first_text(request, index, RIGHT)) and any(text.endswith(t) for t in TRIGGERS.values())
+        assert policy.eos_id not in request.prefix_ids
+
+
+def test_half_of_the_responses(policy, four, tmp_path):
+    """16 coins of 1/2: between 2 and 14 heads (outside: chance 0.0005, and the seed is fixed)."""
+    run, metrics = rethinking_run(policy, four, tmp_path, "rethink.fraction=0.5")
+    assert 2 <= len(run.episodes[0].candidates) <= 14 and metrics["rethink/eligible"] == 1.0
+
+
+class Backwards(ScriptedEngine):
+    """Gives its results in the opposite order: whoever pairs by position pairs wrongly."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
+        return dict(reversed(list(super().generate(requests[::-1], sampling).items())[::1]))
+
+
+class Shuffled(ScriptedEngine):
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
+        found = super().generate(requests, sampling)
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
+        return {name: found[name] for name in [list(found)[index] for index in order]}
+
+
+@pytest.mark.parametrize("engine", [Backwards, Shuffled])
+def test_the_order_of_results_does_not_matter(loaded, four, tmp_path, engine):
+    policy, saved = loaded
+    ends = []
+    for kind in (ScriptedEngine, engine):
+        restore(policy, saved)
+        run, metrics = rethinking_run(policy, four, tmp_path / kind.__name__, engine=kind)
+        ends.append((run.batches, {k: v for k, v in metrics.items() if "time" not in k and "second" not in k}, weights(policy)))
+    assert ends[0][0] == ends[1][0] and ends[0][1] == ends[1][1] and same(ends[0][2], ends[1][2])
+
+
+# -- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_every_metric_is_explained_and_every_explained_metric_is_there(policy, four, tmp_path):
+    run, _ = rethinking_run(policy, four, tmp_path)
+    (episode,) = run.records.of("episode")
+    (step,) = run.records.of("step")
+    assert set(episode) == set(EPISODE)
+    assert set(step) == set(STEP)
+    assert (tmp_path / "run" / "rollouts" / "episode-00001.parquet").exists()
+    assert episode["tokens/generated"] == episode["rollout/tokens"] == run.trainer.progress.tokens
+    assert (run.trainer.progress.episode, run.trainer.progress.stage_episode) == (1, 1)
+
+
+def test_gap_is_that_of_first_responses(policy, four, tmp_path):
+    """The scripted engine says -0.5 for every token."""
+    run, metrics = rethinking_run(policy, four, tmp_path)
+    gaps = [abs(-0.5 - v) for s in run.batches[0] if s.rethinking is None for v in s.behavior_logprobs]
+    assert metrics["gap/mean"] == pytest.approx(sum(gaps) / len(gaps)) and metrics["gap/max"] == pytest.approx(max(gaps))
+
+
+def test_an_engine_with_other_weights_is_found_out(policy, four, tmp_path):
+    run = Run(small_config(tmp_path, "rollout.canary=0.01"), policy, four, script())
+    with pytest.raises(RuntimeError, match=r"after the weight sync of episode 1 engine and trainer differ by"):
+        run.episode()
+
+
+def test_the_engine_sleeps_while_the_trainer_works(policy, four, tmp_path):
+    run = Run(small_config(tmp_path), policy, four, script())
+    asleep: list[bool] = []
+    update = run.recorder.update
+    run.recorder.update = lambda batch: (asleep.append(run.engine.asleep), update(batch))[1]  # type: ignore[assignment]
+    run.episode()
+    assert asleep == [True, True]
