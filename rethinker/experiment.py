@@ -127,6 +127,7 @@ class Experiment:
         if not self.resume_from:
             self.test("start")
             self.validate("start")
+            self.best = None  # the start has no checkpoint: the best one is the best of those that have
         for index in range(self.progress.stage, len(self.config.stages)):
             if not self.run_stage(index):
                 state = "stopped"

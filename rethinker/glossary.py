@@ -36,7 +36,7 @@ EPISODE = {
     "rollout/tokens": "tokens generated (the forced trigger is not counted)",
     "rollout/tokens_per_second": "generated tokens by second of generation, all ranks together",
     "rollout/length_mean": "mean length of y1, tokens",
-    "rollout/empty": "responses without any token but EOS",
+    "rollout/empty": "first responses without any visible text",
     "rollout/truncated": "responses cut at the token limit",
     "grader/failures": "responses that the grader could not judge (error, timeout); they count as wrong",
     "grader/no_answer": "responses without a boxed answer",

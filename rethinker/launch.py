@@ -65,7 +65,7 @@ def _wait(process: subprocess.Popen[bytes], config: RunConfig) -> int:
             return process.wait()
         except KeyboardInterrupt:
             if asked:
-                # Not SIGKILL: torchrun's workers are in sessions of their own and would outlive it; it passes SIGHUP on.
+                # Not SIGKILL: torchrun's workers have sessions of their own and would outlive it; it passes SIGHUP on.
                 os.killpg(process.pid, signal.SIGHUP)
                 process.wait()
                 print("killed; the last checkpoint is as it was", file=sys.stderr)

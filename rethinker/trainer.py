@@ -130,8 +130,9 @@ class Trainer:
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         firsts = self.roll_out(queries[rank::ranks])
         groups, candidates, eligible = self.force_rethinking(firsts)
-        record.firsts += self.everywhere(firsts)
-        record.candidates += self.everywhere(candidates)
+        place = {query.qid: index for index, query in enumerate(queries)}  # the same files for any number of ranks
+        record.firsts += sorted(self.everywhere(firsts), key=lambda group: place[group.query.qid])
+        record.candidates += sorted(self.everywhere(candidates), key=lambda sample: place[sample.query.qid])
         record.eligible += sum(self.everywhere([eligible]))
         return [self.with_advantages(group) for group in groups]
 

@@ -73,3 +73,22 @@ def queries(image_files):
         Query("middle", "Look at <image>and say the sum of all the numbers in it.", "7", (d,)),
         Query("again", "<image>And how many squares are there?", "1", (a,)),
     ]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, image_files) -> Path:
+    """A small data set in ViRL39K's schema, half of it without images: train, validation and test."""
+    from tiny_training import write_world
+
+    return write_world(tmp_path_factory.mktemp("world"), image_files)
+
+
+@pytest.fixture(scope="session")
+def guesser(tmp_path_factory, tiny_folder, world) -> Path:
+    """A tiny checkpoint that answers the questions of ``world`` with 1 or 2 at random."""
+    from tiny_training import teach_guessing
+
+    from rethinker.datasets.io import load_queries
+
+    queries, _ = load_queries(world / "train.parquet")
+    return teach_guessing(tiny_folder, tmp_path_factory.mktemp("guesser") / "model", queries[:4])

@@ -47,7 +47,7 @@ def test_a_broken_file_is_one_line_too(tmp_path, capsys):
 
 
 def test_traceback_on_demand(capsys):
-    with pytest.raises(ValueError, match="optim.lrr"):
+    with pytest.raises(ValueError, match=r"optim\.lrr"):
         cli.main(["--traceback", "train", CONFIG, "optim.lrr=1"])
 
 
@@ -67,7 +67,9 @@ def test_help_names_every_command(capsys):
 
 
 def test_starting_is_quick_because_nothing_heavy_is_imported():
-    code = "import sys, rethinker.cli as c; c.parser(); print(*(m for m in ('torch', 'transformers') if m in sys.modules))"
+    code = (
+        "import sys, rethinker.cli as c; c.parser(); print(*(m for m in ('torch', 'transformers') if m in sys.modules))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
 

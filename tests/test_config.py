@@ -64,14 +64,18 @@ def test_an_unknown_key_without_neighbour_lists_the_section():
     assert message("optimm.lr=1") == "unknown setting 'optimm'; did you mean 'optim'?"
 
 
-@pytest.mark.parametrize(("section", "name", "hint"), ALL_KEYS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("section", "name", "hint"), ALL_KEYS, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_key_refuses_a_value_of_another_kind(section, name, hint):
     wrong = "[[1]]" if hint != tuple[str, ...] else "{a: 1}"
     text = message(f"{section}.{name}={wrong}")
     assert text.startswith(f"{section}.{name}"), text
 
 
-@pytest.mark.parametrize(("section", "name", "hint"), ALL_KEYS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("section", "name", "hint"), ALL_KEYS, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_only_what_is_optional_may_be_null(section, name, hint):
     if type(None) in typing.get_args(hint) and typing.get_origin(hint) in (types.UnionType, typing.Union):
         assert getattr(getattr(load_config(None, [f"{section}.{name}=null"]), section), name) is None
@@ -150,7 +154,9 @@ def test_stages(tmp_path):
 
 
 def test_an_override_reaches_into_a_stage(tmp_path):
-    config = load_config(write(tmp_path, TWO_STAGES), ["stages.1.episodes=9", "stages.1.overrides.rethink.fraction=0.25"])
+    config = load_config(
+        write(tmp_path, TWO_STAGES), ["stages.1.episodes=9", "stages.1.overrides.rethink.fraction=0.25"]
+    )
     assert config.episodes == 11
     assert config.for_stage(1).rethink.fraction == 0.25 and config.for_stage(1).optim.lr == 0.5
     assert "stages.7.episodes" in message("stages.7.episodes=1", path=tmp_path / "config.yaml")
@@ -162,7 +168,10 @@ def test_an_override_reaches_into_a_stage(tmp_path):
         ("{rethink: {fractoin: 0.5}}", "unknown setting 'rethink.fractoin'; did you mean 'rethink.fraction'?"),
         ("{rethink: {fraction: 2}}", "rethink.fraction=2.0: must be at least 0 and at most 1"),
         ("{rethink: 2}", "rethink=2: expected a section of settings"),
-        ("{model: {path: x}}", "a stage can set evaluation, grpo, optim, replay, rethink, rollout, tracking, not 'model'"),
+        (
+            "{model: {path: x}}",
+            "a stage can set evaluation, grpo, optim, replay, rethink, rollout, tracking, not 'model'",
+        ),
         ("{rollout: {engine: vllm}}", "'rollout.engine' is for the whole run; a stage can set rollout.group_size"),
         ("{optim: {train_batch_size: 500}}", "optim.train_batch_size=500 does not divide"),
     ],

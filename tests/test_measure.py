@@ -51,7 +51,9 @@ def forced(sample: Sample, correct: bool, finished: bool = True) -> Sample:
         response=Response((5,) * 10, (-0.5,) * 10, finished, "so \\boxed{1}\n\nWait, \\boxed{1}"),
         grade=CORRECT if correct else WRONG,
         reward=float(correct),
-        rethinking=Rethinking("self-correction", sample.response.text, 3, 2, sample.grade.correct, correct, False, finished),
+        rethinking=Rethinking(
+            "self-correction", sample.response.text, 3, 2, sample.grade.correct, correct, False, finished
+        ),
     )
 
 
@@ -110,7 +112,9 @@ def test_metrics_by_hand():
 
 
 def test_every_name_is_explained():
-    assert set(episode_metrics(rethought_episode("replace"))) | set(replay_ages(rethought_episode("replace"))) <= set(EPISODE)
+    assert set(episode_metrics(rethought_episode("replace"))) | set(replay_ages(rethought_episode("replace"))) <= set(
+        EPISODE
+    )
 
 
 def test_counts_of_bad_responses():
@@ -146,7 +150,10 @@ def test_ages():
 
 def test_histogram():
     found = histogram([0.0, 0.0, 0.5, -0.5, 0.875, 99.0, -99.0])
-    counts = {round((left + right) / 2, 6): n for left, right, n in zip(found["edges"], found["edges"][1:], found["counts"], strict=False)}
+    counts = {
+        round((left + right) / 2, 6): n
+        for left, right, n in zip(found["edges"], found["edges"][1:], found["counts"], strict=False)
+    }
     assert {centre: n for centre, n in counts.items() if n} == {0.0: 2, 0.5: 1, -0.5: 1, 0.875: 1, 3.0: 1, -3.0: 1}
     assert len(found["edges"]) == len(found["counts"]) + 1 == len(ADVANTAGE_EDGES)
     assert sum(histogram([])["counts"]) == 0

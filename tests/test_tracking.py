@@ -113,7 +113,9 @@ def test_wandb_offline_mirrors_the_lines_and_holds_no_key(tmp_path, monkeypatch,
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
     writer = tracker(tmp_path, wandb=True)
-    writer.log("episode", "s", 1, 1, {"queries/effective": 0.5, "gap/mean": None, "advantages/before": histogram([0.5])})
+    writer.log(
+        "episode", "s", 1, 1, {"queries/effective": 0.5, "gap/mean": None, "advantages/before": histogram([0.5])}
+    )
     rows = [
         {"episode": 1, "images": [image_files[0]], "text": "a", "correct": True, "reward": None, "level": 1},
         {"episode": 1, "images": [], "text": "b", "correct": False, "reward": 0.5, "level": 1},

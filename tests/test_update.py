@@ -76,7 +76,9 @@ def test_share_out_keeps_a_sample_drawn_several_times(samples):
 
 
 def test_pack_pads_and_names_a_sample_of_other_length(samples):
-    packed = pack([replace(samples[0], nll_mask=(True,) * len(samples[0].response.token_ids)), samples[1]], torch.device("cpu"))
+    packed = pack(
+        [replace(samples[0], nll_mask=(True,) * len(samples[0].response.token_ids)), samples[1]], torch.device("cpu")
+    )
     lengths = [len(sample.response.token_ids) for sample in samples[:2]]
     assert packed.sampled_BT.sum(1).tolist() == lengths and packed.nll_BT.sum(1).tolist() == [lengths[0], 0]
     assert packed.behavior_logprobs_BT.shape == (2, max(lengths))
@@ -201,10 +203,13 @@ def test_nll_is_over_its_mask_only(policy, text_samples):
 @pytest.mark.parametrize("forced_tokens", ["on_policy", "behavior", "mask"])
 def test_forced_tokens(policy, text_samples, forced_tokens):
     """The first two tokens of every sample were forced; no clipping, no importance weights."""
-    options = ["grpo.clip_low=50", "grpo.clip_high=50", "grpo.importance_cap=null", f"rethink.forced_tokens={forced_tokens}"]
-    batch = [
-        replace(s, sampled_mask=(False, False, *(True,) * (len(s.response.token_ids) - 2))) for s in text_samples
+    options = [
+        "grpo.clip_low=50",
+        "grpo.clip_high=50",
+        "grpo.importance_cap=null",
+        f"rethink.forced_tokens={forced_tokens}",
     ]
+    batch = [replace(s, sampled_mask=(False, False, *(True,) * (len(s.response.token_ids) - 2))) for s in text_samples]
 
     def term(sample, logprobs, _):
         behavior = torch.tensor(sample.behavior_logprobs)
@@ -239,7 +244,9 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(policy, samples):
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     update = PolicyUpdate(config, policy, PolicyForward(policy.model), optimizer, scheduler, Accelerator(cpu=True))
     try:
-        with pytest.raises(FloatingPointError, match=r"gradient is not finite .* batch of 10 samples starting with 1/q/0"):
+        with pytest.raises(
+            FloatingPointError, match=r"gradient is not finite .* batch of 10 samples starting with 1/q/0"
+        ):
             update(samples)
     finally:
         hook.remove()

@@ -145,7 +145,7 @@ def logprobs_now(policy: Policy, sample: Sample) -> list[float]:
 
 
 def random_samples(policy: Policy, queries: Sequence[Query], count: int, seed: int = 0) -> list[Sample]:
-    """Samples of random ordinary tokens and random advantages; the behaviour is a little off the policy, the engine off both."""
+    """Samples of random ordinary tokens and random advantages, a little off the policy and the engine off both."""
     generator = torch.Generator().manual_seed(seed)
     allowed = torch.tensor([i for i in range(len(policy.tokenizer)) if i not in {*policy.banned_ids, policy.eos_id}])
     samples = []
@@ -170,3 +170,64 @@ def random_samples(policy: Policy, queries: Sequence[Query], count: int, seed: i
             replace(sample, behavior_logprobs=tuple(behavior.tolist()), rollout_logprobs=tuple(rollout.tolist()))
         )
     return samples
+
+
+def teach_guessing(tokenizer_of: Path, folder: Path, queries: Sequence[Query], steps: int = 40) -> Path:
+    """Write a tiny model that answers 1 or 2 at random, and after a trigger again: groups of it have an advantage."""
+    from rethinker.policy.loading import load_processor, make_policy
+    from rethinker.policy.tiny import save_policy, tiny_model
+    from rethinker.rethink import TRIGGERS
+
+    torch.manual_seed(0)
+    processor = load_processor(ModelConfig(path=str(tokenizer_of)))
+    policy = make_policy(tiny_model(processor.tokenizer, seed=0), processor)
+    model: Any = policy.model
+
+    def ids(text: str) -> list[int]:
+        return list(policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    items, taught = [], []
+    for index, query in enumerate(queries):
+        for answer in "12":
+            first, trigger = ids(f"\\boxed{{{answer}}}"), ids(list(TRIGGERS.values())[(index + int(answer)) % 3])
+            again = ids(f" \\boxed{{{'12'[index % 2]}}}")
+            items += [(query, [*first, policy.eos_id]), (query, [*first, *trigger, *again, policy.eos_id])]
+            taught += [
+                [True] * (len(first) + 1),
+                [True] * len(first) + [False] * len(trigger) + [True] * (len(again) + 1),
+            ]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    forward = PolicyForward(model)
+    for _ in range(steps):
+        logprobs_BT, mask_BT, _ = token_logprobs(policy, forward, items)
+        loss_mask_BT = torch.zeros_like(mask_BT)
+        for row, flags in zip(loss_mask_BT, taught, strict=True):
+            row[: len(flags)] = torch.tensor(flags)
+        loss = -logprobs_BT[loss_mask_BT].mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    save_policy(folder, model, processor)
+    return folder
+
+
+def write_world(folder: Path, images: Sequence[str]) -> Path:
+    """Twelve training queries (every other one without an image), four each for validation and test; answers 1 or 2."""
+    from rethinker.datasets.io import write_parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", 12), ("validation", 4), ("test", 4)):
+        rows = [
+            {
+                "question": f"<image>{split} {index}?" if index % 2 else f"{split} {index}?",
+                "answer": f"\\boxed{{{1 + index // 2 % 2}}}",
+                "category": "images" if index % 2 else "text",
+                "source": "test",
+                "qid": f"{split}-{index}",
+                "image": [images[index % len(images)]] if index % 2 else [],
+                "level": 1,
+            }
+            for index in range(count)
+        ]
+        write_parquet(folder / f"{split}.parquet", rows)
+    return folder

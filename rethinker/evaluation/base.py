@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -129,12 +130,18 @@ def model_card(measures: BaseMeasures, *, command: str, seed: int, made: str, da
     lines = [f"| {kind} | {' | '.join(_cells(m.table, kind))} |" for kind in kinds]
     return _CARD.format(
         command=command,
-        seed=seed,
-        made=made,
-        python=platform.python_version(),
-        versions=versions,
-        data=data,
-        responses=m.queries * m.samples,
+        origin=textwrap.fill(
+            f"Seed {seed}, {made}. Python {platform.python_version()}, {versions}. The same command on another machine "
+            "gives a model of the same habits, not the same bits: sums of floating-point numbers depend on processor "
+            "and threads.",
+            width=120,
+        ),
+        setting=textwrap.fill(
+            f"Measured on {data}: one greedy and {m.samples} sampled responses (temperature 1) a query; the second "
+            f"look is sampled at temperature {RethinkConfig().temperature}. In parentheses greedy decoding, or an "
+            "independent second sample in place of the forced second look.",
+            width=120,
+        ),
         first=f"{m.first_sampled:.3f} ({m.first_greedy:.3f})",
         forced=f"{m.forced_sampled:.3f} ({m.forced_greedy:.3f})",
         up=f"{m.wrong_to_right:.3f} ({m.wrong_to_right_resampled:.3f})",
@@ -185,14 +192,11 @@ carefully when a trigger ("Wait, ...") is forced upon it. It knows nothing but t
 
     {command}
 
-Seed {seed}, {made}. Python {python}, {versions}. The same command on another machine gives a model of the same habits,
-not the same bits: sums of floating-point numbers depend on processor and threads.
+{origin}
 
 ## What it does
 
-Measured on {data}: one greedy and several sampled responses (temperature 1) a query, {responses} sampled in all; the
-second look is sampled at temperature 0.9. In parentheses greedy decoding, or an independent second sample in place of
-the forced second look.
+{setting}
 
 | | |
 |---|---|

@@ -1,0 +1,113 @@
+"""One process and two give the same training: gloo on CPUs, as `rethinker train` starts it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rethinker import launch
+from rethinker.config import RunConfig, load_config
+
+pytestmark = pytest.mark.slow
+
+STAGES = "[{name: reasoner, episodes: 2}, {name: rethinker, episodes: 3, overrides: {rethink: {fraction: 0.9}}}]"
+
+
+def make_config(folder: Path, world: Path, guesser: Path, processes: int) -> RunConfig:
+    """Five steps in five episodes. Half of the queries have no image, and a forward pass holds two samples: some of
+    the passes of a rank are without images while the other rank's are not."""
+    return load_config(
+        None,
+        [
+            f"runs_dir={folder}",
+            f"name=processes-{processes}",
+            f"launch.processes={processes}",
+            f"model.path={guesser}",
+            *(f"data.{split}={world / split}.parquet" for split in ("train", "validation", "test")),
+            "queries_per_episode=3",  # not a multiple of two: the ranks' shares differ
+            "rollout.engine=transformers",
+            "rollout.group_size=4",
+            "rollout.max_new_tokens=64",
+            "replay.lifetime=2",
+            "rethink.room_tokens=8",
+            "optim.train_batch_size=12",
+            "optim.micro_batch_size=2",
+            "optim.lr=1e-4",
+            "evaluation.every=2",
+            "evaluation.samples=1",
+            f"stages={STAGES}",
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, world, guesser) -> dict[int, RunConfig]:
+    folder = tmp_path_factory.mktemp("runs")
+    configs = {processes: make_config(folder, world, guesser, processes) for processes in (1, 2)}
+    for config in configs.values():
+        assert launch.train(config) == 0
+    return configs
+
+
+def lines(config: RunConfig, record: str) -> list[dict]:
+    found = [json.loads(text) for text in (config.folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if line["record"] == record]
+
+
+def test_the_weights_are_the_same(runs):
+    """Float32, lr 1e-4: five steps move a weight by at most 5e-4."""
+    one, two = (load_file(runs[n].folder / "checkpoints" / "last" / "model" / "model.safetensors") for n in (1, 2))
+    start = load_file(Path(runs[1].model.path) / "model.safetensors")
+    steps = lines(runs[2], "step")
+    assert len(steps) == 5
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - start[name]).abs().max()) for name in one) > 1e-4
+    gaps = {name: float((one[name] - two[name]).abs().max()) for name in one}
+    assert max(gaps.values()) < 1e-5, max(gaps.items(), key=lambda item: item[1])
+    assert any("visual" in name and not torch.equal(one[name], start[name]) for name in one)
+
+
+def test_the_metrics_are_the_same(runs):
+    local = ("time/", "rollout/tokens_per_second", "batch/images", "gap/", "canary/")  # of one rank, or of rounding
+    for record in ("episode", "step", "validation"):
+        one, two = (lines(runs[n], record) for n in (1, 2))
+        assert len(one) == len(two) > 0
+        for first, second in zip(one, two, strict=True):
+            for name, value in first.items():
+                if name == "seconds" or name.startswith(local):
+                    continue
+                if isinstance(value, float):
+                    assert second[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (record, first["step"], name)
+                else:
+                    assert second[name] == value, (record, first["step"], name)
+
+
+def test_the_responses_are_the_same(runs):
+    """Rows, columns and their order; log-probs are not in the table, advantages are exact."""
+    tables = []
+    for config in runs.values():
+        paths = sorted((config.folder / "rollouts").glob("*.parquet"))
+        assert len(paths) == 5
+        tables.append(pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True))
+    assert (tables[0]["pass"] == "forced").any()
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+
+
+def test_one_process_writes_the_files(runs):
+    """Every line once, the same files as one process writes, the evaluation whole."""
+    names = [
+        {str(path.relative_to(config.folder)) for path in config.folder.rglob("*") if path.is_file()}
+        for config in runs.values()
+    ]
+    assert names[0] == names[1]
+    assert [line["step"] for line in lines(runs[2], "step")] == [1, 2, 3, 4, 5]
+    assert [line["episode"] for line in lines(runs[2], "episode")] == [1, 2, 3, 4, 5]
+    for label in ("start", "reasoner", "rethinker"):
+        parts = [json.loads((config.folder / "evaluation" / f"{label}.json").read_text()) for config in runs.values()]
+        assert parts[0]["queries"] == parts[1]["queries"] == 4 and parts[0]["modes"] == parts[1]["modes"]
+    assert json.loads((runs[2].folder / "provenance.json").read_text())["processes"] == 2
