@@ -184,7 +184,7 @@ def test_entropy_bonus_changes_the_gradient_by_its_own(policy, text_samples):
     with_bonus, metrics = run(policy, text_samples, "grpo.entropy_coef=0.5")
     without, _ = run(policy, text_samples)
     expected = mean_over(policy, text_samples, lambda sample, logprobs, entropies: entropies)
-    tokens = [float(e) for s in text_samples for e in plain_logprobs(policy, s)[1]]
+    tokens = [e for s in text_samples for e in plain_logprobs(policy, s)[1].tolist()]
     assert metrics["policy/entropy"] == pytest.approx(sum(tokens) / len(tokens), rel=1e-4)
     assert distance(with_bonus - without, -0.5 * gradient_of(policy, expected)) < 1e-4
 
