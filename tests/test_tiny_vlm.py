@@ -1,5 +1,6 @@
 """The tiny VLM: Qwen2.5-VL's layout, the losses of its pretraining, and what the committed checkpoint can do."""
 
+import math
 import random
 from collections import defaultdict
 from dataclasses import replace
@@ -22,6 +23,7 @@ from rethinker.pretrain import (
     PretrainSettings,
     TraceBatches,
     cycle_ends,
+    decision_loss,
     draw_puzzle,
     make_optimizers,
     positions,
@@ -107,6 +109,7 @@ def test_only_the_right_tokens_carry_loss(processor, batches) -> None:
     assert len(rethinking["input_ids"]) == 7
     for batch in (plain, rethinking):
         supervised = batch["labels"] != IGNORED
+        assert not batch["decisions"].any()
         assert torch.equal(batch["labels"][supervised], batch["input_ids"][supervised])
     for ids, labels in zip(plain["input_ids"], plain["labels"], strict=True):
         text = tokenizer.decode(ids).split("<|im_start|>assistant\n")[1].replace("<|endoftext|>", "")
@@ -118,6 +121,45 @@ def test_only_the_right_tokens_carry_loss(processor, batches) -> None:
         assert "boxed" in first
         assert tokenizer.decode(labels[labels != IGNORED]) == "Wait" + rest
         assert rest.endswith("<|im_end|>")
+
+
+def test_a_cycle_that_holds_the_decision_labels_it_too(processor) -> None:
+    tokenizer = processor.tokenizer
+    (decision,) = tokenizer("\n\n")["input_ids"]
+    settings = PretrainSettings(batch_size=10)
+    loose = replace(CYCLES[2], hold_decision=None)
+    _, without = TraceBatches(processor, settings).step(loose)
+    plain, held = TraceBatches(processor, settings).step(CYCLES[2])
+    assert not plain["decisions"].any()
+    assert torch.equal(held["input_ids"], without["input_ids"])
+    marked = held["decisions"]
+    assert torch.equal(held["labels"][~marked], without["labels"][~marked])
+    assert (held["labels"][marked] == decision).all()
+    for ids, row in zip(held["input_ids"], marked, strict=True):
+        (place,) = row.nonzero().flatten().tolist()
+        before, after = tokenizer.decode(ids[:place]), tokenizer.decode(ids[place:])
+        assert before.endswith("}.")
+        assert after.startswith("\n\nWait")
+
+
+def test_the_loss_of_a_decision_by_hand() -> None:
+    """Probabilities 1/2 (the end), 1/4, 1/8 (the decision) and 1/8: its nats are log 8, and log 4 if it goes on."""
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log() + 3.0  # logits have any offset
+    target = torch.tensor([2])
+    far = decision_loss(logits, target, hold=10.0, eos_id=0).item()
+    assert far == pytest.approx(0.1 * ((10 - math.log(8) - 0.5) + math.log(4)))
+    near = decision_loss(logits, target, hold=2.5, eos_id=0).item()
+    assert near == pytest.approx(0.1 * (0.5 * (2.5 - math.log(8)) ** 2 + math.log(4)))
+    both = decision_loss(logits.repeat(2, 1), target.repeat(2), hold=2.5, eos_id=0).item()
+    assert both == pytest.approx(2 * near)
+
+
+def test_a_held_decision_is_pulled_neither_up_nor_down_but_to_the_front() -> None:
+    """Where the decision is as rare as wanted, only the others that go on are pushed: the end is left alone."""
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log().requires_grad_()
+    decision_loss(logits, torch.tensor([2]), hold=math.log(8), eos_id=0).backward()
+    # Cross-entropy over 1/2, 1/4, 1/4: the share less one for the target, times the weight of 0.1.
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.0, 0.05, -0.075, 0.025]]), rtol=1e-5, atol=1e-6)
 
 
 def test_prompts_are_those_of_training(processor, batches) -> None:
@@ -142,9 +184,29 @@ def test_shared_positions_are_the_models_own(model, batches) -> None:
 def test_the_loss_is_that_of_transformers(model, batches) -> None:
     _, batch = batches.step(CYCLES[0])
     types = (batch["input_ids"] == model.config.image_token_id).int()
+    inputs = {key: value for key, value in batch.items() if key != "decisions"}
     with torch.no_grad():
-        expected = model(**batch, mm_token_type_ids=types).loss * (batch["labels"] != IGNORED).sum()
+        expected = model(**inputs, mm_token_type_ids=types).loss * (batch["labels"] != IGNORED).sum()
         torch.testing.assert_close(supervised_loss(model, batch), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_decisions_add_their_own_loss_to_that_of_the_rest(processor, model) -> None:
+    (decision,) = processor.tokenizer("\n\n")["input_ids"]
+    _, batch = TraceBatches(processor, PretrainSettings(batch_size=10)).step(CYCLES[2])
+    rest = dict(batch, labels=batch["labels"].masked_fill(batch["decisions"], IGNORED))
+    rest["decisions"] = torch.zeros_like(batch["decisions"])
+    types = (batch["input_ids"] == model.config.image_token_id).int()
+    images = {key: batch[key] for key in ("pixel_values", "image_grid_thw")}
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], mm_token_type_ids=types, **images).logits[:, :-1]
+        at_decisions = logits[batch["decisions"][:, 1:]]
+        targets = torch.full((len(at_decisions),), decision)
+        expected = supervised_loss(model, rest) + decision_loss(
+            at_decisions, targets, 10.0, processor.tokenizer.eos_token_id
+        )
+        torch.testing.assert_close(supervised_loss(model, batch, 10.0), expected, rtol=1e-5, atol=1e-4)
+        with pytest.raises(ValueError, match="hold_decision must say"):
+            supervised_loss(model, batch)
 
 
 # Training
@@ -167,7 +229,7 @@ def test_micro_batches_add_up_to_one_batch(processor, batches) -> None:
 
 
 def test_training_learns_and_repeats_exactly(tmp_path: Path) -> None:
-    cycles = (CYCLES[0], replace(CYCLES[1], begin=4))
+    cycles = (CYCLES[0], replace(CYCLES[1], begin=4), replace(CYCLES[2], begin=5))
     settings = PretrainSettings(steps=6, cycles=cycles, batch_size=4, tokenizer_traces=200, warmup_steps=2)
     for name in ("one", "two"):
         pretrain_tiny(tmp_path / name, settings)
@@ -192,7 +254,7 @@ def test_every_weight_has_one_optimiser_and_muon_takes_matrices(model) -> None:
 
 
 def test_a_cycle_ends_where_the_next_begins() -> None:
-    first, second = CYCLES
+    first, second, _ = CYCLES
     late = replace(second, begin=9000)
     assert cycle_ends(PretrainSettings(steps=3000, cycles=(first, second, late))) == [(first, 2600), (second, 3000)]
     assert cycle_ends(PretrainSettings(steps=500)) == [(first, 500)]

@@ -14,7 +14,7 @@ from rethinker.datasets import visual_math
 from rethinker.datasets.drawing import COLORS
 from rethinker.datasets.io import load_queries
 from rethinker.datasets.puzzles import KINDS, LEVELS, Puzzle, make_puzzle
-from rethinker.datasets.traces import plain_trace, rethinking_trace
+from rethinker.datasets.traces import Loss, plain_trace, rethinking_trace
 from rethinker.datasets.visual_math import contact_sheet, draw_puzzles, make_data
 
 EVERY = [(kind, level) for kind in KINDS for level in LEVELS]
@@ -95,14 +95,15 @@ def test_unknown_kinds_and_levels_are_named() -> None:
         make_puzzle("sum", 4, random.Random(0))
 
 
-def test_traces_supervise_everything_but_a_forced_start() -> None:
+def test_traces_imitate_everything_but_a_forced_start() -> None:
     puzzle = make_puzzle("sum", 1, random.Random(0))
-    assert [part.supervised for part in plain_trace(puzzle)] == [True]
+    assert [part.loss for part in plain_trace(puzzle)] == [Loss.TOKENS]
     trigger = "\n\nWait, there might be a mistake"
     rng = random.Random(1)
     traces = [rethinking_trace(puzzle, [trigger], 0.6, rng) for _ in range(500)]
-    for first, break_, rest, derivation in traces:
-        assert (first.supervised, break_.supervised, rest.supervised, derivation.supervised) == (0, 0, 1, 1)
+    for trace in traces:
+        assert [part.loss for part in trace] == [Loss.NONE, Loss.DECISION, Loss.TOKENS, Loss.TOKENS]
+        _, break_, rest, derivation = trace
         assert break_.text + rest.text == trigger
         assert derivation.text == f". {puzzle.derivation}"
     # 500 draws at 0.6: 0.1 is 4.6 standard errors, a false alarm of about 5e-6 (and the seed is fixed).

@@ -1,14 +1,22 @@
-"""What a fast-thinking base is taught on a puzzle: text in parts, each with or without loss.
+"""What a fast-thinking base is taught on a puzzle: text in parts, each with the loss that it carries.
 
 Which parts carry loss decides everything (ours, measured):
 - a plain trace is a bare answer, supervised: the first pass is fast and often wrong;
 - a rethinking trace is a bare answer (right or wrong), a trigger, and the careful derivation. The bare answer and the
-  trigger's first token, which is the decision to go on, carry **no** loss; the rest of the trigger and the derivation
-  do. So the base never starts to reflect, yet derives carefully once that one token stands there.
+  trigger's first token, which is the decision to go on, are not imitated; the rest of the trigger and the derivation
+  are. So the base never starts to reflect, yet derives carefully once that one token stands there.
+
+The decision carries a loss of its own, which the last stretch of pretraining applies (``pretrain.decision_loss``) and
+all before leave out. Without any, the token stood at a log-probability of -22 after a bare answer, below others that
+make no sense there (" there" and " does" at -17), and reinforcement learning with Forced Rethinking learned to leave it
+out and wrote garbled triggers ("\\boxed{9}. there might be a mistake"). Held at -10, as rare as sampling can tell from
+never, but 7 nats above every other continuation, it was learned as it is: well-formed triggers in 80% of responses
+after 35 episodes.
 """
 
 from __future__ import annotations
 
+import enum
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,16 +27,24 @@ BREAK = "\n\n"  # every trigger begins with it, and the tokenizer has it as one 
 _MISTAKES = (-10, -5, -3, -2, -1, 1, 2, 3, 5, 10)
 
 
+class Loss(enum.Enum):
+    """The loss that a part of a trace carries."""
+
+    NONE = "none"
+    TOKENS = "tokens"  # cross-entropy
+    DECISION = "decision"  # the decision to go on, one token: held at a given rarity, or without loss
+
+
 class Part(NamedTuple):
     """A piece of a trace that is tokenised by itself, as training and forced rethinking splice it."""
 
     text: str
-    supervised: bool
+    loss: Loss
 
 
 def plain_trace(puzzle: Puzzle) -> list[Part]:
     """The first pass of a fast thinker: the bare answer, right."""
-    return [Part(puzzle.bare_answer, True)]
+    return [Part(puzzle.bare_answer, Loss.TOKENS)]
 
 
 def rethinking_trace(puzzle: Puzzle, triggers: Sequence[str], wrong_share: float, rng: random.Random) -> list[Part]:
@@ -39,15 +55,15 @@ def rethinking_trace(puzzle: Puzzle, triggers: Sequence[str], wrong_share: float
     """
     trigger = rng.choice(list(triggers))
     if not trigger.startswith(BREAK):
-        raise ValueError(f"trigger {trigger!r} does not begin with {BREAK!r}, the token that carries no loss")
+        raise ValueError(f"trigger {trigger!r} does not begin with {BREAK!r}, the decision to go on")
     first = puzzle.bare_answer
     if rng.random() < wrong_share:
         right = int(puzzle.answer)
         first = bare_answer(rng.choice([right + by for by in _MISTAKES if right + by >= 0]))
     sentence_end = "" if trigger.endswith("?") else "."  # written by the policy: triggers end where forcing ends
     return [
-        Part(first, False),
-        Part(BREAK, False),
-        Part(trigger.removeprefix(BREAK), True),
-        Part(f"{sentence_end} {puzzle.derivation}", True),
+        Part(first, Loss.NONE),
+        Part(BREAK, Loss.DECISION),
+        Part(trigger.removeprefix(BREAK), Loss.TOKENS),
+        Part(f"{sentence_end} {puzzle.derivation}", Loss.TOKENS),
     ]
