@@ -1,8 +1,12 @@
 """What a base brings to Forced Rethinking, counted by hand on an engine that says what it is told."""
 
+import shutil
+
 import pytest
 
+from rethinker import cli, pretrain
 from rethinker.config import ModelConfig
+from rethinker.evaluation import base
 from rethinker.evaluation.base import measure_base, model_card
 from rethinker.grading import grade_many
 from rethinker.policy.loading import load_policy
@@ -58,3 +62,24 @@ def test_every_share_by_hand(policy) -> None:
 def test_one_sample_has_no_second(policy) -> None:
     with pytest.raises(ValueError, match="at least 2"):
         measure_base(Told(policy, {}, {}), policy, [], samples=1)
+
+
+def test_the_command_writes_the_card_too(tiny_folder, tmp_path, monkeypatch, capsys) -> None:
+    """Everything but the training itself is real; 18 queries are one of each kind and level."""
+    made = []
+
+    def copy(out, settings) -> None:
+        made.append(settings)
+        shutil.copytree(tiny_folder, out)
+
+    monkeypatch.setattr(pretrain, "pretrain_tiny", copy)
+    monkeypatch.setattr(base, "TEST_QUERIES", 18)
+    out = tmp_path / "made"
+    assert cli.main(["pretrain-tiny", "--out", str(out), "--steps", "7", "--threads", "1"]) == 0
+    assert [settings.steps for settings in made] == [7]
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert f"\n    rethinker pretrain-tiny --out {out} --steps 7 --seed 0 --threads 1\n" in card
+    assert "Seed 0, 7 steps in 0 minutes on 1 CPU thread." in card
+    assert "Measured on the 18 test queries" in card
+    assert "(1 queries a cell)" in card
+    assert "right at once 0.000" in capsys.readouterr().out

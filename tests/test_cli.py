@@ -109,4 +109,4 @@ def test_an_existing_run_is_refused(tmp_path, capsys):
     (folder / "config.yaml").write_text((ROOT / "experiments" / "tiny.yaml").read_text().replace("tiny", "run", 1))
     code, _, err = run("train", CONFIG, *settings, "seed=3", "optim.lr=1e-3", "--resume", capsys=capsys)
     assert code == 2 and "was made with other settings (" in err
-    assert "optim.lr: 5e-05 -> 0.001" in err and "seed: 0 -> 3" in err
+    assert "optim.lr: 0.0001 -> 0.001" in err and "seed: 0 -> 3" in err

@@ -292,6 +292,26 @@ def test_the_command_of_record_makes_the_committed_tokenizer(policy) -> None:
     assert made.get_vocab() == policy.tokenizer.get_vocab()
 
 
+def test_the_committed_decision_to_go_on_is_rare_and_ahead_of_everything_else(policy) -> None:
+    """After bare answers, right and wrong. Measured on 180: held within 0.25 nats of -10, 6.8 to 7.4 nats ahead."""
+    (decision,) = policy.tokenizer("\n\n")["input_ids"]
+    cycle = replace(CYCLES[2], rethinking_share=1.0, weights=(), levels=LEVELS)
+    (batch,) = TraceBatches(policy.processor, PretrainSettings(seed=99, batch_size=36)).step(cycle)
+    with torch.no_grad():
+        hidden = policy.model.model(
+            input_ids=batch["input_ids"],
+            pixel_values=batch["pixel_values"],
+            image_grid_thw=batch["image_grid_thw"],
+            position_ids=positions(policy.model, batch),
+        ).last_hidden_state
+        logits = policy.model.lm_head(hidden[:, :-1][batch["decisions"][:, 1:]])
+    logprobs = logits.log_softmax(-1)
+    others = torch.ones(logprobs.shape[-1], dtype=torch.bool)
+    others[[decision, policy.eos_id]] = False
+    assert ((logprobs[:, decision] + 10).abs() < 1).all()
+    assert (logprobs[:, decision] - logprobs[:, others].max(-1).values > 5).all()
+
+
 def greedy(policy, puzzles, images: list[str]) -> list[str]:
     """Greedy responses to the questions of ``puzzles``, asked about ``images`` (paths)."""
     requests = [

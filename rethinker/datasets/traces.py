@@ -7,11 +7,10 @@ Which parts carry loss decides everything (ours, measured):
   are. So the base never starts to reflect, yet derives carefully once that one token stands there.
 
 The decision carries a loss of its own, which the last stretch of pretraining applies (``pretrain.decision_loss``) and
-all before leave out. Without any, the token stood at a log-probability of -22 after a bare answer, below others that
-make no sense there (" there" and " does" at -17), and reinforcement learning with Forced Rethinking learned to leave it
-out and wrote garbled triggers ("\\boxed{9}. there might be a mistake"). Held at -10, as rare as sampling can tell from
-never, but 7 nats above every other continuation, it was learned as it is: well-formed triggers in 80% of responses
-after 35 episodes.
+all before leave out. Without any, the token stood at a log-probability of -21 after a bare answer, 6 nats below others
+that make no sense there (" there", " does"), and reinforcement learning with Forced Rethinking learned to leave it out
+and wrote garbled triggers ("\\boxed{9}. there might be a mistake"). Held at -10 it is still rarer than sampling shows,
+but 7 nats above every other way to go on, and the triggers that are learned are well formed.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ that a forced continuation puts right is set beside the share that an independen
 
 from __future__ import annotations
 
+import math
 import platform
 import tempfile
 import textwrap
@@ -34,7 +35,7 @@ TEST_QUERIES = 360
 
 @dataclass(frozen=True)
 class BaseMeasures:
-    """Shares in [0, 1]; "sampled" at temperature 1, the second look at ``RethinkConfig``'s temperature.
+    """Shares in [0, 1], NaN of nothing; "sampled" at temperature 1, the second look at ``RethinkConfig``'s temperature.
 
     ``table``: one row a kind and level, columns category, level, queries, first, first_greedy, forced.
     """
@@ -97,13 +98,18 @@ def measure_base(
         forced_sampled=float(forced["correct"].mean()),
         forced_greedy=float(forced_greedy["correct"].mean()),
         wrong_to_right=float(forced.loc[~forced["first_correct"], "correct"].mean()),
-        wrong_to_right_resampled=float(second[~first].mean()),
+        wrong_to_right_resampled=_share(second[~first]),
         right_to_wrong=float(1 - forced.loc[forced["first_correct"], "correct"].mean()),
-        right_to_wrong_resampled=float(1 - second[first].mean()),
+        right_to_wrong_resampled=_share(~second[first]),
         reflection=float(plain["reflects"].mean()),
         finished=float(plain["finished"].mean()),
         table=_by_kind(plain, forced, plain_greedy),
     )
+
+
+def _share(happened: np.ndarray) -> float:
+    """How often it happened; NaN of nothing (a base that is never right, or always)."""
+    return float(happened.mean()) if happened.size else math.nan
 
 
 def _by_kind(plain: pd.DataFrame, forced: pd.DataFrame, plain_greedy: pd.DataFrame) -> pd.DataFrame:
@@ -193,6 +199,10 @@ carefully when a trigger ("Wait, ...") is forced upon it. It knows nothing but t
     {command}
 
 {origin}
+
+`rethinker/datasets/traces.py` says which tokens carry which loss, and why. Up to step 3,800 the decision to take a
+second look carries none; the steps after hold its token at a log-probability near -10 once an answer stands: rarer than
+sampling shows, but ahead of everything except the end.
 
 ## What it does
 
