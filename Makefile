@@ -1,7 +1,8 @@
 # make train    set everything up in .venv, train the tiny model, evaluate it, write runs/<name>/report.html
 # make test     set everything up, check style, types and layers, run the tests
 #
-# make train ARGS="seed=1 rollout.engine=transformers"    settings, as `rethinker train` takes them
+# make train ARGS="name=seed-1 seed=1"                     settings, as `rethinker train` takes them; a new name for a new run
+# make train ARGS=--resume                                go on with a run that was stopped
 # make test PYTEST_ARGS="-k replay"                       options for pytest
 # make setup EXTRA=gpu                                    NVIDIA GPUs: vllm and a CUDA build of torch (default: cpu)
 # make setup PIP_ARGS="--extra-index-url URL"             options for pip

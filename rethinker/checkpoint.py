@@ -19,12 +19,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from rethinker.files import atomic_write_text
+from rethinker.files import atomic_write_text, sync_folder
 from rethinker.policy.loading import Policy, save_model
 from rethinker.records import sample_from_dict, sample_to_dict
 from rethinker.run_folder import LAST
-
-BEST = "best"  # the link to the checkpoint with the best validation accuracy
 
 
 def save_checkpoint(
@@ -55,7 +53,9 @@ def save_checkpoint(
     replay = dict(selector_state)
     replay["entries"] = [[added, sample_to_dict(sample)] for added, sample in replay.get("entries", ())]
     atomic_write_text(temporary / "replay.json", json.dumps(replay))
+    _sync_all(temporary)
     os.replace(temporary, folder)
+    sync_folder(checkpoints)
     point(checkpoints, LAST, folder)
     return folder
 
@@ -69,11 +69,13 @@ def point(checkpoints: Path, name: str, folder: Path) -> None:
 
 
 def prune(checkpoints: Path) -> None:
-    """Remove the step folders that no link names."""
+    """Remove the step folders that no link names, and what a crash left half written."""
     wanted = {link.resolve() for link in checkpoints.iterdir() if link.is_symlink()}
     for folder in checkpoints.glob("step-*"):
         if folder.resolve() not in wanted:
             shutil.rmtree(folder)
+    for folder in checkpoints.glob(".step-*.tmp"):
+        shutil.rmtree(folder)
 
 
 def load_trainer_state(folder: Path) -> dict[str, Any]:
@@ -121,6 +123,16 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
         for key, value in values.items()
     }
     return tensors, {"param_groups": state["param_groups"]}
+
+
+def _sync_all(folder: Path) -> None:
+    """Everything in ``folder`` is on the disk: a rename must not outlive a power cut that its content does not."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _free_name(folder: Path, name: str) -> Path:

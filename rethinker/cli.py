@@ -1,4 +1,4 @@
-"""The command line: ``rethinker train | evaluate | report | make-data | pretrain-tiny | glossary | doctor``."""
+"""The command line: ``rethinker train | evaluate | report | figures | make-data | ...``, one function a command."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -43,12 +44,18 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("evaluate", evaluate, "Evaluate a checkpoint on data.test in the modes plain, forced and bound.")
     sub.add_argument("config", help="YAML file, e.g. runs/<name>/config.yaml")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="model.path=... names the checkpoint")
+    text = "model.path=... names the checkpoint; default for a run's own config.yaml: its best"
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
     sub.add_argument("--out", type=Path, help="folder for evaluation/<label>.json; default: the run's folder")
     sub.add_argument("--label", default="evaluation")
 
     sub = command("report", report, "Write report.html for a run's folder, finished or not.")
     sub.add_argument("folder", type=Path)
+
+    sub = command("figures", figures, "Draw the figures of a run's report as SVG and PNG, light and dark.")
+    sub.add_argument("folder", type=Path)
+    sub.add_argument("names", nargs="*", help="figures to draw; default: all that the run has data for")
+    sub.add_argument("--out", type=Path, required=True, help="folder for <name>-<theme>.svg and .png")
 
     sub = command("make-data", make_data, "Draw the visual-math world in ViRL39K's schema.")
     sub.add_argument("--out", type=Path, default=Path("data/generated/visual_math"))
@@ -73,13 +80,15 @@ def parser() -> argparse.ArgumentParser:
 
 def train(arguments: argparse.Namespace) -> int:
     from rethinker import launch
-    from rethinker.config import load_config
+    from rethinker.config import check_trainable, load_config
     from rethinker.run_folder import check_folder, run_state
 
     config = load_config(arguments.config, arguments.overrides)
-    check_folder(config, resume=arguments.resume)
+    check_trainable(config)
+    finished = run_state(config.folder) == "finished"
+    check_folder(config, resume=arguments.resume or finished)
     report_file = config.folder / "report.html"
-    if run_state(config.folder) == "finished":
+    if finished:
         print(f"{config.folder} is finished; its report: {report_file}")
         return 0
     for path in (config.data.train, config.data.validation, config.data.test):
@@ -89,7 +98,7 @@ def train(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     code = launch.train(config, resume=arguments.resume)
     state = run_state(config.folder)
-    again = shlex.join(["rethinker", "train", arguments.config, *arguments.overrides, "--resume"])
+    again = shlex.join([*_called_as(), "train", arguments.config, *arguments.overrides, "--resume"])
     if code:
         print(f"rethinker train: ended early (exit code {code}); once mended go on with: {again}", file=sys.stderr)
         return code
@@ -102,11 +111,22 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from rethinker.config import load_config
-    from rethinker.experiment import evaluate_checkpoint
+    from rethinker.config import check_name, load_config
+    from rethinker.run_folder import best_model
 
     config = load_config(arguments.config, arguments.overrides)
-    folder = arguments.out or config.folder
+    folder, run = config.folder, Path(arguments.config).parent
+    if Path(arguments.config).name == "config.yaml" and (run / "checkpoints").is_dir():  # the config of a run
+        folder = run
+        if not any(item.startswith("model.path=") for item in arguments.overrides):
+            config = replace(config, model=replace(config.model, path=str(best_model(run))))
+            print(f"evaluating {config.model.path}", file=sys.stderr)
+    folder = arguments.out or folder
+    check_name("--label", arguments.label)
+    if (folder / "evaluation" / f"{arguments.label}.json").exists():
+        raise ValueError(f"{folder} has an evaluation {arguments.label!r} already: choose another --label")
+    from rethinker.experiment import evaluate_checkpoint
+
     result = evaluate_checkpoint(config)
     path = result.save(folder, arguments.label)
     print(json.dumps(result.summary(), indent=1))
@@ -118,6 +138,17 @@ def report(arguments: argparse.Namespace) -> int:
     if not (arguments.folder / "metrics.jsonl").exists():
         raise FileNotFoundError(f"{arguments.folder} is not the folder of a run (no metrics.jsonl)")
     _write_report(arguments.folder)
+    return 0
+
+
+def figures(arguments: argparse.Namespace) -> int:
+    from rethinker.plots import save_figures
+
+    paths = save_figures(arguments.folder, arguments.out, arguments.names or None)
+    for path in paths:
+        print(f"written: {path}")
+    if not paths:
+        raise ValueError(f"{arguments.folder} has no data for {', '.join(arguments.names) or 'any figure'} yet")
     return 0
 
 
@@ -173,6 +204,15 @@ def doctor(arguments: argparse.Namespace) -> int:
     from rethinker.doctor import print_checks, run_checks
 
     return print_checks(run_checks())
+
+
+def _called_as() -> list[str]:
+    """The words that call this program again: "rethinker" where the shell finds it, else as it was called."""
+    called = Path(sys.argv[0])
+    if called.name != "rethinker":  # python -m rethinker.cli
+        return [sys.executable, "-m", "rethinker.cli"]
+    found = shutil.which("rethinker")
+    return ["rethinker" if found and Path(found).resolve() == called.resolve() else sys.argv[0]]
 
 
 def _make_data(out: Path, train: int = 4000, validation: int = 120, test: int = 360, seed: int = 0) -> None:

@@ -8,6 +8,7 @@ Two-stage runs (the paper's VL-Reasoner, then VL-Rethinker) are one file: ``stag
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """ViRL39K's schema: parquet files, or folders of them, with image paths relative to the file."""
+    """ViRL39K's schema: a parquet or JSON lines file, a folder of them, or a Hugging Face data set ("owner/name").
+
+    Image paths are relative to the file. ``path:split`` names a file of a folder or a split of a data set, e.g.
+    ``owner/name:train``. The prompt's two texts hold for the whole run: a stage cannot set them.
+    """
 
     train: str = "data/generated/visual_math/train.parquet"
     validation: str | None = None
@@ -97,7 +102,7 @@ class RethinkConfig:
     room_tokens: int = option(32, min=1)  # smallest budget for a second look
     placement: Literal["replace", "append"] = "replace"
     trigger_choice: Literal["blind", "by_correctness"] = "blind"  # by_correctness: official code
-    skip_reflective: bool = True  # first responses that reflect by themselves are left alone (ours)
+    skip_reflective: bool = False  # leave first responses alone that reflect by themselves (ours)
     nll_coef: float = option(0.05, min=0)  # (official code)
     nll_on: Literal["rethinking", "trajectory"] = "rethinking"
     forced_tokens: Literal["on_policy", "behavior", "mask"] = "on_policy"  # ratio of trigger tokens, ours
@@ -137,7 +142,7 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How ``rethinker train`` starts processes; the result does not depend on it, up to rounding."""
+    """How ``rethinker train`` starts processes, on one machine; the result does not depend on it, up to rounding."""
 
     accelerate: str | None = None  # a file of `accelerate config`; None: processes on this machine
     processes: int = option(1, min=1)  # on this machine, where no accelerate file is given
@@ -181,11 +186,38 @@ class RunConfig:
                 f"episode (queries_per_episode {self.queries_per_episode} x rollout.group_size "
                 f"{self.rollout.group_size})"
             )
-        if self.rethink.fraction == 1.0:
+        self._check_rethinking()
+        self._check_model()
+        if not self.evaluation.modes:
+            raise ConfigError("evaluation.modes=[]: needs at least one of plain, forced and bound")
+        if 1.0 in self.optim.betas:
+            raise ConfigError(f"optim.betas={list(self.optim.betas)}: each must be below 1")
+        self._check_names()
+
+    def _check_rethinking(self) -> None:
+        options, tokens = self.rethink, self.rollout.max_new_tokens
+        if options.fraction == 1.0:
             raise ConfigError("rethink.fraction=1.0: Forced Rethinking needs q < 1, so that y1 is trained too")
+        if options.fraction and tokens <= options.room_tokens:
+            raise ConfigError(
+                f"rollout.max_new_tokens={tokens} leaves no first response rethink.room_tokens={options.room_tokens} "
+                "for a second look: nothing could be forced"
+            )
+
+    def _check_model(self) -> None:
+        model = self.model
+        if model.min_pixels and model.max_pixels and model.min_pixels > model.max_pixels:
+            raise ConfigError(f"model.min_pixels={model.min_pixels} is above model.max_pixels={model.max_pixels}")
+
+    def _check_names(self) -> None:
+        check_name("name", self.name)
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"stages: needs at least one stage and distinct names, got {names}")
+        for index, name in enumerate(names):
+            check_name(f"stages[{index}].name", name)
+            if name in RESERVED_STAGES or name.startswith("step-"):
+                raise ConfigError(f"stages[{index}].name={name!r}: {', '.join(RESERVED_STAGES)} and step-* are taken")
 
     @property
     def folder(self) -> Path:
@@ -205,6 +237,24 @@ class RunConfig:
             return _build(_merge(to_dict(self), stage.overrides))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
+
+
+RESERVED_STAGES = ("last", "best", "start")  # names of links and labels of a run
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+def check_name(key: str, name: str) -> None:
+    """Raises ConfigError for a ``name`` that cannot name a file everywhere."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{key}={name!r}: allowed are letters, digits, '_', '-' and '.', which cannot come first")
+
+
+def data_source(text: str) -> tuple[str, str | None]:
+    """Path (or name on the hub) and split of an entry of ``data``: "owner/name:train" has both, "a.parquet" none."""
+    path, colon, split = text.rpartition(":")
+    if not (path and colon and _NAME.fullmatch(split)) or Path(text).exists():
+        return text, None
+    return path, split
 
 
 STAGE_SECTIONS = ("grpo", "optim", "replay", "rethink")
@@ -233,6 +283,15 @@ def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 def _build(values: dict[str, Any]) -> RunConfig:
     return build(RunConfig, values)
+
+
+def check_trainable(config: RunConfig) -> None:
+    """Raises ConfigError for settings that can be evaluated but not trained."""
+    if config.model.dtype == "bfloat16" and not config.model.lora_rank:
+        raise ConfigError(
+            "model.dtype='bfloat16' with model.lora_rank=0: an update below 2^-9 of a weight is rounded away; "
+            "train all weights in float32, or set model.lora_rank (adapters are float32)"
+        )
 
 
 def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -117,18 +117,20 @@ def load_rollouts(run: str | Path, columns: Sequence[str] | None = None) -> pd.D
     paths = sorted(folder.glob("episode-*.parquet"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no episode-*.parquet: has the run's first episode ended?")
-    tables = []
-    for path in paths:
-        try:
-            with parquet.ParquetFile(path) as file:
-                missing = sorted(set(wanted) - set(file.schema_arrow.names))
-                if not missing:
-                    tables.append(file.read(columns=wanted).to_pandas())
-        except (ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); move it away to go on without this episode") from error
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}: was it written by another version?")
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([load_episode(path, wanted) for path in paths], ignore_index=True)
+
+
+def load_episode(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The responses of one episode, from its file."""
+    try:
+        with parquet.ParquetFile(path) as file:
+            missing = sorted(set(columns) - set(file.schema_arrow.names))
+            table = None if missing else file.read(columns=list(columns)).to_pandas()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); move it away to go on without this episode") from error
+    if table is None:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}: was it written by another version?")
+    return table
 
 
 def vanishing(run: str | Path, by: str | None = None) -> pd.DataFrame:
@@ -200,17 +202,15 @@ def validation_curve(run: str | Path) -> pd.DataFrame:
     return table.rename(columns={name: name.removeprefix("validation/") for name in names})
 
 
-def reflection_table(run: str | Path) -> pd.DataFrame:
-    """Spontaneous reflection in first responses, an episode: share, accuracy with and without it."""
-    return _episode_table(run, "reflection/")
-
-
 def rethinking_outcomes(run: str | Path) -> pd.DataFrame:
     """Forced Rethinking, an episode: shares of first responses (eligible, forced, kept), of forced ones (outcomes).
 
     ``rescued``: right after the second look, of those wrong before; ``lost``: wrong after it, of those right before.
     """
-    table = _episode_table(run, "rethink/")
+    rows = load_metrics(run).episodes
+    names = [name for name in rows.columns if name.startswith("rethink/")]
+    table = rows[["episode", "step", "stage", *names]]
+    table = table.rename(columns={name: name.removeprefix("rethink/") for name in names})
     wrong = table["wrong_to_right"] + table["wrong_to_wrong"]
     right = table["right_to_wrong"] + table["right_to_right"]
     table["rescued"] = table["wrong_to_right"] / wrong.where(wrong > 0)
@@ -223,13 +223,6 @@ def failures(run: str | Path) -> pd.DataFrame:
     rows = load_metrics(run).episodes
     names = ["rollout/responses", "rollout/truncated", "rollout/empty", "grader/no_answer", "grader/failures"]
     return rows[["episode", "stage", *names, "replay/skipped_steps"]]
-
-
-def _episode_table(run: str | Path, prefix: str) -> pd.DataFrame:
-    rows = load_metrics(run).episodes
-    names = [name for name in rows.columns if name.startswith(prefix)]
-    table = rows[["episode", "step", "stage", *names]]
-    return table.rename(columns={name: name.removeprefix(prefix) for name in names})
 
 
 def load_evaluations(run: str | Path) -> dict[str, dict[str, Any]]:

@@ -8,17 +8,19 @@ import os
 import signal
 import sys
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
+from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
 from rethinker import checkpoint
-from rethinker.config import RunConfig, load_config, to_yaml
-from rethinker.datasets.io import describe_dropped, load_queries
+from rethinker.config import RunConfig, check_trainable, data_source, load_config, to_yaml
+from rethinker.datasets.io import Dropped, describe_dropped, load_queries
 from rethinker.datasets.order import QueryOrder
 from rethinker.evaluation.evaluate import evaluate, validate
 from rethinker.evaluation.result import Evaluation
@@ -26,11 +28,11 @@ from rethinker.files import atomic_write_text
 from rethinker.grading import grade_many
 from rethinker.policy.forward import PolicyForward
 from rethinker.policy.loading import Policy, load_policy
-from rethinker.provenance import provenance
+from rethinker.provenance import check_engine, record_start
 from rethinker.replay import make_selector
 from rethinker.rollout import make_engine
 from rethinker.rollout.base import RolloutEngine
-from rethinker.run_folder import LAST, STATUS_FILE, STOP_FILE, check_folder
+from rethinker.run_folder import BEST, LAST, STATUS_FILE, STOP_FILE, check_folder
 from rethinker.seeding import stable_seed
 from rethinker.tracking import Tracker
 from rethinker.trainer import Progress, Trainer, encode_triggers
@@ -42,18 +44,17 @@ class Experiment:
     """Everything that a run needs, built once; ``run()`` does the stages."""
 
     def __init__(self, config: RunConfig, *, resume: bool = False) -> None:
+        check_trainable(config)
         self.config = config
         self.folder = config.folder
         torch.set_num_threads(config.launch.threads)
         torch.manual_seed(config.seed)
-        # Without ``cpu`` several CPU processes would each be a world of one.
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if started != self.accelerator.num_processes:
-            raise RuntimeError(
-                f"{started} processes were started but accelerate sees {self.accelerator.num_processes}: each would "
-                "train alone; start the run with `rethinker train` or `accelerate launch`"
-            )
+        # Without ``cpu`` several CPU processes would each be a world of one. A rank may wait long for the others: for
+        # their roll-outs, and for the main process while it saves and tests.
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))]
+        )
+        check_accelerator(self.accelerator)
         saved = check_folder(config, resume=resume)
         self.accelerator.wait_for_everyone()  # every rank has looked before the first file is written
         state = checkpoint.load_trainer_state(saved) if saved else {}
@@ -66,9 +67,9 @@ class Experiment:
             config, enabled=self.accelerator.is_main_process, seconds_before=state.get("seconds", 0.0)
         )
         self.tracker.forget_after(self.progress.episode if saved else -1, self.progress.step)
-        self.train_queries = self.read(config.data.train, config.data.train_limit)
-        self.validation_queries = self.read(config.data.validation)
-        self.test_queries = self.read(config.data.test)
+        self.train_queries = self.read("train", config.data.train, config.data.train_limit)
+        self.validation_queries = self.read("validation", config.data.validation)
+        self.test_queries = self.read("test", config.data.test)
         self.order = QueryOrder(self.train_queries, config.seed)
         if config.queries_per_episode > len(self.train_queries):
             raise ValueError(
@@ -80,23 +81,30 @@ class Experiment:
         self.policy = self.load_policy(saved)
         self.reference = self.load_reference()
         self.forward: torch.nn.Module = self.accelerator.prepare(PolicyForward(self.policy.model))
-        self.engine = make_engine(config, self.policy)
+        queries = [*self.train_queries, *self.validation_queries, *self.test_queries]
+        self.engine = make_engine(config, self.policy, max_images=most_images(queries))
+        engine = type(self.engine).__name__
+        if saved:
+            check_engine(self.folder, engine)
         self.engine.sync_weights(self.policy.model)
         self.stop_requested = False
-        if self.accelerator.is_main_process and not saved:
-            facts = provenance(config, engine=type(self.engine).__name__, processes=self.accelerator.num_processes)
-            atomic_write_text(self.folder / "provenance.json", json.dumps(facts, indent=1))
+        if self.accelerator.is_main_process:
+            record_start(config, engine=engine, processes=self.accelerator.num_processes, anew=not saved)
 
-    def read(self, path: str | None, limit: int | None = None) -> list[Query]:
-        """The queries of a split; dropped rows are reported on the terminal and in ``dropped.json``."""
-        if path is None:
+    def read(self, use: str, source: str | None, limit: int | None = None) -> list[Query]:
+        """The queries for ``use`` (train, validation, test); dropped rows are reported on the terminal and in
+        ``dropped/<use>.json``. Raises ValueError where a source is given and no row of it can be used.
+        """
+        if source is None:
             return []
-        queries, dropped = load_queries(path, limit=limit)
+        queries, dropped = read_source(source, limit)
         if dropped:
-            self.tracker.say(f"{path}: {describe_dropped(dropped)}")
+            self.tracker.say(escape(f"{source}: {describe_dropped(dropped)}"))
             if self.accelerator.is_main_process:
-                file = self.folder / "dropped" / f"{Path(path).stem}.json"
+                file = self.folder / "dropped" / f"{use}.json"
                 atomic_write_text(file, json.dumps([asdict(row) for row in dropped], indent=1))
+        if not queries:
+            raise ValueError(f"data.{use}={source}: none of its {len(dropped)} rows can be used")
         return queries
 
     def load_policy(self, saved: Path | None) -> Policy:
@@ -144,8 +152,17 @@ class Experiment:
         stage, config = self.config.stages[index], self.config.for_stage(index)
         trainer = self.make_trainer(index, config)
         self.tracker.say(f"[bold]{stage.name}[/]: episodes {self.progress.stage_episode + 1} to {stage.episodes}")
+        warned = False
         while self.progress.stage_episode < stage.episodes:
-            trainer.episode()
+            metrics = trainer.episode()
+            if config.rethink.fraction and not metrics["rethink/eligible"] and not warned:
+                warned = True
+                reflecting = ", or reflected by itself (rethink.skip_reflective)"
+                self.tracker.say(
+                    f"[bold]warning[/]: no response of episode {self.progress.episode} could be forced to rethink: "
+                    "each was empty, cut off, left no room for a second look (rollout.max_new_tokens, "
+                    f"rethink.room_tokens){reflecting if config.rethink.skip_reflective else ''}"
+                )
             last, stopping = self.progress.stage_episode == stage.episodes, self.should_stop()
             best = False
             if last or due(config.evaluation.every, self.progress.stage_episode):
@@ -187,7 +204,7 @@ class Experiment:
             config,
             self.policy,
             self.forward,
-            self.accelerator.prepare(optimizer),
+            optimizer,  # not accelerator.prepare(optimizer): accelerate would keep the states of every stage alive
             scheduler,
             self.accelerator,
             self.reference if config.grpo.kl_coef else None,
@@ -214,7 +231,7 @@ class Experiment:
                 checkpoints,
                 self.progress.step,
                 policy=self.policy,
-                optimizer=trainer.update.optimizer.optimizer,  # type: ignore[attr-defined]
+                optimizer=trainer.update.optimizer,
                 selector_state=trainer.selector.state_dict(),
                 trainer_state={
                     "progress": asdict(self.progress),
@@ -225,7 +242,7 @@ class Experiment:
                 },
             )
             if best:
-                checkpoint.point(checkpoints, checkpoint.BEST, folder)
+                checkpoint.point(checkpoints, BEST, folder)
             checkpoint.prune(checkpoints)
         self.accelerator.wait_for_everyone()
 
@@ -280,19 +297,59 @@ class Experiment:
             atomic_write_text(self.folder / STATUS_FILE, json.dumps(status))
 
 
+def check_accelerator(accelerator: Any) -> None:
+    """Raises RuntimeError where processes were started in a way that cannot train, or would train another loss."""
+    started, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if started != accelerator.num_processes:
+        raise RuntimeError(
+            f"{started} processes were started but accelerate sees {accelerator.num_processes}: each would "
+            "train alone; start the run with `rethinker train` or `accelerate launch`"
+        )
+    if "LOCAL_WORLD_SIZE" in os.environ and here != started:
+        raise RuntimeError(f"{here} of {started} processes are on this machine: a run has to be on one machine")
+    kind, plain = accelerator.distributed_type, ("NO", "MULTI_CPU", "MULTI_GPU")
+    if kind not in [DistributedType[name] for name in plain]:
+        raise RuntimeError(f"accelerate: distributed_type {kind.value} is not supported, only {', '.join(plain)}")
+    if accelerator.mixed_precision != "no":
+        raise RuntimeError(
+            f"accelerate: mixed_precision {accelerator.mixed_precision} would change the loss; set it to no "
+            "(model.dtype says what the weights are)"
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise RuntimeError(
+            f"accelerate: gradient_accumulation_steps {accelerator.gradient_accumulation_steps} would change the loss; "
+            "set it to 1 (optim.micro_batch_size makes the parts of a batch)"
+        )
+
+
+def read_source(source: str, limit: int | None = None) -> tuple[list[Query], list[Dropped]]:
+    """The queries of an entry of ``data``, which may name a split (``path:split``), and the dropped rows."""
+    path, split = data_source(source)
+    if split and Path(path).is_file():
+        raise ValueError(f"{source}: {path} is a file, which has no splits")
+    return load_queries(path, split, limit)
+
+
+def most_images(queries: list[Query]) -> int:
+    """Images of the query that has most of them; at least 1."""
+    return max((1, *(len(query.images) for query in queries)))
+
+
 def evaluate_checkpoint(config: RunConfig) -> Evaluation:
     """The evaluation of ``model.path`` on ``data.test``, in this process."""
     if config.data.test is None:
         raise ValueError("data.test is not set: give data.test=FILE.parquet")
     torch.set_num_threads(config.launch.threads)
-    queries, dropped = load_queries(config.data.test)
+    queries, dropped = read_source(config.data.test)
     if dropped:
         print(describe_dropped(dropped), file=sys.stderr)
+    if not queries:
+        raise ValueError(f"data.test={config.data.test}: none of its {len(dropped)} rows can be used")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = load_policy(
         config.model, device, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint
     )
-    engine = make_engine(config, policy)
+    engine = make_engine(config, policy, max_images=most_images(queries))
     try:
         return test_policy(config, policy, engine, queries)
     finally:

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow.parquet as parquet
 from pyarrow import ArrowException
 
-from rethinker.diagnostics import load_evaluations, load_rollouts
+from rethinker.diagnostics import load_episode, load_evaluations
 from rethinker.grading import extract_boxed, grade_many
 from rethinker.rethink import REFLECTION_PATTERN
 
@@ -38,7 +38,7 @@ def changed_responses(run: str | Path, n: int) -> pd.DataFrame:
     rest, at least one of each if there is one. Within these the kinds of question take turns in order of qid: nobody
     chose.
     """
-    sources = [*_held_out(run), _training(run)]
+    sources = [*_held_out(run), _training(run, n)]
     table = pd.concat([source for source in sources if len(source)] or [_table([])], ignore_index=True)
     table = table[table["first_correct"] != table["correct"]]
     rescued, lost = (table[table["correct"] == right].drop_duplicates("qid") for right in (True, False))
@@ -91,9 +91,8 @@ def _spontaneous(rows: pd.DataFrame, source: str) -> pd.DataFrame:
     )
 
 
-def _training(run: str | Path) -> pd.DataFrame:
-    if not any((Path(run) / "rollouts").glob("episode-*.parquet")):
-        return _table([])
+def _training(run: str | Path, n: int) -> pd.DataFrame:
+    """Forced second looks of training, latest episode first; no more episodes than ``n`` responses can come from."""
     names = [
         "episode",
         "qid",
@@ -107,10 +106,20 @@ def _training(run: str | Path) -> pd.DataFrame:
         "correct",
         "extracted",
     ]
-    rows = load_rollouts(run, [*names, "first_text", "first_correct"])
-    rows = rows[(rows["pass"] == "forced") & (rows["first_correct"].astype(bool) != rows["correct"])]
-    episodes = [_forced(part, f"training, episode {episode}: forced") for episode, part in rows.groupby("episode")]
-    return pd.concat(episodes[::-1], ignore_index=True) if episodes else _table([])
+    found = []
+    rescued: set[str] = set()
+    lost: set[str] = set()
+    most_lost = max(n // 4, 1)
+    for path in sorted((Path(run) / "rollouts").glob("episode-*.parquet"), reverse=True):
+        rows = load_episode(path, [*names, "first_text", "first_correct"])
+        rows = rows[rows["pass"] == "forced"]
+        table = _forced(rows, f"training, episode {int(path.stem.split('-')[1])}: forced")
+        found.append(table)
+        rescued |= set(table["qid"][table["correct"]])
+        lost |= set(table["qid"][~table["correct"]])
+        if len(rescued) >= n + most_lost and len(lost) >= most_lost:  # a query that is shown as lost is not shown twice
+            break
+    return pd.concat([table for table in found if len(table)] or [_table([])], ignore_index=True)
 
 
 def _forced(rows: pd.DataFrame, source: str) -> pd.DataFrame:

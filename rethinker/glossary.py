@@ -15,9 +15,11 @@ EPISODE = {
     "reflection/share": "share of y1 that reflect by themselves (a reflection word; see rethink.contains_reflection)",
     "reflection/accuracy_with": "accuracy of the y1 that reflect; null if none does",
     "reflection/accuracy_without": "accuracy of the y1 that do not reflect; null if all do",
-    "rethink/eligible": "share of y1 that could be forced: finished, room left, no reflection of their own",
+    "rethink/eligible": "share of y1 that could be forced: finished, not empty, room left (and, with "
+    "rethink.skip_reflective, no reflection of their own)",
     "rethink/forced": "share of y1 that were forced to rethink",
-    "rethink/kept": "share of y1 that gave way to their rethought trajectory",
+    "rethink/kept": "share of y1 with a kept rethought trajectory, which takes their place (placement replace) or "
+    "joins the group (append)",
     "rethink/wrong_to_right": "share of forced responses: first answer wrong, final answer right; null if none",
     "rethink/right_to_wrong": "share of forced responses: first answer right, final answer wrong",
     "rethink/right_to_right": "share of forced responses: right both times",
@@ -27,6 +29,8 @@ EPISODE = {
     "replay/effective_before": "share of the episode's samples with a non-zero advantage",
     "replay/effective_after": "share of the trained samples with a non-zero advantage; null if every step was skipped",
     "replay/share": "share of the trained samples that came from the buffer",
+    "replay/batch_fill": "trained samples per sample of the episode: 1 is full batches (without a buffer: the "
+    "effective share); null if the episode has no sample",
     "replay/buffer_size": "samples in the buffer at the end of the episode",
     "replay/age_mean": "mean age of the replayed samples, in episodes; null if none",
     "replay/age_max": "largest age of a replayed sample, in episodes; null if none",
@@ -40,7 +44,8 @@ EPISODE = {
     "rollout/truncated": "responses cut at the token limit",
     "grader/failures": "responses that the grader could not judge (error, timeout); they count as wrong",
     "grader/no_answer": "responses without a boxed answer",
-    "gap/mean": "mean abs log-prob difference between engine and trainer over sampled tokens of y1, nats",
+    "gap/mean": "mean abs log-prob difference between engine and trainer over the tokens of effective y1 (mode grpo: "
+    "of all y1), nats; with top_p < 1 it holds the engine's renormalisation too",
     "gap/max": "largest such difference, nats",
     "canary/gap": "mean abs log-prob difference on the probe that follows the weight sync, nats; null if not checked",
     "tokens/generated": "tokens generated since the start of the run",
@@ -56,12 +61,14 @@ EPISODE = {
 STEP = {
     "loss/total": "the loss whose gradient was taken",
     "loss/policy": "its policy term (GRPO); about 0 on-policy, so watch the gradient instead",
-    "loss/nll": "the NLL of kept rethinking trajectories, before its coefficient; null if the step has none",
+    "loss/nll": "the NLL of the step's kept rethinking trajectories, before its coefficient; null if it has none. "
+    "Those of unanimous groups (advantage 0) are dropped by ssr and filter before it; a replayed one pays it again",
     "loss/kl": "the KL estimate to the reference, before its coefficient; null if no reference is used",
     "policy/entropy": "mean entropy of the next-token distribution at trained tokens, nats",
     "policy/ratio_mean": "mean importance ratio of the current to the behaviour policy",
     "policy/ratio_max": "largest importance ratio",
-    "policy/clip_fraction": "share of trained tokens whose ratio is clipped and carries no gradient",
+    "policy/clip_fraction": "share of trained tokens whose ratio is clipped: with objective clip they carry no "
+    "gradient, with cispo one of clipped weight",
     "policy/approx_kl": "mean of (ratio - 1 - log ratio): KL from the behaviour policy, nats a token",
     "policy/grad_norm": "norm of the gradient before clipping",
     "importance/mean": "mean truncated importance weight (trainer against engine); null if the correction is off",
@@ -70,7 +77,8 @@ STEP = {
     "batch/tokens": "response tokens trained on",
     "batch/replayed": "samples that came from the buffer",
     "batch/rethought": "samples that are kept rethinking trajectories",
-    "batch/images": "distinct images that went through the vision tower",
+    "batch/images": "images that went through the vision tower: distinct ones of a micro-batch, summed over "
+    "micro-batches and ranks",
     "optim/lr": "learning rate of this step",
 }
 

@@ -125,7 +125,7 @@ def policy_loss(
     - ``aggregation`` and the denominators: see ``masked_aggregate``
 
     The statistics are detached scalars fit for reduction over micro-batches and ranks: keys that end in ``_max`` by
-    maximum, all others by sum (``merge_stats``); then ``summarize_stats`` divides.
+    maximum, all others by sum (``merge_stats``); means are then sums over ``tokens``.
     """
     _check_choice("ratio", ratio, Ratio)
     _check_choice("objective", objective, Objective)
@@ -234,26 +234,6 @@ def merge_stats(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
             else:
                 total[name] = torch.maximum(total[name], value) if name.endswith("_max") else total[name] + value
     return total
-
-
-def summarize_stats(stats: Mapping[str, Tensor]) -> dict[str, float]:
-    """Metrics from (merged, reduced) statistics: means are over the policy tokens; 0.0 where there is none.
-
-    clip_fraction_low, _high, _dual: share of tokens whose gradient the clip removed (CISPO: whose weight it changed);
-    ratio_mean, ratio_max: of rho; approx_kl: k3 estimate of KL(behaviour || policy), nats a token;
-    policy_tokens: their number.
-    """
-    values = {name: float(value) for name, value in stats.items()}
-    tokens = max(values["tokens"], 1.0)
-    return {
-        "clip_fraction_low": values["clipped_low"] / tokens,
-        "clip_fraction_high": values["clipped_high"] / tokens,
-        "clip_fraction_dual": values["clipped_dual"] / tokens,
-        "ratio_mean": values["ratio_sum"] / tokens,
-        "ratio_max": values["ratio_max"],
-        "approx_kl": values["approx_kl_sum"] / tokens,
-        "policy_tokens": values["tokens"],
-    }
 
 
 def check_finite(loss: Tensor, where: str) -> None:

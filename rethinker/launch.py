@@ -14,6 +14,7 @@ import torch
 from rethinker.config import RunConfig, to_yaml
 from rethinker.files import atomic_write_text
 from rethinker.run_folder import STATUS_FILE, STOP_FILE
+from rethinker.schema import ConfigError
 
 
 def launch_command(config: RunConfig, config_file: Path, *, resume: bool) -> list[str]:
@@ -34,11 +35,31 @@ def launch_command(config: RunConfig, config_file: Path, *, resume: bool) -> lis
     return command + (["--resume"] if resume else [])
 
 
+def check_accelerate_file(path: str) -> None:
+    """Raises ConfigError where ``launch.accelerate`` names no file of `accelerate config`, or one for many machines."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"launch.accelerate={path!r}: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"launch.accelerate={path!r}: not a file of `accelerate config`")
+    if settings.get("num_machines", 1) != 1:
+        raise ConfigError(
+            f"launch.accelerate={path!r}: num_machines is {settings['num_machines']}; a run has to be on one machine"
+        )
+
+
 def train(config: RunConfig, *, resume: bool = False) -> int:
-    """Run ``config`` to its end; returns the exit code.
+    """Run ``config`` to its end; returns the exit code. Raises ConfigError for a bad ``launch.accelerate``.
 
     The first Ctrl-C or SIGTERM (what a scheduler sends) saves and stops after the episode, the second one kills.
     """
+    if config.launch.accelerate:
+        check_accelerate_file(config.launch.accelerate)
     config_file = Path(config.runs_dir) / ".launch" / f"{config.name}.yaml"
     atomic_write_text(config_file, to_yaml(config))
     environment = os.environ | {

@@ -86,6 +86,7 @@ def episode_metrics(episode: Episode) -> dict[str, Any]:
         "replay/effective_before": share(sample.effective for sample in samples),
         "replay/effective_after": share(sample.effective for sample in episode.trained),
         "replay/share": share(sample.replayed for sample in episode.trained),
+        "replay/batch_fill": len(episode.trained) / len(samples) if samples else None,
         "replay/skipped_steps": episode.skipped_steps,
         "rollout/rounds": episode.rounds,
         "rollout/responses": len(generated),

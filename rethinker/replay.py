@@ -47,7 +47,7 @@ class Selector(Protocol[SampleT]):
         ...
 
     def stats(self) -> dict[str, float]:
-        """Of the last ``select``, see ``selection_stats``."""
+        """buffer_size: samples in the buffer."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -78,38 +78,16 @@ def draw_probabilities(advantages: Sequence[float] | NDArray[np.float64], alpha:
     return weights / weights.sum()
 
 
-def selection_stats(
-    *, raw: int, effective: int, drawn_ages: Sequence[int], trained: int, buffer: int
-) -> dict[str, float]:
-    """The numbers of one selection, with the names they have in the metrics.
-
-    effective_share: samples with abs(A) > 0 among the raw batch; replayed_share: drawn samples among the trained batch;
-    batch_fill: trained samples per raw sample; buffer_size: after the selection; replay_age_mean, replay_age_max: of
-    the drawn samples, in episodes (0: this episode's). All 0.0 before the first selection.
-    """
-    return {
-        "effective_share": effective / max(raw, 1),
-        "replayed_share": len(drawn_ages) / max(trained, 1),
-        "batch_fill": trained / max(raw, 1),
-        "buffer_size": float(buffer),
-        "replay_age_mean": sum(drawn_ages) / max(len(drawn_ages), 1),
-        "replay_age_max": float(max(drawn_ages, default=0)),
-    }
-
-
 class _Stateless(Generic[SampleT]):
     """What the baselines without a buffer share."""
 
     mode: Mode
 
-    def __init__(self) -> None:
-        self._stats = selection_stats(raw=0, effective=0, drawn_ages=(), trained=0, buffer=0)
-
     def start_episode(self) -> None:
         """Nothing to forget."""
 
     def stats(self) -> dict[str, float]:
-        return dict(self._stats)
+        return {"buffer_size": 0.0}
 
     def state_dict(self) -> dict[str, Any]:
         return {"mode": self.mode}
@@ -124,10 +102,7 @@ class NoReplay(_Stateless[SampleT]):
     mode: Mode = "grpo"
 
     def select(self, samples: Sequence[SampleT]) -> list[SampleT]:
-        effective = _effective(samples)
-        self._stats = selection_stats(
-            raw=len(samples), effective=len(effective), drawn_ages=(), trained=len(samples), buffer=0
-        )
+        _effective(samples)  # its checks
         return list(samples)
 
 
@@ -137,11 +112,7 @@ class DropIneffective(_Stateless[SampleT]):
     mode: Mode = "filter"
 
     def select(self, samples: Sequence[SampleT]) -> list[SampleT]:
-        effective = _effective(samples)
-        self._stats = selection_stats(
-            raw=len(samples), effective=len(effective), drawn_ages=(), trained=len(effective), buffer=0
-        )
-        return effective
+        return _effective(samples)
 
 
 class SelectiveSampleReplay(Generic[SampleT]):
@@ -169,7 +140,6 @@ class SelectiveSampleReplay(Generic[SampleT]):
         self._entries: deque[tuple[int, SampleT]] = deque(maxlen=capacity)  # (episode added, sample), oldest first
         self._episode = 0
         self._generator = np.random.default_rng(seed)
-        self._stats = selection_stats(raw=0, effective=0, drawn_ages=(), trained=0, buffer=0)
 
     def __len__(self) -> int:
         """Samples in the buffer."""
@@ -185,16 +155,7 @@ class SelectiveSampleReplay(Generic[SampleT]):
         effective = _effective(samples)
         self._entries.extend((self._episode, sample) for sample in effective)
         missing = len(samples) - len(effective) if self._entries else 0
-        drawn = [self._entries[j] for j in self._draw(missing)]
-        batch = effective + [_mark_replayed(sample) for _, sample in drawn]
-        self._stats = selection_stats(
-            raw=len(samples),
-            effective=len(effective),
-            drawn_ages=[self._episode - added for added, _ in drawn],
-            trained=len(batch),
-            buffer=len(self._entries),
-        )
-        return batch
+        return effective + [_mark_replayed(self._entries[j][1]) for j in self._draw(missing)]
 
     def _draw(self, n: int) -> list[int]:
         if n == 0:
@@ -204,17 +165,22 @@ class SelectiveSampleReplay(Generic[SampleT]):
 
     def start_episode(self) -> None:
         """Count a new episode and forget the samples that have reached their lifetime."""
-        self._episode += 1
-        while self.lifetime is not None and self._entries and self._episode - self._entries[0][0] >= self.lifetime:
+        while self._entries and self._outlived(self._entries[0][0]):
             self._entries.popleft()
+        self._episode += 1
+
+    def _outlived(self, added: int) -> bool:
+        """Whether the next episode starts without the samples of episode ``added``."""
+        return self.lifetime is not None and self._episode + 1 - added >= self.lifetime
 
     def stats(self) -> dict[str, float]:
-        """Of the last ``select``: the keys of ``selection_stats``."""
-        return dict(self._stats)
+        """buffer_size: samples in the buffer."""
+        return {"buffer_size": float(len(self._entries))}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the future draws depend on: ``mode``, ``episode``, ``generator`` (JSON-able), and ``entries``.
+        """What the draws of later episodes depend on: ``mode``, ``episode``, ``generator`` (JSON-able), ``entries``.
 
+        To be taken between episodes: samples that the next ``start_episode`` will forget are left out.
         ``entries`` is a list of (episode added, sample) holding the sample objects themselves: ``rethinker.checkpoint``
         writes them to disk with ``rethinker.records.sample_to_dict`` and gives samples back to ``load_state_dict``.
         """
@@ -222,7 +188,7 @@ class SelectiveSampleReplay(Generic[SampleT]):
             "mode": self.mode,
             "episode": self._episode,
             "generator": self._generator.bit_generator.state,
-            "entries": list(self._entries),
+            "entries": [(added, sample) for added, sample in self._entries if not self._outlived(added)],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

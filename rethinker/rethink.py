@@ -5,10 +5,14 @@ Differs from arXiv:2504.08837 in:
   self-verification on right and self-correction on wrong answers, which leaks the label (``"by_correctness"``);
 - "a fraction q of the responses" is an independent coin for each eligible response, thrown by a hash of
   (seed, episode, sample id): the choice depends neither on the number of ranks nor on the order of the samples;
-- responses that already reflect of themselves are not forced again by default (``skip_reflective``);
+- responses that already reflect of themselves can be left alone (``skip_reflective``, off by default);
+- nobody sampled the trigger, and the paper does not say what the GRPO term does with it: ``forced_tokens`` takes it as
+  on-policy (ratio 1), with the ratio to the behaviour policy, or out of the term;
 - of more than ``max_per_query`` right trajectories of a query the first in group order are kept; the paper does not
   say which;
-- the NLL term covers trigger and y2 by default (``nll_on``); the paper does not say which tokens.
+- the NLL term covers trigger and y2 by default (``nll_on``); the paper does not say which tokens. It is paid by the
+  kept trajectories that are trained on: SSR and the filter drop those of unanimous groups (advantage 0) before it, and
+  a replayed one pays it again.
 
 A trajectory is y1 (EOS removed) + trigger + y2, spliced as token ids: text is never decoded, edited and encoded again.
 Everything is paired by sample id.
@@ -75,7 +79,7 @@ def choose(
     max_new_tokens: int,
     seed: int,
     trigger_choice: TriggerChoice = "blind",
-    skip_reflective: bool = True,
+    skip_reflective: bool = False,
 ) -> list[RethinkPlan]:
     """Choose first responses to be forced, in the order of ``samples``; at most one plan a sample.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rethinker.config import RunConfig, load_config, to_dict
 
+BEST = "best"  # the link to the checkpoint with the best validation accuracy
 LAST = "last"  # the link to the newest checkpoint
 STOP_FILE = "STOP"  # its presence in the run's folder asks the run to save and stop after the episode
 STATUS_FILE = "status.json"  # {"state": "running" | "stopped" | "finished"}
@@ -31,6 +32,18 @@ def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
     if before != now:
         raise RunExists(f"{folder} was made with other settings ({differences(before, now)}): choose another name=...")
     return last.resolve() if last.exists() else None
+
+
+def best_model(run: Path) -> Path:
+    """The model folder of a run's best checkpoint, of its last one where there was no validation.
+
+    Raises FileNotFoundError where the run has no checkpoint yet.
+    """
+    for name in (BEST, LAST):
+        path = run / "checkpoints" / name / "model"
+        if path.is_dir():
+            return path
+    raise FileNotFoundError(f"{run} has no checkpoint yet; model.path=... names another model")
 
 
 def run_state(folder: Path) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ class Tracker:
         self.config = config
         self.enabled = enabled
         self.folder = config.folder
-        self.console = Console(quiet=not enabled, highlight=False)
+        self.console = Console(quiet=not enabled, highlight=False, emoji=False)
         self.started = time.perf_counter() - seconds_before
         self._pace = [time.perf_counter()]  # when the last episodes ended, for the time left
         self.wandb_run = _start_wandb(config) if enabled and config.tracking.wandb else None
@@ -93,7 +94,8 @@ class Tracker:
         self._pace.append(time.perf_counter())
         self.say(
             f"episode [bold]{episode:>4}[/]/{self.config.episodes}  step {step:>5}  "
-            f"accuracy {metrics['accuracy/first']:.3f}  effective {metrics['queries/effective']:.2f}"
+            f"accuracy {metrics['accuracy/first']:.3f}  reward {_number(metrics['reward/mean'])}  "
+            f"effective {metrics['queries/effective']:.2f}"
             f"→{_number(metrics['replay/effective_after'])}  buffer {metrics['replay/buffer_size']:>5}  "
             f"reflects {metrics['reflection/share']:.2f}  {metrics['rollout/tokens_per_second']:>6,.0f} tokens/s  "
             f"{_clock(left)} left"
@@ -123,18 +125,29 @@ def _finite(value: Any) -> Any:
 
 
 def _start_wandb(config: RunConfig) -> Any:
-    """Start or go on with the run's W&B twin. The key stays where W&B keeps it: it is in no config and no file."""
+    """Start or go on with the run's W&B twin. The key stays where W&B keeps it: it is in no config and no file.
+
+    The twin's id is random and kept in ``wandb_id``: a new run of an old name must not go on in the old one's twin.
+    """
     import wandb
 
-    return wandb.init(
+    file = config.folder / "wandb_id"
+    if not file.exists():
+        atomic_write_text(file, secrets.token_hex(8))
+    run = wandb.init(
         project=config.tracking.wandb_project,
         name=config.name,
-        id=config.folder.resolve().name,
+        id=file.read_text(encoding="utf-8"),
         dir=os.fspath(config.folder),
         config=to_dict(config),
         mode=config.tracking.wandb_mode,
         resume="allow",
     )
+    for record, names in RECORDS.items():
+        axis = "step" if record == "step" else "episode"
+        for prefix in sorted({name.partition("/")[0] for name in names}):
+            run.define_metric(f"{prefix}/*", step_metric=axis)
+    return run
 
 
 def _for_wandb(line: Mapping[str, Any]) -> dict[str, Any]:

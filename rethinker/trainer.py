@@ -89,7 +89,7 @@ class Trainer:
             groups = self.collect(record)
             self.engine.sleep()
             mine = self.with_behavior_logprobs([sample for group in groups for sample in group.samples])
-            gaps = self.everywhere(engine_gaps(mine))
+            gaps = self.everywhere([engine_gaps(mine)])
             scored = {sample.sample_id: sample for sample in self.everywhere(mine)}
             # In the order of the groups, not of the ranks: the batches are the same for any number of ranks.
             samples = [scored[sample.sample_id] for group in record.groups for sample in group.samples]
@@ -208,10 +208,16 @@ class Trainer:
 
     @torch.no_grad()
     def with_behavior_logprobs(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with the behaviour policy's log-probs; those that will not be trained on keep none."""
+        """The samples with the behaviour policy's log-probs; those that will not be trained on keep none.
+
+        A response without any token cannot be trained on, whatever its group: its advantage becomes 0. The others of
+        its group keep theirs, and it counts in ``rollout/empty``.
+        """
+        samples = [sample if sample.response.token_ids else replace(sample, advantage=0.0) for sample in samples]
         everything = self.config.replay.mode == "grpo"
         wanted = sorted(
-            (s for s in samples if everything or s.effective), key=lambda s: (len(s.response.token_ids), s.sample_id)
+            (s for s in samples if s.response.token_ids and (everything or s.effective)),
+            key=lambda s: (len(s.response.token_ids), s.sample_id),
         )
         found: dict[str, tuple[float, ...]] = {}
         self.forward.eval()
@@ -229,7 +235,11 @@ class Trainer:
         return [replace(sample, behavior_logprobs=found.get(sample.sample_id, ())) for sample in samples]
 
     def step(self, batch: Sequence[Sample], record: Episode) -> None:
-        """One update, or none if no sample, fresh or stored, has an advantage."""
+        """One update, or none if no sample, fresh or stored, has an advantage.
+
+        Without one the step is skipped whole, also where ``grpo.kl_coef`` or ``grpo.entropy_coef`` would have a
+        gradient of their own (paper: no effective sample, no update).
+        """
         if not batch or not any(sample.effective or sample.nll_mask for sample in batch):
             record.skipped_steps += 1
             return
@@ -249,15 +259,15 @@ class Trainer:
         ]
         forward = self.accelerator.unwrap_model(self.forward)
         with self.timed("sync"):
-            gap = canary_gap(self.engine, self.policy, forward, probe, replace(self.sampling, top_p=1.0))
-        if gap > limit:
+            gap = canary_gap(self.engine, self.policy, forward, probe, self.sampling)
+        if gap is not None and not gap <= limit:  # NaN is far apart too
             raise RuntimeError(
                 f"after the weight sync of episode {record.number} engine and trainer differ by {gap:.3g} nats a token "
                 f"(rollout.canary={limit}): the engine does not run the trainer's weights or prompts"
             )
         return gap
 
-    def report(self, record: Episode, gaps: Sequence[float], canary: float | None) -> dict[str, Any]:
+    def report(self, record: Episode, gaps: Sequence[tuple[float, int, float]], canary: float | None) -> dict[str, Any]:
         """Write the episode's files and return its metrics."""
         generated = [*(sample for group in record.firsts for sample in group.samples), *record.candidates]
         tokens = sum(map(generated_tokens, generated))
@@ -265,13 +275,14 @@ class Trainer:
         self.progress.episode += 1
         self.progress.stage_episode += 1
         seconds = self.seconds
+        gap_tokens = sum(count for _, count, _ in gaps)
         metrics = episode_metrics(record) | replay_ages(record)
         metrics |= {f"time/{name}": seconds[name] for name in TIMES}
         metrics |= {
             "replay/buffer_size": int(self.selector.stats()["buffer_size"]),
             "rollout/tokens_per_second": tokens / max(seconds["rollout"] + seconds["rethink"], 1e-9),
-            "gap/mean": sum(gaps) / len(gaps) if gaps else None,
-            "gap/max": max(gaps, default=None),
+            "gap/mean": sum(total for total, _, _ in gaps) / gap_tokens if gap_tokens else None,
+            "gap/max": max(largest for _, _, largest in gaps) if gap_tokens else None,
             "canary/gap": canary,
             "tokens/generated": self.progress.tokens,
         }
@@ -301,14 +312,15 @@ def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-def engine_gaps(samples: Sequence[Sample]) -> list[float]:
-    """abs(engine - trainer) of the log-probs of sampled first-response tokens, nats."""
-    return [
+def engine_gaps(samples: Sequence[Sample]) -> tuple[float, int, float]:
+    """Sum, number and maximum of abs(engine - trainer) of the log-probs of sampled first-response tokens, in nats."""
+    gaps = [
         abs(rollout - behavior)
         for sample in samples
         if sample.behavior_logprobs and sample.rethinking is None
         for rollout, behavior in zip(sample.rollout_logprobs, sample.behavior_logprobs, strict=True)
     ]
+    return sum(gaps), len(gaps), max(gaps, default=0.0)
 
 
 def first_sample(sample_id: str, query: Query, response: Response, grade: Grade, episode: int) -> Sample:

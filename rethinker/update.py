@@ -8,6 +8,7 @@ ranks or of micro-batches.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,15 @@ def share_out(batch: Sequence[Sample], ranks: int) -> list[list[Sample]]:
     return parts
 
 
+def slices(part: Sequence[Sample], rounds: int) -> list[Sequence[Sample]]:
+    """``part`` in ``rounds`` runs of neighbours, of sizes that differ by at most one.
+
+    The parts are sorted by length, so that neighbours need little padding.
+    """
+    edges = [len(part) * index // rounds for index in range(rounds + 1)]
+    return [part[start:end] for start, end in itertools.pairwise(edges)]
+
+
 class PolicyUpdate:
     """The loss of a step and the optimiser's update."""
 
@@ -103,21 +113,23 @@ class PolicyUpdate:
     def __call__(self, batch: Sequence[Sample]) -> dict[str, float | None]:
         """Update the policy on the whole batch of the step; returns the metrics of glossary.STEP.
 
+        Samples without any token are part of the batch (its size is a denominator), and have no loss.
         Raises FloatingPointError if the gradient is not finite; the weights are then as before.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        parts = share_out(batch, ranks)
+        scored = [sample for sample in batch if sample.response.token_ids]
+        parts = share_out(scored, ranks)
         rounds = max(-(-len(part) // self.config.optim.micro_batch_size) for part in parts)
         # Every rank makes the same number of passes, so that none waits for a collective that another never enters;
         # a rank without samples of its own joins with one that carries no loss.
-        micro_batches = [parts[rank][index::rounds] for index in range(rounds)]
+        micro_batches = slices(parts[rank], rounds)
         parts_of_stats: list[dict[str, torch.Tensor]] = []
         images = 0
         self.forward.train()
         for index, samples in enumerate(micro_batches):
             last = index == rounds - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward):
-                loss, stats = self._loss(samples or batch[:1], batch)
+                loss, stats = self._loss(samples or scored[:1], batch)
                 if samples:
                     parts_of_stats.append(stats)
                 else:

@@ -203,6 +203,7 @@ class World:
             "replay/effective_before": float((advantages != 0).mean()),
             "replay/effective_after": 1.0,
             "replay/share": float((advantages == 0).mean()),
+            "replay/batch_fill": 1.0,
             "replay/age_mean": None,
             "replay/age_max": None,
             "replay/skipped_steps": int(episode == 3),

@@ -123,9 +123,9 @@ def test_links_and_prune(policy, tmp_path):
     folders = [save(tmp_path, step, policy, optimizer) for step in (1, 2, 3, 4)]
     assert (tmp_path / "last").resolve() == folders[3]
     assert not os.path.isabs(os.readlink(tmp_path / "last"))  # a run's folder can be moved
-    checkpoint.point(tmp_path, checkpoint.BEST, folders[1])
+    checkpoint.point(tmp_path, "best", folders[1])
     checkpoint.point(tmp_path, "first-stage", folders[1])
-    checkpoint.point(tmp_path, checkpoint.BEST, folders[2])
+    checkpoint.point(tmp_path, "best", folders[2])
     checkpoint.prune(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "best",
@@ -136,6 +136,31 @@ def test_links_and_prune(policy, tmp_path):
         "step-000004",
     ]
     assert (tmp_path / "best" / "model" / "model.safetensors").exists()
+
+
+def test_prune_sweeps_what_a_crash_left(policy, tmp_path):
+    (tmp_path / ".step-000009.tmp" / "model").mkdir(parents=True)
+    folder = save(tmp_path, 1, policy, adamw(policy))
+    checkpoint.prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", folder.name]
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(policy, tmp_path, monkeypatch):
+    """Every file and folder under the temporary name is synced, by inode, before the rename."""
+    synced: set[int] = set()
+    fsync, rename, missing = os.fsync, os.replace, []
+
+    def watched_rename(source, target):
+        if str(source).endswith(".tmp") and os.path.isdir(source) and not os.path.islink(source):
+            paths = [source, *source.rglob("*")]
+            missing.extend(str(path) for path in paths if path.stat().st_ino not in synced)
+            assert len(paths) > 5
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda number: (synced.add(os.fstat(number).st_ino), fsync(number)))
+    monkeypatch.setattr(os, "replace", watched_rename)
+    save(tmp_path, 1, policy, adamw(policy))
+    assert missing == [] and tmp_path.stat().st_ino in synced
 
 
 def test_a_second_checkpoint_of_a_step_never_touches_the_first(policy, tmp_path):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rethinker import cli
+from rethinker import cli, experiment, launch
+from rethinker.config import load_config, to_yaml
 from rethinker.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS, to_markdown
+from rethinker.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "experiments" / "tiny.yaml")
@@ -62,7 +64,7 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    for name in ("train", "evaluate", "report", "make-data", "pretrain-tiny", "glossary", "doctor"):
+    for name in ("train", "evaluate", "report", "figures", "make-data", "pretrain-tiny", "glossary", "doctor"):
         assert name in text
 
 
@@ -110,3 +112,90 @@ def test_an_existing_run_is_refused(tmp_path, capsys):
     code, _, err = run("train", CONFIG, *settings, "seed=3", "optim.lr=1e-3", "--resume", capsys=capsys)
     assert code == 2 and "was made with other settings (" in err
     assert "optim.lr: 0.0001 -> 0.001" in err and "seed: 0 -> 3" in err
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The folder of a finished run of tiny.yaml, as far as the command line looks at it."""
+    folder = tmp_path / "runs" / "tiny"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(load_config(CONFIG)))
+    (folder / "status.json").write_text('{"state": "finished"}')
+    return folder
+
+
+def test_a_finished_run_is_not_a_mistake(finished, capsys, monkeypatch):
+    monkeypatch.chdir(finished.parents[1])
+    for more in ([], ["--resume"], ["launch.processes=1"]):
+        code, out, _ = run("train", CONFIG, *more, capsys=capsys)
+        assert code == 0 and out == "runs/tiny is finished; its report: runs/tiny/report.html\n"
+    code, _, err = run("train", CONFIG, "seed=1", capsys=capsys)
+    assert code == 2 and "was made with other settings (seed: 0 -> 1): choose another name=" in err
+
+
+def test_evaluate_takes_the_best_checkpoint_of_a_run(finished, capsys, monkeypatch):
+    seen = []
+
+    class Result:
+        def save(self, folder, label):
+            return folder / "evaluation" / f"{label}.json"
+
+        def summary(self):
+            return {}
+
+    monkeypatch.setattr(experiment, "evaluate_checkpoint", lambda config: (seen.append(config.model.path), Result())[1])
+    config, checkpoints = str(finished / "config.yaml"), finished / "checkpoints"
+    code, _, err = run("evaluate", config, capsys=capsys)
+    assert code == 2 and "has no checkpoint yet; model.path=... names another model" in err and not seen
+    (checkpoints / "last" / "model").mkdir(parents=True)
+    code, _, err = run("evaluate", config, capsys=capsys)
+    assert code == 0 and f"evaluating {checkpoints / 'last' / 'model'}\n" in err
+    assert f"written: {finished / 'evaluation' / 'evaluation.json'}" in err  # wherever the run lies now
+    (checkpoints / "best" / "model").mkdir(parents=True)
+    assert run("evaluate", config, capsys=capsys)[0] == 0
+    assert run("evaluate", config, "model.path=data/tiny-vlm", capsys=capsys)[0] == 0
+    assert run("evaluate", CONFIG, "--out", str(finished), capsys=capsys)[0] == 0
+    best, last = (str(checkpoints / name / "model") for name in ("best", "last"))
+    assert seen == [last, best, "data/tiny-vlm", "data/tiny-vlm"]
+
+
+def test_evaluate_overwrites_nothing(finished, capsys, monkeypatch):
+    monkeypatch.setattr(experiment, "evaluate_checkpoint", lambda config: pytest.fail("was evaluated"))
+    (finished / "evaluation").mkdir()
+    (finished / "evaluation" / "start.json").write_text("{}")
+    arguments = ["evaluate", str(finished / "config.yaml"), "model.path=x", "--label"]
+    code, _, err = run(*arguments, "start", capsys=capsys)
+    assert code == 2 and "has an evaluation 'start' already: choose another --label" in err
+    code, _, err = run(*arguments, "../start", capsys=capsys)
+    assert code == 2 and "--label='../start': allowed are letters" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "No such file"),
+        ("num_machines: 2\n", "num_machines is 2; a run has to be on one machine"),
+        ("- 1\n", "not a"),
+    ],
+)
+def test_accelerate_files(tmp_path, text, expected):
+    path = tmp_path / "accelerate.yaml"
+    if text:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=expected):
+        launch.check_accelerate_file(str(path))
+    launch.check_accelerate_file(str(ROOT / "experiments" / "accelerate" / "gpus-8.yaml"))
+
+
+def test_how_to_call_again(tmp_path, monkeypatch):
+    """As the shell finds the program, else by the path that it was called by (make: .venv/bin/rethinker)."""
+    program = tmp_path / "rethinker"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert cli._called_as() == [str(program)]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli._called_as() == ["rethinker"]
+    monkeypatch.setattr(sys, "argv", ["rethinker/cli.py"])
+    assert cli._called_as() == [sys.executable, "-m", "rethinker.cli"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rethinker import config as module
-from rethinker.config import RunConfig, load_config, to_dict, to_yaml
+from rethinker.config import RunConfig, check_trainable, load_config, to_dict, to_yaml
 from rethinker.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def test_defaults_are_the_papers():
     assert config == RunConfig()
     assert (config.rollout.group_size, config.queries_per_episode, config.optim.train_batch_size) == (8, 1024, 512)
     assert (config.replay.mode, config.replay.alpha, config.replay.lifetime) == ("ssr", 1.0, 1)
-    assert config.rethink.max_per_query == 2
+    assert config.rethink.max_per_query == 2 and not config.rethink.skip_reflective
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -91,6 +91,7 @@ def test_only_what_is_optional_may_be_null(section, name, hint):
         ("optim.lr=.inf", "optim.lr=inf: must be above 0"),
         ("optim.lr=fast", "optim.lr='fast': expected float, got str"),
         ("optim.betas=[0.9]", "optim.betas=[0.9]: expected 2 values"),
+        ("optim.betas=[0.9,1.0]", "optim.betas=[0.9, 1.0]: each must be below 1"),
         ("optim.betas=[0.9,1.5]", "optim.betas[1]=1.5: must be at least 0 and at most 1"),
         ("rollout.group_size=1", "rollout.group_size=1: must be at least 2"),
         ("rollout.group_size=2.5", "rollout.group_size=2.5: expected int, got float"),
@@ -103,6 +104,13 @@ def test_only_what_is_optional_may_be_null(section, name, hint):
         ("grpo.dual_clip=1", "grpo.dual_clip=1.0: must be above 1"),
         ("rethink.fraction=1", "rethink.fraction=1.0: Forced Rethinking needs q < 1"),
         ("optim.train_batch_size=100", "does not divide the 8192 samples of an episode"),
+        ("evaluation.modes=[]", "evaluation.modes=[]: needs at least one of plain, forced and bound"),
+        ("name=../x", "name='../x': allowed are letters, digits"),
+        ("name=.x", "name='.x': allowed are letters, digits"),
+        ("name=''", "name='': allowed are letters, digits"),
+        ("stages=[{name: a/b}]", "stages[0].name='a/b': allowed are letters, digits"),
+        ("stages=[{name: a},{name: last}]", "stages[1].name='last': last, best, start and step-* are taken"),
+        ("stages=[{name: step-3}]", "stages[0].name='step-3': last, best, start and step-* are taken"),
         ("evaluation.modes=[plain,force]", "evaluation.modes[1]='force': allowed are"),
         ("optim=3", "optim=3: expected a section of settings"),
         ("optim", "'optim': an override is written key=value, e.g. optim.lr=5e-5"),
@@ -118,6 +126,42 @@ def test_bad_values(override, expected):
     text = message(override)
     assert expected in text
     assert "\n" not in text
+
+
+def test_settings_that_do_not_go_together():
+    text = message("rethink.fraction=0.5", "rollout.max_new_tokens=32", "rethink.room_tokens=32")
+    assert text.startswith(
+        "rollout.max_new_tokens=32 leaves no first response rethink.room_tokens=32 for a second look"
+    )
+    assert load_config(None, ["rollout.max_new_tokens=32"]).rollout.max_new_tokens == 32  # nothing is forced
+    stages = "stages=[{name: a, overrides: {rethink: {fraction: 0.5}}}]"
+    assert "stages[0].overrides (stage 'a'): rollout.max_new_tokens=8" in message("rollout.max_new_tokens=8", stages)
+    assert message("model.min_pixels=9", "model.max_pixels=8") == "model.min_pixels=9 is above model.max_pixels=8"
+    check_trainable(load_config(None, ["model.dtype=bfloat16", "model.lora_rank=8"]))
+    with pytest.raises(ConfigError, match=r"model.dtype='bfloat16' with model.lora_rank=0: an update below 2\^-9"):
+        check_trainable(load_config(None, ["model.dtype=bfloat16"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a/b.parquet", ("a/b.parquet", None)),
+        ("owner/name", ("owner/name", None)),
+        ("owner/name:train", ("owner/name", "train")),
+        ("data/world:test", ("data/world", "test")),
+        ("C:/data/x.parquet", ("C:/data/x.parquet", None)),
+        (":train", (":train", None)),
+        ("a:", ("a:", None)),
+    ],
+)
+def test_sources_may_name_a_split(text, expected):
+    assert module.data_source(text) == expected
+
+
+def test_a_file_with_a_colon_in_its_name_is_a_file(tmp_path):
+    path = tmp_path / "a:b"
+    path.write_text("")
+    assert module.data_source(str(path)) == (str(path), None)
 
 
 def test_numbers_as_yaml_reads_them(tmp_path):

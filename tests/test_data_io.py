@@ -35,6 +35,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def write_bad_images(folder: Path) -> None:
+    noise = Image.effect_noise((64, 64), 80)
+    for kind in ("png", "jpg"):
+        whole = folder / f"whole.{kind}"
+        noise.save(whole)
+        (folder / f"cut.{kind}").write_bytes(whole.read_bytes()[:-40])
+    (folder / "text.png").write_bytes(b"not an image")
+    Image.new("RGB", (900, 2)).save(folder / "line.png")
+
+
 def virl39k_file(path: Path, rows: list[dict[str, Any]]) -> Path:
     """As the published file: these columns, no level, types left to arrow."""
     pq.write_table(pa.Table.from_pylist(rows), path)
@@ -71,11 +81,18 @@ def test_a_published_file_is_read_as_it_is(folder: Path) -> None:
         ({"answer": "\\boxed{}"}, "unparsable gold answer", "empty"),
         ({"answer": "\\boxed{\\frac{1}{2}"}, "unparsable gold answer", "unbalanced"),
         ({"image": [""]}, "malformed image", "not a path"),
+        ({"image": ["images/cut.png"]}, "unreadable image", "cut.png"),
+        ({"image": ["images/cut.jpg"]}, "unreadable image", "cut.jpg"),
+        ({"image": ["images/text.png"]}, "unreadable image", "text.png"),
+        ({"image": ["images/line.png"]}, "extreme aspect ratio", "line.png is 900 x 2"),
+        ({"question": "<image>What is <|im_end|>?"}, "special token in the question", "<|im_end|>"),
+        ({"question": "<|image_pad|>?"}, "special token in the question", "<|image_pad|>"),
         ({"qid": "good"}, "duplicate qid", "earlier"),
         ({"qid": None}, "no qid", "None"),
     ],
 )
 def test_a_bad_row_is_named_and_dropped(folder: Path, changes: dict[str, Any], reason: str, detail: str) -> None:
+    write_bad_images(folder / "images")
     virl39k_file(folder / "train.parquet", [row("good"), {**row("bad"), **changes}, row("last")])
     queries, dropped = load_queries(folder, "train")
     assert [query.qid for query in queries] == ["good", "last"]
@@ -83,6 +100,18 @@ def test_a_bad_row_is_named_and_dropped(folder: Path, changes: dict[str, Any], r
     assert fault.reason == reason
     assert detail in fault.detail
     assert fault.qid == {"duplicate qid": "good", "no qid": "row 1"}.get(reason, "bad")
+
+
+def test_good_images_of_every_kind_and_bars_in_a_formula_stay(folder: Path) -> None:
+    write_bad_images(folder / "images")
+    Image.effect_noise((64, 64), 80).save(folder / "images" / "c.webp")
+    # A JPEG with something behind its end is decoded to see that it is whole.
+    jpeg = folder / "images" / "whole.jpg"
+    (folder / "images" / "tail.jpg").write_bytes(jpeg.read_bytes() + b"tail")
+    names = ["whole.png", "whole.jpg", "tail.jpg", "c.webp"]
+    rows = [row(name, image=[f"images/{name}"], question="<image>Is a <|b|> c, or <|x|>?") for name in names]
+    queries, dropped = load_queries(virl39k_file(folder / "train.parquet", rows))
+    assert not dropped and [query.qid for query in queries] == names
 
 
 def test_faults_of_types_that_only_json_can_have(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
-from rethinker import diagnostics
+from rethinker import diagnostics, gallery
 from rethinker.files import append_json_line
 from rethinker.gallery import changed_responses
 from rethinker.glossary import EPISODE, ROLLOUT_COLUMNS
@@ -152,8 +152,6 @@ def test_other_tables(run: Path) -> None:
     curve = diagnostics.validation_curve(run)
     assert curve["episode"].tolist() == [0, 2, 3, 5, 6]
     assert ((curve["low"] <= curve["accuracy"]) & (curve["accuracy"] <= curve["high"])).all()
-    reflection = diagnostics.reflection_table(run)
-    assert reflection["share"].iloc[0] == 0.0 and pd.isna(reflection["accuracy_with"].iloc[0])
     assert diagnostics.failures(run)["replay/skipped_steps"].tolist() == [0, 0, 1, 0, 0, 0]
 
 
@@ -208,3 +206,23 @@ def test_gallery_from_training_alone(tmp_path: Path) -> None:
     assert table["second"].tolist() == ["Wait, no: \\boxed{2}"]
     assert table["source"].tolist() == ["training, episode 1: forced"]
     assert changed_responses(tmp_path / "nothing", 5).empty
+
+
+def test_the_gallery_reads_no_more_episodes_than_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest episodes that hold enough, and the same table as from all of them."""
+    forced = {"category": "sum", "level": 1, "question": "?", "gold": "2", "images": ["/a.png"], "pass": "forced"}
+    texts = {"first_text": "\\boxed{1}", "text": "\\boxed{1}\n\nWait, no: \\boxed{2}", "extracted": "2"}
+    for episode in range(1, 9):
+        rows = [
+            forced | texts | {"qid": f"{episode % 3}-{number}", "correct": number > 0, "first_correct": number == 0}
+            for number in range(4)
+        ]
+        rollout(tmp_path, episode, rows)
+    read: list[str] = []
+    load = gallery.load_episode
+    monkeypatch.setattr(gallery, "load_episode", lambda path, names: (read.append(path.stem), load(path, names))[1])
+    few, everything = changed_responses(tmp_path, 4), gallery._training(tmp_path, 1000)
+    assert len(everything) == 32
+    assert read[:2] == ["episode-00008", "episode-00007"] and read[2] == "episode-00008", "two episodes were enough"
+    monkeypatch.setattr(gallery, "_training", lambda run, n: everything)
+    pd.testing.assert_frame_equal(few, changed_responses(tmp_path, 4))

@@ -9,14 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from rethinker.config import RunConfig, load_config, to_yaml
-from rethinker.experiment import Experiment
+from rethinker.datasets.io import write_parquet
+from rethinker.experiment import Experiment, check_accelerator, read_source
 from rethinker.glossary import EPISODE, STEP, VALIDATION
 from rethinker.run_folder import STOP_FILE, RunExists, run_state
 from rethinker.tracking import Tracker
@@ -146,6 +150,7 @@ def test_files_of_a_run(whole):
     assert (
         facts["seed"] == 0 and facts["engine"] == "TransformersEngine" and len(facts["data"]["train"]["sha256"]) == 64
     )
+    assert [start["engine"] for start in facts["starts"]] == ["TransformersEngine"]
 
 
 def test_lines_of_a_run(whole):
@@ -230,14 +235,21 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, world, guesser):
     config_file.write_text(to_yaml(config))
     command = [sys.executable, "-m", "rethinker.cli", "train", str(config_file), "tracking.save_every=0"]
     with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, which the tests may be, hands SIGINT down as ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         wait_for_episode(process, config, 2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert "stopping after this episode, with a checkpoint (Ctrl-C again: at once)" in err and "Traceback" not in err
-    assert f"stopped and saved; go on with: rethinker train '{config_file}' tracking.save_every=0 --resume" in out
+    again = f"{sys.executable} -m rethinker.cli train '{config_file}' tracking.save_every=0 --resume"
+    assert f"stopped and saved; go on with: {again}" in out
     assert "episode    1/1000  step" in out
     state = json.loads((config.folder / "checkpoints" / "last" / "trainer.json").read_text())["trainer"]
     done = max(line["episode"] for line in lines(config))
@@ -263,10 +275,105 @@ def test_other_settings_are_refused(whole, world, guesser):
 
 def test_where_it_runs_and_who_watches_may_change(whole, world, guesser):
     other = make_config(Path(whole.runs_dir), world, guesser, "tracking.save_every=7", "launch.threads=2")
+    file = whole.folder / "provenance.json"
+    before = json.loads(file.read_text())
     assert resume(other) == "finished"  # there was nothing left to do
+    after = json.loads(file.read_text())
+    first, *more = after.pop("starts")
+    assert before.pop("starts") == [first] and after == before
+    assert [set(start) for start in more] == [{"started", "git", "versions", "engine"}]
+
+
+def test_another_engine_is_refused(whole):
+    file = whole.folder / "provenance.json"
+    text = file.read_text()
+    file.write_text(text.replace('"engine": "TransformersEngine"', '"engine": "VllmEngine"'))
+    with pytest.raises(ValueError, match=r"made with VllmEngine and would go on with TransformersEngine"):
+        resume(whole)
+    file.write_text(text)
 
 
 def test_more_queries_than_there_are(tmp_path, world, guesser):
     config = make_config(tmp_path, world, guesser, "queries_per_episode=14")
     with pytest.raises(ValueError, match=r"queries_per_episode=14, but .* has 12 usable queries"):
         Experiment(config)
+
+
+def changed_copy(folder: Path, source: Path, changes: list[dict]) -> Path:
+    """A copy of the parquet file ``source`` whose first rows are changed."""
+    table = pq.read_table(source).to_pylist()
+    rows = [row | change for row, change in zip(table, changes, strict=False)]
+    folder.mkdir(exist_ok=True)
+    path = folder / source.name
+    write_parquet(path, rows + table[len(rows) :])
+    return path
+
+
+EMPTY = {"answer": r"\boxed{}"}
+
+
+def test_dropped_rows_are_reported_by_split(tmp_path, world, guesser, capsys):
+    """Files of one name, and an id that looks like markup of the terminal's."""
+    changes = [EMPTY | {"qid": "[/a]"}, EMPTY]
+    paths = {
+        split: changed_copy(tmp_path / split, world / "train.parquet", changes[:number])
+        for number, split in enumerate(("train", "validation", "test"))
+    }
+    config = make_config(
+        tmp_path, world, guesser, *(f"data.{split}={path.parent}:train" for split, path in paths.items())
+    )
+    run = Experiment(config)
+    assert [len(run.train_queries), len(run.validation_queries), len(run.test_queries)] == [12, 11, 10]
+    dropped = {path.name: json.loads(path.read_text()) for path in (config.folder / "dropped").iterdir()}
+    assert {name: len(rows) for name, rows in dropped.items()} == {"validation.json": 1, "test.json": 2}
+    out = capsys.readouterr().out
+    assert "[/a]" in out and f"{paths['test'].parent}:train: 2 dropped" in out.replace("\n", "")
+
+
+def test_a_split_without_a_usable_row(tmp_path, world, guesser):
+    path = changed_copy(tmp_path, world / "validation.parquet", [EMPTY] * 4)
+    with pytest.raises(ValueError, match=r"data\.validation=.*: none of its 4 rows can be used"):
+        Experiment(make_config(tmp_path, world, guesser, f"data.validation={path}"))
+    with pytest.raises(ValueError, match=r"train\.parquet is a file, which has no splits"):
+        read_source(f"{world / 'train.parquet'}:train")
+
+
+def test_a_stage_in_which_nothing_can_be_forced_says_so_once(tmp_path, world, guesser, capsys):
+    settings = ["data.test=null", "data.validation=null", "rethink.fraction=0.5", "rethink.room_tokens=63"]
+    config = make_config(tmp_path, world, guesser, *settings, "stages=[{name: a, episodes: 2}]")
+    assert Experiment(config).run() == "finished"
+    assert all(line["rethink/eligible"] == 0 for line in lines(config) if line["record"] == "episode")
+    assert capsys.readouterr().out.count("no response of episode 1 could be forced to rethink") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distributed_type": DistributedType.FSDP}, "distributed_type FSDP is not supported"),
+        ({"distributed_type": DistributedType.DEEPSPEED}, "distributed_type DEEPSPEED is not supported"),
+        ({"mixed_precision": "bf16"}, "mixed_precision bf16 would change the loss"),
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps 4 would change the loss"),
+        ({"num_processes": 2}, "1 processes were started but accelerate sees 2"),
+    ],
+)
+def test_how_accelerate_may_be_set_up(changes, message, monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    good = {"distributed_type": DistributedType.NO, "mixed_precision": "no"}
+    good |= {"gradient_accumulation_steps": 1, "num_processes": 1}
+    for kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        check_accelerator(SimpleNamespace(**good | {"distributed_type": kind}))
+    with pytest.raises(RuntimeError, match=message):
+        check_accelerator(SimpleNamespace(**good | changes))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="2 of 4 processes are on this machine"):
+        check_accelerator(SimpleNamespace(**good | {"num_processes": 4}))
+
+
+def test_mixed_precision_of_the_environment_is_refused(tmp_path, world, guesser, monkeypatch):
+    """What `accelerate launch` makes of a file's mixed_precision."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(RuntimeError, match="mixed_precision bf16 would change the loss"):
+        Experiment(make_config(tmp_path, world, guesser))
+    assert not (tmp_path / "run").exists()

@@ -41,7 +41,7 @@ def plain_logprobs(policy, query, response, temperature):
     if query.images:
         vision = {
             "pixel_values": torch.cat([policy.images.get(path).values for path in query.images]),
-            "image_grid_thw": torch.tensor(prompt.grids),
+            "image_grid_thw": torch.stack([policy.images.get(path).grid for path in query.images]),
             "mm_token_type_ids": (ids == policy.image_id).int(),
         }
     policy.model.model.rope_deltas = None
@@ -166,7 +166,6 @@ def test_qwen3_vl_with_deepstack_equals_its_plain_forward(qwen3, items):
 
 def test_prompt_ids(policy, queries):
     prompt = policy.prompt(queries[2])  # 64x64 and 96x48: 16 and 18 tokens
-    assert prompt.grids == ((1, 8, 8), (1, 6, 12))
     assert prompt.unexpanded.count(policy.image_id) == 2
     assert len(prompt.ids) == len(prompt.unexpanded) + 16 + 18 - 2
     assert prompt.positions.shape == (3, len(prompt.ids))
@@ -241,6 +240,31 @@ def test_lora_trains_the_language_model_only_and_merges(tiny_folder, items, tmp_
     base_policy = load_policy(ModelConfig(path=str(tiny_folder)))
     base, _, _ = token_logprobs(base_policy, PolicyForward(base_policy.model), items)
     assert (base - logprobs).abs().max() > 1e-2
+
+
+def test_lora_adapters_of_a_bfloat16_model_are_float32(tiny_folder, items):
+    """A step of 1e-6 moves them, which in bfloat16 it would not; the merged checkpoint is bfloat16 again."""
+    config = ModelConfig(path=str(tiny_folder), dtype="bfloat16", lora_rank=4, gradient_checkpointing=True)
+    policy = load_policy(config)
+    adapters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+    assert adapters and all("lora_" in name and p.dtype == torch.float32 for name, p in adapters.items())
+    assert all(p.dtype == torch.bfloat16 for p in policy.model.parameters() if not p.requires_grad)
+    before = {name: p.detach().clone() for name, p in adapters.items()}
+    policy.model.train()
+    optimizer = torch.optim.AdamW(adapters.values(), lr=1e-6, weight_decay=0.0)
+    for _ in range(2):  # lora_A has a gradient only once lora_B is not 0
+        optimizer.zero_grad()
+        logprobs, _, _ = token_logprobs(policy, PolicyForward(policy.model), items)
+        assert logprobs.dtype == torch.float32
+        logprobs.mean().backward()
+        optimizer.step()
+    for name, p in adapters.items():
+        assert torch.isfinite(p.grad).all(), name
+        large = p.grad.abs() > 1e-6  # beside Adam's epsilon of 1e-8
+        assert (p != before[name])[large].all() and large.any(), name
+        if "lora_A" in name:
+            assert (p.bfloat16() == before[name].bfloat16()).float().mean() > 0.9  # what bfloat16 would have kept
+    assert {weight.dtype for _, weight in merged_weights(policy.model)} == {torch.bfloat16}
 
 
 def test_saved_model_is_the_same(policy, tiny_folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -461,6 +462,31 @@ def test_a_bad_gold_answer_is_an_error_and_not_a_wrong_answer() -> None:
     assert grade(r"\boxed{3}", r"\boxed{3").reason.startswith("error: unbalanced brace")
 
 
+def test_a_gold_answer_that_math_verify_cannot_read_is_an_error() -> None:
+    for gold in (r"\left(", "x +", r"\frac{}{}", "@#"):
+        verdict = grade(r"\boxed{x^2+1}", gold)
+        assert not verdict.correct and verdict.reason.startswith("error: the gold answer"), (gold, verdict)
+    wrong = grade(r"\boxed{x +}", "x^2+1")  # as an answer it is simply no mathematics
+    assert not wrong.correct and wrong.reason.startswith("not an expression"), wrong
+
+
+def test_a_crash_of_math_verify_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import math_verify
+
+    from rethinker.grading import worker
+
+    def crash(*_: object, **__: object) -> bool:
+        raise TypeError("cannot determine truth value of Relational")
+
+    monkeypatch.setattr(math_verify, "verify", crash)
+    assert worker._judge("x+1", "x+2") == ("failed", "math-verify cannot compare (TypeError)")
+    monkeypatch.setattr(POOL, "ask", lambda gold, pred, timeout_s: (Reply("failed", "math-verify cannot compare"), 0.1))
+    assert grade(r"\boxed{x+2}", "x+1").reason == "error: math-verify cannot compare"
+    # One option of several: the others still decide.
+    question = r"Which? A. $\frac{x}{y}$ B. $x+1$ C. $y^2$ D. $y^3$"
+    assert grade(r"\boxed{x+1}", "B", question=question).correct
+
+
 _CHARACTERS = "0123456789.,+-*/^_=<>()[]{}|!%$:;abxyAB\\°½"
 _COMMANDS = [
     "\\frac",
@@ -483,14 +509,17 @@ _LATEX = st.lists(st.sampled_from([*_CHARACTERS, *_COMMANDS]), max_size=25).map(
 _QUIET = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
+_MATH_VERIFY_FAILED = "error: (the gold answer (cannot be read|is not an expression)|math-verify cannot compare)"
+
+
 @_QUIET
 @given(st.one_of(st.text(max_size=60), _LATEX), st.one_of(st.text(max_size=30), _LATEX), st.sampled_from(["", ABCD]))
 def test_grade_never_raises(answer: str, gold: str, question: str) -> None:
     for text in (answer, f"\\boxed{{{answer}}}"):
         verdict = grade(text, gold, question=question, timeout_s=0.3)
         assert verdict.reason
-        if check_gold(gold) is None:
-            assert not verdict.reason.startswith("error:"), verdict
+        if check_gold(gold) is None:  # no fault but that math-verify cannot read this gold answer, or crashes on it
+            assert not verdict.reason.startswith("error:") or re.match(_MATH_VERIFY_FAILED, verdict.reason), verdict
 
 
 @_QUIET

@@ -95,6 +95,7 @@ def test_metrics_by_hand():
         "replay/effective_before": 4 / 8,
         "replay/effective_after": 1.0,
         "replay/share": 2 / 6,
+        "replay/batch_fill": 6 / 8,
         "replay/skipped_steps": 0,
         "rollout/rounds": 1,
         "rollout/responses": 11,
@@ -138,7 +139,13 @@ def test_an_episode_of_nothing_effective_has_nulls_and_no_nan():
     """Dynamic sampling can end with no group at all; what has no cases is null."""
     firsts = [group("a", [False, False])]
     metrics = episode_metrics(Episode(1, "s", firsts=firsts, skipped_steps=2))
-    for name in ("reward/mean", "replay/effective_before", "replay/effective_after", "replay/share"):
+    for name in (
+        "reward/mean",
+        "replay/effective_before",
+        "replay/effective_after",
+        "replay/share",
+        "replay/batch_fill",
+    ):
         assert metrics[name] is None, name
     assert metrics["rethink/wrong_to_right"] is None and metrics["replay/skipped_steps"] == 2
     assert replay_ages(Episode(1, "s")) == {"replay/age_mean": None, "replay/age_max": None}

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from synthetic_run import write_run
 
-from rethinker import diagnostics, plots
+from rethinker import cli, diagnostics, plots
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,15 @@ def test_save_skips_what_has_no_data(tmp_path: Path) -> None:
     assert paths[1].read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no figure 'pie'"):
         plots.draw(run, "pie")
+
+
+def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "figures"
+    assert cli.main(["figures", str(run), "kinds", "--out", str(out)]) == 0
+    names = ["kinds-light.svg", "kinds-light.png", "kinds-dark.svg", "kinds-dark.png"]
+    assert capsys.readouterr().out.splitlines() == [f"written: {out / name}" for name in names]
+    assert cli.main(["figures", str(run), "pie", "--out", str(out)]) == 2
+    assert "no figure 'pie'" in capsys.readouterr().err
 
 
 def test_long_runs_are_smoothed_and_say_so() -> None:

@@ -130,7 +130,6 @@ def test_algorithm_1_in_order():
 def test_empty_only_if_nothing_was_ever_effective():
     replay = SelectiveSampleReplay()
     assert replay.select([ZERO] * 8) == [] and replay.select([]) == []
-    assert replay.stats()["effective_share"] == 0.0
     replay.select([make_sample("a", 1.0)])
     assert names(replay.select([ZERO] * 3)) == ["a"] * 3
     replay.start_episode()
@@ -180,7 +179,7 @@ def test_lifetime_in_episodes():
         for episode in range(5):
             replay.start_episode()
             replay.select([make_sample(str(episode), 1.0)])
-        return [sample.sample_id for _, sample in replay.state_dict()["entries"]]
+        return [sample.sample_id for _, sample in replay._entries]
 
     assert survivors(1) == ["4"]  # the paper
     assert survivors(3) == ["2", "3", "4"]
@@ -188,30 +187,42 @@ def test_lifetime_in_episodes():
 
 
 def test_capacity_lets_the_oldest_go():
-    replay = SelectiveSampleReplay(capacity=3)
+    replay = SelectiveSampleReplay(capacity=3, lifetime=None)
     replay.select([make_sample(str(j), 1.0) for j in range(5)])
     assert [sample.sample_id for _, sample in replay.state_dict()["entries"]] == ["2", "3", "4"]
     assert set(names(replay.select([ZERO] * 40))) == {"2", "3", "4"}  # missing one of them: 3 * (2/3)**40, about 3e-7
 
 
 def test_stats():
-    replay = SelectiveSampleReplay(lifetime=None)
-    assert set(replay.stats().values()) == {0.0}
+    replay = SelectiveSampleReplay(lifetime=2)
+    assert replay.stats() == {"buffer_size": 0.0}
     replay.start_episode()
     replay.select([make_sample("a", 1.0)])
+    assert replay.stats() == {"buffer_size": 1.0}
     replay.start_episode()
-    replay.start_episode()
-    replay.select([ZERO] * 4)
-    assert replay.stats() == {
-        "effective_share": 0.0,
-        "replayed_share": 1.0,
-        "batch_fill": 1.0,
-        "buffer_size": 1.0,
-        "replay_age_mean": 2.0,
-        "replay_age_max": 2.0,
-    }
     replay.select([ZERO, make_sample("b", 1.0)])
-    assert replay.stats()["effective_share"] == 0.5 and replay.stats()["replayed_share"] == 0.5
+    assert replay.stats() == {"buffer_size": 2.0}
+    replay.start_episode()
+    assert replay.stats() == {"buffer_size": 1.0}
+    assert NoReplay().stats() == DropIneffective().stats() == {"buffer_size": 0.0}
+
+
+@pytest.mark.parametrize(("lifetime", "expected"), [(1, []), (2, ["3"]), (3, ["2", "3"]), (None, ["1", "2", "3"])])
+def test_the_state_holds_what_the_next_episode_can_draw(lifetime, expected):
+    """And no more: going on from it is the same as not stopping."""
+    replay, resumed = (SelectiveSampleReplay(seed=seed, lifetime=lifetime) for seed in (4, 5))
+    for episode in (1, 2, 3):
+        replay.start_episode()
+        replay.select([make_sample(str(episode), 1.0)])
+    state = replay.state_dict()
+    assert [sample.sample_id for _, sample in state["entries"]] == expected and len(replay) >= len(expected)
+    resumed.load_state_dict(state)
+    for one in (replay, resumed):
+        one.start_episode()
+    assert len(replay) == len(resumed) == len(expected)
+    batch = [ZERO] * 20 + [make_sample("new", 0.5)]
+    assert replay.select(batch) == resumed.select(batch)
+    assert len(replay) == len(resumed)
 
 
 def test_state_goes_through_json_and_continues_the_same_stream():
@@ -224,15 +235,15 @@ def test_state_goes_through_json_and_continues_the_same_stream():
         return out
 
     whole = SelectiveSampleReplay(alpha=0.7, seed=5, lifetime=2, capacity=30)
-    play(whole, range(4))
+    play(whole, range(6))
     state = whole.state_dict()
     text = json.dumps({**state, "entries": [(added, sample_to_dict(s)) for added, s in state["entries"]]})
     loaded = json.loads(text)
     loaded["entries"] = [(added, sample_from_dict(row)) for added, row in loaded["entries"]]
     resumed = SelectiveSampleReplay(alpha=0.7, seed=999, lifetime=2, capacity=30)
     resumed.load_state_dict(loaded)
-    later = play(whole, range(4, 10))
-    assert play(resumed, range(4, 10)) == later
+    later = play(whole, range(6, 12))
+    assert play(resumed, range(6, 12)) == later
     assert state["entries"] != whole.state_dict()["entries"]  # the saved state did not move with the original
 
 
@@ -252,7 +263,6 @@ def test_the_baselines():
         selector.start_episode()
     assert plain.select(samples) == samples
     assert names(dropping.select(samples)) == ["a", "b"] and dropping.select([ZERO]) == []
-    assert plain.stats()["effective_share"] == pytest.approx(2 / 3) and plain.stats()["replayed_share"] == 0.0
     ssr = make_selector("ssr", alpha=2.0, seed=3, lifetime=None, capacity=9)
     assert isinstance(ssr, SelectiveSampleReplay) and (ssr.alpha, ssr.lifetime) == (2.0, None)
     plain.load_state_dict(plain.state_dict())

@@ -100,9 +100,9 @@ def test_who_is_eligible():
         make_sample(4, tokens=(*range(10, 24), EOS)),  # one too many, whatever trigger would be drawn
         make_sample(5, text="Wait, no. \\boxed{4}"),
     ]
-    assert [plan.sample_id[-1] for plan in choose_all(samples)] == ["0", "3"]
-    assert [plan.sample_id[-1] for plan in choose_all(samples, skip_reflective=False)] == ["0", "3", "5"]
-    assert len(choose_all(samples, eos_token_id=(EOS, 7))) == 2
+    assert [plan.sample_id[-1] for plan in choose_all(samples)] == ["0", "3", "5"]
+    assert [plan.sample_id[-1] for plan in choose_all(samples, skip_reflective=True)] == ["0", "3"]
+    assert len(choose_all(samples, eos_token_id=(EOS, 7))) == 3
     assert choose_all(samples, 0.0) == []
 
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import rethinker.rollout
+import rethinker.rollout.transformers as module
 from rethinker.config import ModelConfig, RolloutConfig, RunConfig
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy
 from rethinker.rollout import ScriptedEngine, TransformersEngine, canary_gap, make_engine
 from rethinker.rollout.sampler import choose, sampling_logprobs, uniform_stream
-from rethinker.types import Query, Request, Sampling
+from rethinker.rollout.vllm import _placement
+from rethinker.types import Query, Request, Response, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def test_greedy_equals_generate(policy, engine, queries):
         if query.images:
             vision = {
                 "pixel_values": torch.cat([policy.images.get(path).values for path in query.images]),
-                "image_grid_thw": torch.tensor(prompt.grids),
+                "image_grid_thw": torch.stack([policy.images.get(path).grid for path in query.images]),
                 "mm_token_type_ids": (ids == policy.image_id).int(),
             }
         policy.model.model.rope_deltas = None
@@ -181,17 +183,22 @@ def test_ends_and_cuts(policy, engine, queries):
         assert "<|im_end|>" not in response.text
 
 
-def test_finished_rows_leave_the_batch(policy, queries):
+def test_finished_rows_leave_the_batch(policy, queries, monkeypatch):
     """The rows times steps that were computed, with a frequent token as EOS so that lengths differ."""
     requests = make_requests(queries, n=8)
     sampling = Sampling(temperature=0.5, max_new_tokens=40)
     answers = TransformersEngine(policy).generate(requests, sampling)
     tokens = Counter(token for each in answers.values() for r in each for token in r.token_ids)
     engine = TransformersEngine(dataclasses.replace(policy, eos_id=tokens.most_common(1)[0][0]))
+    rows = []
+    advance = module._Decoder.advance
+    monkeypatch.setattr(
+        module._Decoder, "advance", lambda self, tokens: rows.append(len(tokens)) or advance(self, tokens)
+    )
     lengths = [len(r.token_ids) for each in engine.generate(requests, sampling).values() for r in each]
-    assert sum(length - 1 for length in lengths) <= engine.decode_rows
-    assert engine.decode_rows <= sum(lengths) / rethinker.rollout.transformers.KEEP_ROWS
-    assert engine.decode_rows < 0.8 * len(lengths) * max(lengths)
+    assert sum(length - 1 for length in lengths) <= sum(rows)
+    assert sum(rows) <= sum(lengths) / module.KEEP_ROWS
+    assert sum(rows) < 0.8 * len(lengths) * max(lengths)
 
 
 def test_continuation_of_a_prefix(policy, engine, queries):
@@ -250,6 +257,40 @@ def test_canary_sees_changed_weights(policy, queries, tiny_folder):
     assert canary_gap(engine, policy, forward, probes, sampling) < 1e-5
     with pytest.raises(ValueError, match="at least one probe"):
         canary_gap(engine, policy, forward, [], sampling)
+
+
+class Mute(ScriptedEngine):
+    """Samples nothing for some requests."""
+
+    def generate(self, requests, sampling):
+        found = super().generate(requests, sampling)
+        return {name: (Response((), (), False, ""),) if "mute" in name else found[name] for name in found}
+
+
+def test_canary_passes_over_responses_without_tokens(policy, queries):
+    forward = PolicyForward(policy.model)
+    engine = Mute(lambda request, index: "x", policy.tokenizer)
+    loud, mute = Request("loud", queries[0], 0), Request("mute", queries[1], 0)
+    gap = canary_gap(engine, policy, forward, [loud], Sampling())
+    assert canary_gap(engine, policy, forward, [loud, mute], Sampling()) == pytest.approx(gap, abs=1e-6)
+    assert canary_gap(engine, policy, forward, [mute], Sampling()) is None
+
+
+def test_placement_of_vllm_workers(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert _placement(True, 2) == {"tensor_parallel_size": 2}
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert _placement(True, 1) == {"tensor_parallel_size": 1, "distributed_executor_backend": "external_launcher"}
+    assert _placement(False, 1) == {"tensor_parallel_size": 1}
+    with pytest.raises(ValueError, match=r"tensor_parallel_size=2 in 4 processes"):
+        _placement(True, 2)
+
+
+def test_the_most_images_of_a_query_reach_vllm(policy, monkeypatch):
+    made = {}
+    monkeypatch.setattr(rethinker.rollout, "VllmEngine", lambda policy, path, **options: made.update(options))
+    make_engine(RunConfig(rollout=RolloutConfig(engine="vllm")), policy, max_images=13)
+    assert made["max_images"] == 13
 
 
 def test_make_engine(policy, monkeypatch):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from rethinker.config import RunConfig, TrackingConfig
+from rethinker.glossary import RECORDS
 from rethinker.measure import histogram
 from rethinker.tracking import Tracker
 
@@ -91,6 +94,7 @@ def test_seconds_go_on(tmp_path):
 
 EPISODE_LINE = {
     "accuracy/first": 0.25,
+    "reward/mean": None,
     "queries/effective": 0.5,
     "replay/effective_after": None,
     "replay/buffer_size": 3,
@@ -102,8 +106,32 @@ EPISODE_LINE = {
 def test_progress_line(tmp_path, capsys):
     tracker(tmp_path).progress(1, 4, EPISODE_LINE)
     text = capsys.readouterr().out
-    assert "episode    1/1  step     4  accuracy 0.250  effective 0.50→  –   buffer     3" in text
+    assert "episode    1/1  step     4  accuracy 0.250  reward   –   effective 0.50→  –   buffer     3" in text
     assert "1,234 tokens/s" in text and "left" in text
+
+
+def test_wandb_identity_and_axes(tmp_path, monkeypatch):
+    """Going on keeps the id, a new run of the same name gets another; every metric has the axis of its record."""
+    started = []
+
+    class Twin:
+        def __init__(self, **settings):
+            self.settings, self.axes = settings, {}
+            started.append(self)
+
+        def define_metric(self, name, step_metric):
+            self.axes[name] = step_metric
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=Twin))
+    tracker(tmp_path, wandb=True)
+    tracker(tmp_path, wandb=True)
+    tracker(tmp_path / "elsewhere", wandb=True)
+    first, again, other = (twin.settings["id"] for twin in started)
+    assert first == again != other and len(first) == 16
+    for record, names in RECORDS.items():
+        for name in names:
+            axis = started[0].axes[f"{name.partition('/')[0]}/*"]
+            assert axis == ("step" if record == "step" else "episode"), name
 
 
 @pytest.mark.slow
@@ -123,6 +151,7 @@ def test_wandb_offline_mirrors_the_lines_and_holds_no_key(tmp_path, monkeypatch,
     writer.rollouts(1, rows)
     assert writer.wandb_run.summary["queries/effective"] == 0.5
     writer.close()
+    assert (tmp_path / "run" / "wandb_id").read_text() == writer.wandb_run.id
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert any(file.suffix == ".wandb" for file in files)
     assert len(lines(tmp_path)) == 1

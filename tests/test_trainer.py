@@ -13,6 +13,7 @@ import torch
 from tiny_training import Run, logprobs_now, restore, same, small_config, tiny_policy, weights
 
 from rethinker.glossary import EPISODE, STEP
+from rethinker.measure import Episode
 from rethinker.rethink import TRIGGERS
 from rethinker.rollout.scripted import ScriptedEngine
 from rethinker.types import Request, Response, Sampling
@@ -360,6 +361,41 @@ def test_an_engine_with_other_weights_is_found_out(policy, four, tmp_path):
     run = Run(small_config(tmp_path, "rollout.canary=0.01"), policy, four, script())
     with pytest.raises(RuntimeError, match=r"after the weight sync of episode 1 engine and trainer differ by"):
         run.episode()
+
+
+def test_a_gap_that_is_no_number_is_found_out(policy, four, tmp_path, monkeypatch):
+    run = Run(small_config(tmp_path, "rollout.canary=0.01"), policy, four, script())
+    monkeypatch.setattr(run.engine, "logprob", float("nan"))
+    with pytest.raises(RuntimeError, match="differ by nan"):
+        run.trainer.check_engine(Episode(1, "stage", firsts=run.trainer.roll_out(four[:1])))
+
+
+class Mute(ScriptedEngine):
+    """Gives no token at all for the right first response of query "one" (and for the canary's probes)."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
+        found = {name: list(each) for name, each in super().generate(requests, sampling).items()}
+        for request in requests:
+            if request.query.qid == ONE and not request.prefix_ids:
+                found[request.request_id][1 % request.n] = Response((), (), False, "")
+        return {name: tuple(each) for name, each in found.items()}
+
+
+@pytest.mark.parametrize("mode", ["ssr", "filter", "grpo", "dynamic_sampling"])
+def test_a_response_without_tokens_is_not_trained_on(policy, four, tmp_path, mode):
+    right = {**RIGHT, ONE: {2}}  # so that the empty one's group has an advantage
+    overrides = (f"replay.mode={mode}", "rollout.canary=100", "optim.train_batch_size=16", "rethink.fraction=0.5")
+    run = Run(small_config(tmp_path, *overrides), policy, four, script(right), Mute)
+    before = weights(policy)
+    metrics = run.episode()
+    assert metrics["rollout/empty"] == 1 and not same(before, weights(policy))
+    trained = {s.sample_id: s for batch in run.batches for s in batch}
+    empty = f"1/{ONE}/1"
+    assert {f"1/{ONE}/{index}" for index in (0, 2, 3)} <= set(trained)
+    if mode == "grpo":
+        assert trained[empty].advantage == 0.0 and not trained[empty].behavior_logprobs
+    else:
+        assert empty not in trained
 
 
 def test_the_engine_sleeps_while_the_trainer_works(policy, four, tmp_path):

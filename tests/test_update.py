@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,8 @@ from tiny_training import SMALL, random_samples, restore, same, tiny_policy, wei
 from rethinker.config import load_config
 from rethinker.glossary import STEP
 from rethinker.policy.forward import PolicyForward
-from rethinker.update import PolicyUpdate, pack, share_out
+from rethinker.types import Response
+from rethinker.update import PolicyUpdate, pack, share_out, slices
 
 
 class Gradients(torch.optim.SGD):
@@ -73,6 +75,40 @@ def test_share_out_keeps_a_sample_drawn_several_times(samples):
     drawn = [replace(samples[0], replayed=True)] * 5 + [samples[0]]
     parts = share_out(drawn, 2)
     assert sorted(map(len, parts)) == [3, 3] and sum(s.replayed for part in parts for s in part) == 5
+
+
+def test_slices_are_even_and_pad_little(samples):
+    (part,) = share_out(samples, 1)
+    assert slices(part, 1) == [part]
+    runs = slices(part, 4)
+    assert sorted(map(len, runs)) == [2, 2, 3, 3] and [sample for each in runs for sample in each] == part
+    lengths = [[len(sample.response.token_ids) for sample in each] for each in runs]
+    assert all(min(one) >= max(other) for one, other in itertools.pairwise(lengths))
+    assert sorted(map(len, slices(part[:2], 5))) == [0, 0, 0, 1, 1]  # a rank with fewer samples than passes
+
+
+def test_the_update_reads_neighbours_in_length_together(policy, samples, monkeypatch):
+    seen: list[list[int]] = []
+    loss = PolicyUpdate._loss
+
+    def spy(self, part, batch):
+        seen.append([len(sample.response.token_ids) for sample in part])
+        return loss(self, part, batch)
+
+    monkeypatch.setattr(PolicyUpdate, "_loss", spy)
+    run(policy, samples, "optim.micro_batch_size=3")
+    lengths = sorted((len(sample.response.token_ids) for sample in samples), reverse=True)
+    assert [length for part in seen for length in part] == lengths and max(map(len, seen)) == 3
+
+
+def test_a_sample_without_tokens_counts_in_the_denominator_only(policy, samples):
+    empty = replace(
+        samples[0], sample_id="1/q/empty", response=Response((), (), False, ""), sampled_mask=(), advantage=0.0
+    )
+    empty = replace(empty, behavior_logprobs=(), rollout_logprobs=())
+    without, _ = run(policy, samples, "optim.micro_batch_size=3")
+    found, metrics = run(policy, [empty, *samples], "optim.micro_batch_size=3")
+    assert metrics["batch/samples"] == 11.0 and distance(found, without * 10 / 11) < 1e-5
 
 
 def test_pack_pads_and_names_a_sample_of_other_length(samples):

@@ -11,7 +11,6 @@ A row that cannot be used is reported with its qid and dropped; it is never grad
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rethinker.datasets.checks import image_fault, special_token
 from rethinker.datasets.rows import REQUIRED_COLUMNS, Row, open_rows, stored_image
+from rethinker.files import atomic_write_bytes
 from rethinker.grading import check_gold, extract_gold
 from rethinker.types import Query
 
@@ -49,6 +50,7 @@ _ARROW_SCHEMA = pa.schema(
     ]
 )
 CheckGold = Callable[[str], "str | None"]
+Faults = dict[Path, "tuple[str, str] | None"]  # of the images looked at so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,13 @@ def load_queries(
     queries: list[Query] = []
     dropped: list[Dropped] = []
     seen: set[str] = set()
+    faults: Faults = {}
     for index, row in enumerate(rows):
         if limit is not None and len(queries) >= limit:
             break
         name = str(row.get("qid") or f"row {index}")
         try:
-            query = _query(row, root, check_gold)
+            query = _query(row, root, check_gold, faults)
             if query.qid in seen:
                 raise _RowError("duplicate qid", "an earlier row has this qid")
         except _RowError as error:
@@ -126,24 +129,25 @@ def describe_dropped(dropped: Sequence[Dropped], examples: int = 3) -> str:
 
 def write_parquet(path: str | Path, rows: Iterable[Row]) -> None:
     """Write ``rows`` with ViRL39K's columns and ``level``; the file appears under its name only when it is whole."""
-    path = Path(path)
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=_ARROW_SCHEMA)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    atomic_write_bytes(path, sink.getvalue().to_pybytes())
 
 
-def _query(row: Row, root: Path, check_gold: CheckGold) -> Query:
+def _query(row: Row, root: Path, check_gold: CheckGold, faults: Faults) -> Query:
     question, answer, qid = (row.get(name) for name in REQUIRED_COLUMNS)
     if not isinstance(qid, str | int) or isinstance(qid, bool) or not str(qid).strip():
         raise _RowError("no qid", f"qid is {qid!r}")
     if not isinstance(question, str) or not question.strip():
         raise _RowError("no question", f"question is {question!r}")
+    if token := special_token(question):
+        raise _RowError("special token in the question", f"{token} is a token of the chat format")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise _RowError("no answer", f"answer is {answer!r}")
     if fault := check_gold(str(answer)):
         raise _RowError("unparsable gold answer", fault)
-    images = _images(row.get("image"), root)
+    images = _images(row.get("image"), root, faults)
     wanted = question.count("<image>")
     if wanted > len(images):
         raise _RowError("placeholder without image", f"{wanted} <image> in the question, {len(images)} images")
@@ -169,7 +173,7 @@ def _number(row: Row, name: str) -> float | None:
     return float(value)
 
 
-def _images(value: Any, root: Path) -> tuple[str, ...]:
+def _images(value: Any, root: Path, faults: Faults) -> tuple[str, ...]:
     if value is None:
         return ()
     items = value if isinstance(value, list | tuple) else [value]
@@ -184,5 +188,9 @@ def _images(value: Any, root: Path) -> tuple[str, ...]:
             path = root / name
         if not path.is_file():
             raise _RowError("missing image", str(path))
+        if path not in faults:
+            faults[path] = image_fault(path)
+        if fault := faults[path]:
+            raise _RowError(*fault)
         paths.append(str(path))
     return tuple(paths)

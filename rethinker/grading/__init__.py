@@ -7,9 +7,9 @@ is asked of math-verify, in worker processes that are killed at the time limit. 
 Differs from the official code of arXiv:2504.08837 in: a response without a box is wrong and does not raise; a choice is
 matched by its letter or text and not by ``startswith``; verdicts are binary, without a bonus for reflection words.
 
-`Grade.reason` begins with ``error:`` where the grader itself failed, so that a trainer can count it. Every other reason
-is a property of the answer. Only timeouts depend on the
-machine's speed; every other verdict is the same everywhere.
+`Grade.reason` begins with ``error:`` where the grader itself failed (no worker, a gold answer that math-verify cannot
+read, a crash in its comparison), so that a trainer can count it. Every other reason is a property of the answer. Only
+timeouts depend on the machine's speed; every other verdict is the same everywhere.
 """
 
 from __future__ import annotations
@@ -117,6 +117,8 @@ def _asker(timeout_s: float) -> Ask:
             raise _Refused(f"error: {reply.detail}")
         if reply.status in ("timeout", "refused"):
             raise _Refused(reply.detail)
+        if reply.status == "failed":  # not raised: a later option or item may still decide
+            return False, f"error: {reply.detail}"
         return reply.status == "equal", reply.detail
 
     return ask

@@ -26,12 +26,12 @@ PATIENCE = 4.0  # a worker that the machine lets starve may take this many times
 START_TIMEOUT_S = 60.0  # importing sympy takes half a second, much longer on a cold network disk
 _SCRIPT = Path(__file__).with_name("worker.py")
 
-Status = Literal["equal", "different", "refused", "timeout", "error"]
+Status = Literal["equal", "different", "failed", "refused", "timeout", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A worker's verdict; ``error`` is a failure of the grader, not of the answer."""
+    """A worker's verdict. ``error`` is a failure of the worker, ``failed`` one of math-verify on these two answers."""
 
     status: Status
     detail: str

@@ -1,7 +1,8 @@
 """The killable worker: math-verify's verdict on two LaTeX answers. Run as a script by `pool`; stands on its own.
 
 Protocol: one JSON object a line. In: {"gold", "pred", "cpu_s"}. Out: {"status": "ready"} once, then for each line
-{"status": "equal" | "different" | "refused", "detail": str}. The parent kills the process at its time limit, so there
+{"status": "equal" | "different" | "failed" | "refused", "detail": str} ("failed": math-verify cannot read the gold
+answer, or crashes in the comparison). The parent kills the process at its time limit, so there
 are no signals and no timeouts in here. Text is never evaluated: only math-verify's LaTeX grammar is used, not its
 plain-expression parser, and sympy's string parser (which ends in `eval`, even for the digits that `sympy.Number` is
 given) is replaced by one that reads number literals and refuses everything else.
@@ -73,22 +74,24 @@ def _judge(gold: str, pred: str) -> tuple[str, str]:
     from math_verify.errors import TimeoutException
 
     config = (LatexExtractionConfig(boxed_match_priority=-1),)
+    options: dict[str, Any] = {"fallback_mode": "no_fallback", "parsing_timeout": None, "raise_on_error": True}
+    crash = ("failed", "the gold answer cannot be read")
     try:
-        sides = [
-            parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
-            for text in (gold, pred)
-        ]
-        if not sides[0]:
-            return "different", "the gold answer is not an expression"
-        if not sides[1]:
+        gold_side = parse(f"${gold}$", config, **options)
+        if not gold_side:
+            return "failed", "the gold answer is not an expression"
+        crash = ("different", "not an expression")
+        pred_side = parse(f"${pred}$", config, **options)
+        if not pred_side:
             return "different", "not an expression"
-        equal = verify(sides[0], sides[1], timeout_seconds=None, raise_on_error=True)
+        crash = ("failed", "math-verify cannot compare")
+        equal = verify(gold_side, pred_side, timeout_seconds=None, raise_on_error=True)
     except MemoryError:
         return "refused", "out of memory"
     except RecursionError:
         return "refused", "too deep"
-    except (Exception, TimeoutException) as error:  # sympy raises all kinds on strange input: not equal, and why
-        return "different", f"not comparable ({type(error).__name__})"
+    except (Exception, TimeoutException) as error:  # sympy raises all kinds on strange input
+        return crash[0], f"{crash[1]} ({type(error).__name__})"
     return ("equal", "math-verify") if equal else ("different", "math-verify: not equal")
 
 

@@ -46,21 +46,19 @@ class ImageStore:
     """Least-recently-used store of preprocessed images.
 
     ``capacity`` bounds the bytes of pixels that are held; the newest image is always kept, however large.
-    ``decoded`` and ``hits`` count what happened. A file is assumed not to change during a run.
+    ``decoded`` counts the images that were read. A file is assumed not to change during a run.
     """
 
     def __init__(self, image_processor: Any, capacity: int = 2**30) -> None:
         self.image_processor = image_processor
         self.capacity = capacity
         self.decoded = 0
-        self.hits = 0
         self._held: OrderedDict[str, Pixels] = OrderedDict()
         self._bytes = 0
 
     def get(self, path: str, qid: str = "") -> Pixels:
         """The pixels of the image at ``path``. Raises ImageError naming the path and ``qid``."""
         if path in self._held:
-            self.hits += 1
             self._held.move_to_end(path)
             return self._held[path]
         image = open_image(path, qid)

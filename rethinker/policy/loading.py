@@ -30,12 +30,11 @@ class PromptIds:
 
     ``unexpanded`` has one image token an image (what vLLM wants), ``ids`` one for each merged patch (what the model
     reads). ``positions`` [3, len(ids)] int32: M-RoPE positions in time, height and width; the response goes on at
-    ``next_position``, the same in all three. ``grids``: patches (time, height, width) an image.
+    ``next_position``, the same in all three.
     """
 
     unexpanded: tuple[int, ...]
     ids: tuple[int, ...]
-    grids: tuple[tuple[int, int, int], ...]
     positions: Tensor
     next_position: int
 
@@ -102,7 +101,6 @@ class Policy:
         return PromptIds(
             unexpanded=tuple(unexpanded),
             ids=tuple(ids),
-            grids=tuple((int(t), int(h), int(w)) for t, h, w in grids),
             positions=positions[:, 0].to(torch.int32),
             next_position=int(positions.max()) + 1,
         )
@@ -182,7 +180,11 @@ def make_policy(model: PreTrainedModel, processor: Any, *, prompt_suffix: str = 
 
 
 def _add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Adapters on the language model's named linear layers, in place; everything else is frozen."""
+    """Adapters on the language model's named linear layers, in place; everything else is frozen.
+
+    Adapters are float32 whatever the model's type: AdamW's step at a usual learning rate is less than half a unit in
+    the last place of most bfloat16 weights, and would be rounded away. The layers cast their input and their output.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     # The vision tower's MLP has layers of the same names: the pattern starts at the language model.
@@ -191,6 +193,9 @@ def _add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
         LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern),
         model,
     )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -206,7 +211,8 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if rest == "weight" and owner in adapted:
             layer: Any = adapted[owner]
             for adapter in layer.active_adapters:
-                weight = weight + layer.get_delta_weight(adapter).detach().to(weight.dtype)
+                # Added in the adapter's float32 and rounded once.
+                weight = (weight + layer.get_delta_weight(adapter).detach()).to(weight.dtype)
         yield f"{owner}.{rest}" if owner else name, weight
 
 

@@ -21,10 +21,11 @@ __all__ = [
 ]
 
 
-def make_engine(config: RunConfig, policy: Policy) -> RolloutEngine:
+def make_engine(config: RunConfig, policy: Policy, max_images: int = 8) -> RolloutEngine:
     """The engine that ``config.rollout.engine`` names; ``auto``: vLLM where it is installed, else transformers.
 
-    vLLM starts from ``config.model.path``: call ``sync_weights`` first where the policy has other weights by now.
+    ``max_images``: the most images of a query (vLLM keeps room for them in its context). vLLM starts from
+    ``config.model.path``: call ``sync_weights`` first where the policy has other weights by now.
     Raises ImportError where vLLM is asked for and not installed.
     """
     rollout = config.rollout
@@ -37,4 +38,5 @@ def make_engine(config: RunConfig, policy: Policy) -> RolloutEngine:
         dtype=config.model.dtype,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         tensor_parallel_size=rollout.tensor_parallel_size,
+        max_images=max_images,
     )

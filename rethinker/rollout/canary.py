@@ -20,12 +20,12 @@ from rethinker.types import Request, Sampling
 @torch.no_grad()
 def canary_gap(
     engine: RolloutEngine, policy: Policy, forward: nn.Module, probes: Sequence[Request], sampling: Sampling
-) -> float:
+) -> float | None:
     """Mean over freshly sampled tokens of abs(engine's log-prob - trainer's), in nats.
 
     ``forward`` is the trainer's ``PolicyForward``, bare or wrapped; where it is wrapped every rank must call. ``top_p``
     is left out of the probe's sampling, since the trainer does not apply it. About 1e-6 in float32; with bfloat16
-    engines 0.01 and more is usual.
+    engines 0.01 and more is usual. None where the engine sampled no token at all.
 
     Raises ValueError without probes or for greedy sampling.
     """
@@ -33,6 +33,9 @@ def canary_gap(
         raise ValueError("the canary needs at least one probe request")
     answers = engine.generate(probes, replace(sampling, top_p=1.0))
     pairs = [(request, response) for request in probes for response in answers[request.request_id]]
+    pairs = [(request, response) for request, response in pairs if response.token_ids]
+    if not pairs:
+        return None
     items = [(request.query, (*request.prefix_ids, *response.token_ids)) for request, response in pairs]
     training = forward.training
     forward.eval()

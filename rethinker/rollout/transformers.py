@@ -46,13 +46,12 @@ class TransformersEngine:
     """Generates with ``policy.model`` itself.
 
     ``batch_size``: prompts a batch (times ``n`` samples). The model is used unwrapped, in evaluation mode, without
-    gradients; its mode is restored. ``decode_rows`` counts rows times decoding steps: the work that was done.
+    gradients; its mode is restored.
     """
 
     def __init__(self, policy: Policy, batch_size: int = 64) -> None:
         self.policy = policy
         self.batch_size = batch_size
-        self.decode_rows = 0
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
         """See RolloutEngine; requests of similar length share a batch."""
@@ -122,7 +121,6 @@ class TransformersEngine:
                 tokens, uniforms = tokens[kept], None if uniforms is None else uniforms[kept]
                 decoder.select(kept)
             decoder.advance(tokens)
-            self.decode_rows += len(rows)
 
 
 class _Decoder:

@@ -42,8 +42,12 @@ class VllmEngine:
 
     ``path``: the checkpoint the engine starts from (its weights are replaced at the first ``sync_weights``). The device
     is the policy's. ``max_images``: images a prompt. ``max_new_tokens``: the longest response that will be asked for.
-    Each of several accelerate processes may have an engine of its own. On GPUs the engine's memory is given back
+    Each of several accelerate processes has an engine of its own, on GPUs on the device of its LOCAL_RANK (after
+    vLLM's documentation and source; not run by us on more than one GPU). On GPUs the engine's memory is given back
     between uses (sleep level 1: weights go to main memory); on a CPU ``sleep`` does nothing.
+
+    Raises ImportError where vLLM is not installed, ValueError for a ``tensor_parallel_size`` above 1 in several
+    processes.
 
     The caller's torch threads and random states are as before after the constructor, which vLLM would change.
     """
@@ -64,6 +68,7 @@ class VllmEngine:
                 "rollout.engine=vllm, but vLLM is not installed; install the extra (pip install 'rethinker[cpu]' or "
                 "'rethinker[gpu]'), or set rollout.engine=transformers"
             )
+        placement = _placement(policy.device.type == "cuda", tensor_parallel_size)
         self.policy = policy
         self.max_images = max_images
         self._parallel = tensor_parallel_size > 1
@@ -90,12 +95,12 @@ class VllmEngine:
             self._llm: Any = LLM(
                 str(path),
                 dtype=dtype,
-                tensor_parallel_size=tensor_parallel_size,
                 limit_mm_per_prompt={"image": max_images, "video": 0},
                 mm_processor_kwargs={"size": _size(policy)},
                 max_model_len=context,
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",  # or the checkpoint's repetition penalty would slip in
+                **placement,
                 **machine,
             )
         if self._shared_group:
@@ -207,6 +212,23 @@ class VllmEngine:
             gc.collect()
             if self._gpu:
                 torch.cuda.empty_cache()
+
+
+def _placement(gpu: bool, tensor_parallel_size: int) -> dict[str, Any]:
+    """vLLM's arguments that say where the engine's workers run, in one or in several (torchrun's) processes.
+
+    Left to itself every engine would take cuda:0; the external launcher's executor takes cuda:LOCAL_RANK. Engines of
+    one worker stay independent: vLLM makes a group of its own of each rank.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        return {"tensor_parallel_size": tensor_parallel_size}
+    if tensor_parallel_size > 1:
+        raise ValueError(
+            f"rollout.tensor_parallel_size={tensor_parallel_size} in {processes} processes: every process has an "
+            "engine of its own on its own GPU; set rollout.tensor_parallel_size=1, or start one process"
+        )
+    return {"tensor_parallel_size": 1} | ({"distributed_executor_backend": "external_launcher"} if gpu else {})
 
 
 def _size(policy: Policy) -> dict[str, int]:
