@@ -125,7 +125,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     check_name("--label", arguments.label)
     if (folder / "evaluation" / f"{arguments.label}.json").exists():
         raise ValueError(f"{folder} has an evaluation {arguments.label!r} already: choose another --label")
-    from rethinker.experiment import evaluate_checkpoint
+    from rethinker.held_out import evaluate_checkpoint
 
     result = evaluate_checkpoint(config)
     path = result.save(folder, arguments.label)

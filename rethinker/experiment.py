@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import signal
-import sys
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,24 +18,24 @@ from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
 from rethinker import checkpoint
-from rethinker.config import RunConfig, check_trainable, data_source, load_config, to_yaml
-from rethinker.datasets.io import Dropped, describe_dropped, load_queries
+from rethinker.config import RunConfig, check_trainable, load_config, to_yaml
+from rethinker.datasets.io import describe_dropped
 from rethinker.datasets.order import QueryOrder
-from rethinker.evaluation.evaluate import evaluate, validate
+from rethinker.evaluation.evaluate import validate
 from rethinker.evaluation.result import Evaluation
 from rethinker.files import atomic_write_text
 from rethinker.grading import grade_many
+from rethinker.held_out import most_images, read_source, sampling, test_policy
 from rethinker.policy.forward import PolicyForward
 from rethinker.policy.loading import Policy, load_policy
 from rethinker.provenance import check_engine, record_start
 from rethinker.replay import make_selector
 from rethinker.rollout import make_engine
-from rethinker.rollout.base import RolloutEngine
 from rethinker.run_folder import BEST, LAST, STATUS_FILE, STOP_FILE, check_folder
 from rethinker.seeding import stable_seed
 from rethinker.tracking import Tracker
-from rethinker.trainer import Progress, Trainer, encode_triggers
-from rethinker.types import Query, Sampling
+from rethinker.trainer import Progress, Trainer
+from rethinker.types import Query
 from rethinker.update import PolicyUpdate
 
 
@@ -320,62 +319,6 @@ def check_accelerator(accelerator: Any) -> None:
             f"accelerate: gradient_accumulation_steps {accelerator.gradient_accumulation_steps} would change the loss; "
             "set it to 1 (optim.micro_batch_size makes the parts of a batch)"
         )
-
-
-def read_source(source: str, limit: int | None = None) -> tuple[list[Query], list[Dropped]]:
-    """The queries of an entry of ``data``, which may name a split (``path:split``), and the dropped rows."""
-    path, split = data_source(source)
-    if split and Path(path).is_file():
-        raise ValueError(f"{source}: {path} is a file, which has no splits")
-    return load_queries(path, split, limit)
-
-
-def most_images(queries: list[Query]) -> int:
-    """Images of the query that has most of them; at least 1."""
-    return max((1, *(len(query.images) for query in queries)))
-
-
-def evaluate_checkpoint(config: RunConfig) -> Evaluation:
-    """The evaluation of ``model.path`` on ``data.test``, in this process."""
-    if config.data.test is None:
-        raise ValueError("data.test is not set: give data.test=FILE.parquet")
-    torch.set_num_threads(config.launch.threads)
-    queries, dropped = read_source(config.data.test)
-    if dropped:
-        print(describe_dropped(dropped), file=sys.stderr)
-    if not queries:
-        raise ValueError(f"data.test={config.data.test}: none of its {len(dropped)} rows can be used")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_policy(
-        config.model, device, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint
-    )
-    engine = make_engine(config, policy, max_images=most_images(queries))
-    try:
-        return test_policy(config, policy, engine, queries)
-    finally:
-        engine.close()
-
-
-def sampling(config: RunConfig) -> Sampling:
-    """How the policy is sampled; greedy passes of the evaluation change the temperature only."""
-    return Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_new_tokens)
-
-
-def test_policy(config: RunConfig, policy: Policy, engine: RolloutEngine, queries: list[Query]) -> Evaluation:
-    """The evaluation of section ``evaluation`` on ``queries``, in this process."""
-    return evaluate(
-        engine,
-        queries,
-        modes=config.evaluation.modes,
-        samples=config.evaluation.samples,
-        sampling=sampling(config),
-        rethink=config.rethink,
-        trigger_ids=encode_triggers(policy),
-        eos_token_id=policy.eos_id,
-        decode=policy.decode,
-        seed=stable_seed(config.seed, "test"),
-        grade_many=grade_many,
-    )
 
 
 def due(every: int, count: int) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rethinker import cli, experiment, launch
+from rethinker import cli, held_out, launch
 from rethinker.config import load_config, to_yaml
 from rethinker.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS, to_markdown
 from rethinker.schema import ConfigError
@@ -143,7 +143,7 @@ def test_evaluate_takes_the_best_checkpoint_of_a_run(finished, capsys, monkeypat
         def summary(self):
             return {}
 
-    monkeypatch.setattr(experiment, "evaluate_checkpoint", lambda config: (seen.append(config.model.path), Result())[1])
+    monkeypatch.setattr(held_out, "evaluate_checkpoint", lambda config: (seen.append(config.model.path), Result())[1])
     config, checkpoints = str(finished / "config.yaml"), finished / "checkpoints"
     code, _, err = run("evaluate", config, capsys=capsys)
     assert code == 2 and "has no checkpoint yet; model.path=... names another model" in err and not seen
@@ -160,7 +160,7 @@ def test_evaluate_takes_the_best_checkpoint_of_a_run(finished, capsys, monkeypat
 
 
 def test_evaluate_overwrites_nothing(finished, capsys, monkeypatch):
-    monkeypatch.setattr(experiment, "evaluate_checkpoint", lambda config: pytest.fail("was evaluated"))
+    monkeypatch.setattr(held_out, "evaluate_checkpoint", lambda config: pytest.fail("was evaluated"))
     (finished / "evaluation").mkdir()
     (finished / "evaluation" / "start.json").write_text("{}")
     arguments = ["evaluate", str(finished / "config.yaml"), "model.path=x", "--label"]

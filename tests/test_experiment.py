@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 
 from rethinker.config import RunConfig, load_config, to_yaml
 from rethinker.datasets.io import write_parquet
-from rethinker.experiment import Experiment, check_accelerator, read_source
+from rethinker.experiment import Experiment, check_accelerator
 from rethinker.glossary import EPISODE, STEP, VALIDATION
+from rethinker.held_out import read_source
 from rethinker.run_folder import STOP_FILE, RunExists, run_state
 from rethinker.tracking import Tracker
 
