@@ -16,7 +16,7 @@ from pathlib import Path
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Mistakes of the user are one line on stderr and exit code 2."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(argv)
     try:
         return arguments.run(arguments)
     except (ValueError, FileNotFoundError, ImportError) as error:
@@ -24,6 +24,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"rethinker {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, where settings (key=value) and names may also stand behind options, which argparse refuses."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    more = getattr(arguments, "overrides", getattr(arguments, "names", None))
+    if rest and (more is None or any(item.startswith("-") for item in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if more is not None:
+        more.extend(rest)
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:

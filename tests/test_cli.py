@@ -199,3 +199,13 @@ def test_how_to_call_again(tmp_path, monkeypatch):
     assert cli._called_as() == ["rethinker"]
     monkeypatch.setattr(sys, "argv", ["rethinker/cli.py"])
     assert cli._called_as() == [sys.executable, "-m", "rethinker.cli"]
+
+
+def test_settings_and_names_may_stand_behind_options(capsys):
+    parsed = cli.parse(["evaluate", "run.yaml", "seed=1", "--label", "x", "evaluation.samples=1"])
+    assert parsed.overrides == ["seed=1", "evaluation.samples=1"] and parsed.label == "x"
+    assert cli.parse(["figures", "runs/tiny", "--out", "folder", "overview", "fig7"]).names == ["overview", "fig7"]
+    for wrong in (["evaluate", "run.yaml", "--lable", "x"], ["glossary", "extra"]):
+        with pytest.raises(SystemExit) as exit_:
+            cli.parse(wrong)
+        assert exit_.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
