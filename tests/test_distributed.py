@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from rethinker import launch
 from rethinker.config import RunConfig, load_config
+from rethinker.rollout import vllm_available
 
 pytestmark = pytest.mark.slow
 
@@ -111,3 +113,19 @@ def test_one_process_writes_the_files(runs):
         parts = [json.loads((config.folder / "evaluation" / f"{label}.json").read_text()) for config in runs.values()]
         assert parts[0]["queries"] == parts[1]["queries"] == 4 and parts[0]["modes"] == parts[1]["modes"]
     assert json.loads((runs[2].folder / "provenance.json").read_text())["processes"] == 2
+
+
+@pytest.mark.timeout(600)  # two engines start, on whatever cores are left
+@pytest.mark.vllm
+@pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
+def test_two_processes_with_an_engine_each(tmp_path, world, guesser):
+    """What the default run does: both ranks generate with a vLLM of their own, the canary passes after every sync."""
+    two = make_config(tmp_path, world, guesser, 2)
+    stages = tuple(dataclasses.replace(stage, episodes=1) for stage in two.stages)
+    config = dataclasses.replace(two, rollout=dataclasses.replace(two.rollout, engine="vllm"), stages=stages)
+    assert launch.train(config) == 0
+    episodes = lines(config, "episode")
+    assert [line["episode"] for line in episodes] == [1, 2]
+    assert all(line["canary/gap"] < 1e-4 and line["gap/max"] < 1e-4 for line in episodes)
+    starts = json.loads((config.folder / "provenance.json").read_text())
+    assert starts["processes"] == 2 and starts["engine"] == "VllmEngine"
