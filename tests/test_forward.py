@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from plain_inputs import image_inputs
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from rethinker.config import ModelConfig
@@ -37,13 +38,7 @@ def plain_logprobs(policy, query, response, temperature):
     """What the model's own forward pass gives, from the processor's pixels and without any of our packing."""
     prompt = policy.prompt(query)
     ids = torch.tensor([[*prompt.ids, *response]])
-    vision = {}
-    if query.images:
-        vision = {
-            "pixel_values": torch.cat([policy.images.get(path).values for path in query.images]),
-            "image_grid_thw": torch.stack([policy.images.get(path).grid for path in query.images]),
-            "mm_token_type_ids": (ids == policy.image_id).int(),
-        }
+    vision = image_inputs(policy, query, ids)
     policy.model.model.rope_deltas = None
     logits = policy.model(input_ids=ids, use_cache=False, **vision).logits[0, len(prompt.ids) - 1 : -1] / temperature
     keep = torch.ones(logits.shape[-1], dtype=torch.bool)

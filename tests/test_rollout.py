@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
+from plain_inputs import image_inputs
 
 import rethinker.rollout
 import rethinker.rollout.transformers as module
@@ -117,13 +118,7 @@ def test_greedy_equals_generate(policy, engine, queries):
     for query in queries:
         prompt = policy.prompt(query)
         ids = torch.tensor([prompt.ids])
-        vision = {}
-        if query.images:
-            vision = {
-                "pixel_values": torch.cat([policy.images.get(path).values for path in query.images]),
-                "image_grid_thw": torch.stack([policy.images.get(path).grid for path in query.images]),
-                "mm_token_type_ids": (ids == policy.image_id).int(),
-            }
+        vision = image_inputs(policy, query, ids)
         policy.model.model.rope_deltas = None
         output = policy.model.generate(
             input_ids=ids,
