@@ -25,6 +25,10 @@ class ModelConfig:
     min_pixels: int | None = option(None, min=1)  # an image; None: the checkpoint's own (official code: 256*28*28)
     max_pixels: int | None = option(None, min=1)  # (official code: 1280*28*28)
     freeze_vision: bool = False
+    forward: Literal["shared", "plain"] = "shared"  # shared: a query's prompt and images once for all its samples
+    autocast: bool = False  # bfloat16 arithmetic on float32 weights in the trainer's forward and backward
+    compile: bool = False  # torch.compile of the decoder layers, in the trainer's forward and backward
+    liger: bool = True  # Liger's kernels, on GPUs where liger-kernel is installed
     gradient_checkpointing: bool = False
     lora_rank: int = option(0, min=0)  # 0: all weights are trained (paper)
     lora_alpha: float = option(32.0, min=0, exclusive=True)
@@ -118,7 +122,7 @@ class OptimConfig:
     warmup_steps: int = option(0, min=0)
     max_grad_norm: float = option(1.0, min=0, exclusive=True)
     train_batch_size: int = option(512, min=1)  # samples, over all ranks (paper)
-    micro_batch_size: int = option(64, min=1)  # samples a forward pass on one rank
+    micro_batch_tokens: int = option(16384, min=1)  # tokens a forward pass on one rank; a single sample may exceed it
 
 
 @dataclass(frozen=True)

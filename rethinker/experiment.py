@@ -79,7 +79,9 @@ class Experiment:
             self.order.load_state_dict(state["order"])
         self.policy = self.load_policy(saved)
         self.reference = self.load_reference()
-        self.forward: torch.nn.Module = self.accelerator.prepare(PolicyForward(self.policy.model))
+        self.forward: torch.nn.Module = self.accelerator.prepare(
+            PolicyForward(self.policy.model, self.policy.encoder, autocast=config.model.autocast)
+        )
         queries = [*self.train_queries, *self.validation_queries, *self.test_queries]
         self.engine = make_engine(config, self.policy, max_images=most_images(queries))
         engine = type(self.engine).__name__
@@ -124,7 +126,7 @@ class Experiment:
         if not any(stage.grpo.kl_coef for stage in stages):
             return None
         model = load_policy(replace(self.config.model, lora_rank=0), self.accelerator.device).model
-        return PolicyForward(model.requires_grad_(False)).eval()
+        return PolicyForward(model.requires_grad_(False), autocast=self.config.model.autocast).eval()
 
     def run(self) -> str:
         """Do what is left of the run; returns "finished" or "stopped"."""
@@ -317,7 +319,7 @@ def check_accelerator(accelerator: Any) -> None:
     if accelerator.gradient_accumulation_steps != 1:
         raise RuntimeError(
             f"accelerate: gradient_accumulation_steps {accelerator.gradient_accumulation_steps} would change the loss; "
-            "set it to 1 (optim.micro_batch_size makes the parts of a batch)"
+            "set it to 1 (optim.micro_batch_tokens makes the parts of a batch)"
         )
 
 

@@ -42,6 +42,11 @@ EPISODE = {
     "rollout/length_mean": "mean length of y1, tokens",
     "rollout/empty": "first responses without any visible text",
     "rollout/truncated": "responses cut at the token limit",
+    "images/distinct": "distinct images of the episode's fresh queries",
+    "images/decoded": "image files read and preprocessed in this episode, all ranks together; those of earlier "
+    "episodes are held while there is room",
+    "images/encoded": "images through the policy's vision tower in this episode, all ranks together: distinct ones of "
+    "each forward pass, or of the episode while the tower is frozen; a vLLM engine's own are not in it",
     "grader/failures": "responses that the grader could not judge (error, timeout); they count as wrong",
     "grader/no_answer": "responses without a boxed answer",
     "gap/mean": "mean abs log-prob difference between engine and trainer over the tokens of effective y1 (mode grpo: "
@@ -52,7 +57,7 @@ EPISODE = {
     "time/rollout": "seconds of generating y1",
     "time/grade": "seconds of grading",
     "time/rethink": "seconds of Forced Rethinking, its generation and grading included",
-    "time/logprobs": "seconds of recomputing the behaviour policy's log-probs",
+    "time/logprobs": "seconds of recomputing the behaviour policy's log-probs; 0 where the update's own are they",
     "time/train": "seconds of forward, backward and optimiser",
     "time/sync": "seconds of giving the new weights to the engine",
     "time/episode": "seconds of the whole episode",

@@ -33,6 +33,8 @@ class Episode:
     eligible: int = 0
     rounds: int = 1
     skipped_steps: int = 0
+    images_decoded: int = 0
+    images_encoded: int = 0
 
 
 def share(hits: Iterable[bool]) -> float | None:
@@ -94,6 +96,9 @@ def episode_metrics(episode: Episode) -> dict[str, Any]:
         "rollout/length_mean": float(np.mean([len(sample.response.token_ids) for sample in firsts])),
         "rollout/empty": sum(not sample.response.text.strip() for sample in firsts),
         "rollout/truncated": sum(not sample.response.finished for sample in generated),
+        "images/distinct": len({image for group in episode.firsts for image in group.query.images}),
+        "images/decoded": episode.images_decoded,
+        "images/encoded": episode.images_encoded,
         "grader/failures": sum(sample.grade.reason.startswith(("error", "timeout")) for sample in generated),
         "grader/no_answer": sum(sample.grade.reason == "no boxed answer" for sample in generated),
     }

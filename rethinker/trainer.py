@@ -25,6 +25,7 @@ from rethinker.datasets.order import QueryOrder
 from rethinker.grading import grade_many
 from rethinker.grpo import group_advantages
 from rethinker.measure import Episode, episode_metrics, generated_tokens, replay_ages, rollout_rows
+from rethinker.policy.batching import arrange, micro_batches
 from rethinker.policy.forward import token_logprobs
 from rethinker.policy.loading import Policy
 from rethinker.replay import Selector
@@ -84,12 +85,16 @@ class Trainer:
     def episode(self) -> dict[str, Any]:
         """Roll out by the frozen behaviour policy, then Algorithm 1 and an update for every batch; returns metrics."""
         self.seconds.clear()
+        self.policy.encoder.forget()
+        images = self.image_counts()
         with self.timed("episode"):
             record = Episode(self.progress.episode + 1, self.stage)
             groups = self.collect(record)
             self.engine.sleep()
-            mine = self.with_behavior_logprobs([sample for group in groups for sample in group.samples])
-            gaps = self.everywhere([engine_gaps(mine)])
+            mine = [sample for group in groups for sample in group.samples]
+            on_policy = self.single_update(record)
+            if not on_policy:
+                mine = self.with_behavior_logprobs(mine)
             scored = {sample.sample_id: sample for sample in self.everywhere(mine)}
             # In the order of the groups, not of the ranks: the batches are the same for any number of ranks.
             samples = [scored[sample.sample_id] for group in record.groups for sample in group.samples]
@@ -97,11 +102,29 @@ class Trainer:
             with self.timed("train"):
                 for raw_batch in batches(samples, self.config.optim.train_batch_size):
                     batch = self.selector.select(raw_batch)
-                    self.step(batch, record)
+                    self.step(batch, record, on_policy)
             with self.timed("sync"):
                 self.engine.sync_weights(self.policy.model)
             canary = self.check_engine(record)
-        return self.report(record, gaps, canary)
+        if on_policy:
+            mine = [replace(s, behavior_logprobs=self.update.scored.get(s.sample_id, ())) for s in samples]
+        used = self.everywhere([[after - before for after, before in zip(self.image_counts(), images, strict=True)]])
+        record.images_decoded, record.images_encoded = (sum(column) for column in zip(*used, strict=True))
+        return self.report(record, self.everywhere([engine_gaps(mine)]), canary)
+
+    def image_counts(self) -> tuple[int, int]:
+        """Images that this rank has decoded, and sent through the policy's vision tower, so far."""
+        return self.policy.images.decoded, self.policy.encoder.encoded
+
+    def single_update(self, record: Episode) -> bool:
+        """Whether the episode makes one update, on its own samples only.
+
+        Then the behaviour policy's log-probs are those of the update's own forward pass, and nothing is computed twice.
+        """
+        replay = self.config.replay
+        keeps = replay.mode == "ssr" and replay.lifetime > 1  # samples of earlier and for later episodes
+        size = sum(len(group.samples) for group in record.groups)
+        return size <= self.config.optim.train_batch_size and not keeps
 
     def collect(self, record: Episode) -> list[Group]:
         """This rank's groups of an episode, with advantages.
@@ -150,7 +173,9 @@ class Trainer:
             grades = grade_many([(response.text, query.answer, query.question) for query, _, response in items])
         samples = defaultdict(list)
         for (query, index, response), grade in zip(items, grades, strict=True):
-            samples[query.qid].append(first_sample(f"{episode}/{query.qid}/{index}", query, response, grade, episode))
+            prompt_tokens = len(self.policy.prompt(query).ids)
+            sample = first_sample(f"{episode}/{query.qid}/{index}", query, response, grade, episode, prompt_tokens)
+            samples[query.qid].append(sample)
         return [
             Group(query, tuple(samples[query.qid]), tuple(sample.grade.correct for sample in samples[query.qid]))
             for query in queries
@@ -200,41 +225,41 @@ class Trainer:
             return rethought, candidates, eligible
 
     def with_advantages(self, group: Group) -> Group:
-        """Advantages of the group's rewards."""
-        rewards_PG = torch.tensor([[sample.reward for sample in group.samples]], dtype=torch.float64)
-        advantages = group_advantages(rewards_PG, self.config.grpo.advantage_scale)[0].tolist()
-        samples = (replace(s, advantage=a) for s, a in zip(group.samples, advantages, strict=True))
-        return replace(group, samples=tuple(samples))
-
-    @torch.no_grad()
-    def with_behavior_logprobs(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with the behaviour policy's log-probs; those that will not be trained on keep none.
+        """Advantages of the group's rewards.
 
         A response without any token cannot be trained on, whatever its group: its advantage becomes 0. The others of
         its group keep theirs, and it counts in ``rollout/empty``.
         """
-        samples = [sample if sample.response.token_ids else replace(sample, advantage=0.0) for sample in samples]
-        everything = self.config.replay.mode == "grpo"
-        wanted = sorted(
-            (s for s in samples if s.response.token_ids and (everything or s.effective)),
-            key=lambda s: (len(s.response.token_ids), s.sample_id),
+        rewards_PG = torch.tensor([[sample.reward for sample in group.samples]], dtype=torch.float64)
+        advantages = group_advantages(rewards_PG, self.config.grpo.advantage_scale)[0].tolist()
+        samples = tuple(
+            replace(sample, advantage=advantage if sample.response.token_ids else 0.0)
+            for sample, advantage in zip(group.samples, advantages, strict=True)
         )
+        return replace(group, samples=samples)
+
+    @torch.no_grad()
+    def with_behavior_logprobs(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with the behaviour policy's log-probs; those that will not be trained on keep none."""
+        everything = self.config.replay.mode == "grpo"
+        wanted = arrange([s for s in samples if s.response.token_ids and (everything or s.effective)])
+        packing = self.config.model.forward
         found: dict[str, tuple[float, ...]] = {}
         self.forward.eval()
         with self.timed("logprobs"):
-            for part in batches(wanted, self.config.optim.micro_batch_size):
+            for part in micro_batches(wanted, self.config.optim.micro_batch_tokens, packing):
                 logprobs_BT, _, _ = token_logprobs(
                     self.policy,
                     self.accelerator.unwrap_model(self.forward),
                     [(sample.query, sample.response.token_ids) for sample in part],
+                    packing=packing,
                     temperature=self.config.rollout.temperature,
-                    with_entropy=False,
                 )
                 for sample, row in zip(part, logprobs_BT.tolist(), strict=True):
                     found[sample.sample_id] = tuple(row[: len(sample.response.token_ids)])
         return [replace(sample, behavior_logprobs=found.get(sample.sample_id, ())) for sample in samples]
 
-    def step(self, batch: Sequence[Sample], record: Episode) -> None:
+    def step(self, batch: Sequence[Sample], record: Episode, on_policy: bool = False) -> None:
         """One update, or none if no sample, fresh or stored, has an advantage.
 
         Without one the step is skipped whole, also where ``grpo.kl_coef`` or ``grpo.entropy_coef`` would have a
@@ -243,7 +268,7 @@ class Trainer:
         if not batch or not any(sample.effective or sample.nll_mask for sample in batch):
             record.skipped_steps += 1
             return
-        metrics = self.update(batch)
+        metrics = self.update(batch, on_policy=on_policy)
         record.trained += batch
         self.progress.step += 1
         self.tracker.log("step", self.stage, record.number, self.progress.step, metrics)
@@ -323,7 +348,9 @@ def engine_gaps(samples: Sequence[Sample]) -> tuple[float, int, float]:
     return sum(gaps), len(gaps), max(gaps, default=0.0)
 
 
-def first_sample(sample_id: str, query: Query, response: Response, grade: Grade, episode: int) -> Sample:
+def first_sample(
+    sample_id: str, query: Query, response: Response, grade: Grade, episode: int, prompt_tokens: int
+) -> Sample:
     """A first response as a sample; its reward is its correctness (paper: binary)."""
     return Sample(
         sample_id=sample_id,
@@ -334,6 +361,7 @@ def first_sample(sample_id: str, query: Query, response: Response, grade: Grade,
         episode=episode,
         rollout_logprobs=response.logprobs,
         sampled_mask=(True,) * len(response.token_ids),
+        prompt_tokens=prompt_tokens,
     )
 
 

@@ -102,6 +102,7 @@ class Rethinking:
 class Sample:
     """One response of a group with all that training needs.
 
+    ``prompt_tokens``: length of the query's prompt as the model reads it, image tokens included.
     ``sampled_mask``: tokens that the policy sampled (False: the forced trigger).
     ``nll_mask``: tokens under the NLL loss of Forced Rethinking (empty: none).
     ``behavior_logprobs``: of the frozen behaviour policy as the trainer computes it, one a token; the denominator of
@@ -121,6 +122,7 @@ class Sample:
     advantage: float = 0.0
     replayed: bool = False
     rethinking: Rethinking | None = None
+    prompt_tokens: int = 0
 
     @property
     def effective(self) -> bool:

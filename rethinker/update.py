@@ -8,7 +8,6 @@ ranks or of micro-batches.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from rethinker.grpo import (
     policy_loss,
     truncated_importance_weights,
 )
+from rethinker.policy.batching import plan
 from rethinker.policy.forward import token_logprobs
 from rethinker.policy.loading import Policy
 from rethinker.types import Sample
@@ -42,8 +42,12 @@ class Packed:
     advantages_B: torch.Tensor
 
 
-def pack(samples: Sequence[Sample], device: torch.device) -> Packed:
-    """Stack what the loss needs. Raises ValueError, with the sample's id, where lengths disagree."""
+def pack(samples: Sequence[Sample], logprobs_BT: torch.Tensor, on_policy: bool = False) -> Packed:
+    """Stack what the loss needs next to ``logprobs_BT``, which are the behaviour policy's own if ``on_policy``.
+
+    Raises ValueError, with the sample's id, where lengths disagree.
+    """
+    device = logprobs_BT.device
     length = max(len(sample.response.token_ids) for sample in samples)
 
     def rows(name: str, dtype: torch.dtype) -> torch.Tensor:
@@ -61,32 +65,12 @@ def pack(samples: Sequence[Sample], device: torch.device) -> Packed:
         return out.to(device)
 
     return Packed(
-        behavior_logprobs_BT=rows("behavior_logprobs", torch.float32),
+        behavior_logprobs_BT=logprobs_BT.detach() if on_policy else rows("behavior_logprobs", torch.float32),
         rollout_logprobs_BT=rows("rollout_logprobs", torch.float32),
         sampled_BT=rows("sampled_mask", torch.bool),
         nll_BT=rows("nll_mask", torch.bool),
         advantages_B=torch.tensor([sample.advantage for sample in samples], device=device),
     )
-
-
-def share_out(batch: Sequence[Sample], ranks: int) -> list[list[Sample]]:
-    """The batch in ``ranks`` parts of about equal response tokens, the same on every rank; longest first."""
-    parts: list[list[Sample]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for sample in sorted(batch, key=lambda s: (-len(s.response.token_ids), s.sample_id, s.replayed)):
-        lightest = min(range(ranks), key=lambda rank: (loads[rank], rank))
-        parts[lightest].append(sample)
-        loads[lightest] += len(sample.response.token_ids)
-    return parts
-
-
-def slices(part: Sequence[Sample], rounds: int) -> list[Sequence[Sample]]:
-    """``part`` in ``rounds`` runs of neighbours, of sizes that differ by at most one.
-
-    The parts are sorted by length, so that neighbours need little padding.
-    """
-    edges = [len(part) * index // rounds for index in range(rounds + 1)]
-    return [part[start:end] for start, end in itertools.pairwise(edges)]
 
 
 class PolicyUpdate:
@@ -109,27 +93,32 @@ class PolicyUpdate:
         self.scheduler = scheduler
         self.accelerator = accelerator
         self.reference = reference
+        self.scored: dict[str, tuple[float, ...]] = {}  # sample id -> log-probs
 
-    def __call__(self, batch: Sequence[Sample]) -> dict[str, float | None]:
+    def __call__(self, batch: Sequence[Sample], *, on_policy: bool = False) -> dict[str, float | None]:
         """Update the policy on the whole batch of the step; returns the metrics of glossary.STEP.
 
+        ``on_policy``: the weights are those of the behaviour policy of every sample, so that the log-probs of the
+        update's own forward pass are the behaviour policy's; ``scored`` has them, of this rank's samples, afterwards.
         Samples without any token are part of the batch (its size is a denominator), and have no loss.
         Raises FloatingPointError if the gradient is not finite; the weights are then as before.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        options = self.config.optim.micro_batch_tokens, self.config.model.forward
         scored = [sample for sample in batch if sample.response.token_ids]
-        parts = share_out(scored, ranks)
-        rounds = max(-(-len(part) // self.config.optim.micro_batch_size) for part in parts)
+        parts = plan(scored, ranks, *options)
         # Every rank makes the same number of passes, so that none waits for a collective that another never enters;
-        # a rank without samples of its own joins with one that carries no loss.
-        micro_batches = slices(parts[rank], rounds)
+        # a rank that has fewer micro-batches of its own joins with a sample that carries no loss.
+        rounds = max(map(len, parts))
+        micro_batches = parts[rank] + [[]] * (rounds - len(parts[rank]))
         parts_of_stats: list[dict[str, torch.Tensor]] = []
-        images = 0
+        encoded = self.policy.encoder.encoded
         self.forward.train()
+        self.scored = {}
         for index, samples in enumerate(micro_batches):
             last = index == rounds - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward):
-                loss, stats = self._loss(samples or scored[:1], batch)
+                loss, stats = self._loss(samples or scored[:1], batch, on_policy)
                 if samples:
                     parts_of_stats.append(stats)
                 else:
@@ -137,7 +126,6 @@ class PolicyUpdate:
                 check_finite(loss, f"the step whose first sample is {batch[0].sample_id}")
                 # Data parallelism averages over ranks; the denominators are global already.
                 self.accelerator.backward(loss * ranks)
-            images += len({image for sample in samples for image in sample.query.images})
         norm = float(self.accelerator.clip_grad_norm_(self.forward.parameters(), self.config.optim.max_grad_norm))
         if not torch.isfinite(torch.tensor(norm)):
             self.optimizer.zero_grad()
@@ -149,10 +137,12 @@ class PolicyUpdate:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
-        stats = merge_stats([*parts_of_stats, {"images": torch.tensor(float(images))}])
+        stats = merge_stats([*parts_of_stats, {"images": torch.tensor(float(self.policy.encoder.encoded - encoded))}])
         return self._metrics(self._reduce(stats), batch, norm, lr)
 
-    def _loss(self, samples: Sequence[Sample], batch: Sequence[Sample]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _loss(
+        self, samples: Sequence[Sample], batch: Sequence[Sample], on_policy: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """This micro-batch's share of the batch's loss."""
         config, grpo = self.config, self.config.grpo
         items = [(sample.query, sample.response.token_ids) for sample in samples]
@@ -161,11 +151,15 @@ class PolicyUpdate:
             self.forward,
             items,
             temperature=config.rollout.temperature,
+            packing=config.model.forward,
             with_entropy=True,
-            dummy_vision=self.accelerator.num_processes > 1,
+            dummy_vision=self.accelerator.num_processes > 1 and self.policy.encoder.trained,
         )
         assert entropy_BT is not None
-        packed = pack(samples, logprobs_BT.device)
+        packed = pack(samples, logprobs_BT, on_policy)
+        if on_policy:
+            for sample, row in zip(samples, logprobs_BT.tolist(), strict=True):
+                self.scored[sample.sample_id] = tuple(row[: len(sample.response.token_ids)])
         behavior_BT, loss_mask_BT = packed.behavior_logprobs_BT, mask_BT
         if config.rethink.forced_tokens == "on_policy":
             # Nobody sampled the trigger, so no policy is behind it: its ratio is 1, its gradient A * grad log pi.
@@ -211,7 +205,11 @@ class PolicyUpdate:
         if self.reference is not None:
             with torch.no_grad():
                 reference_BT, _, _ = token_logprobs(
-                    self.policy, self.reference, items, temperature=config.rollout.temperature, with_entropy=False
+                    self.policy,
+                    self.reference,
+                    items,
+                    temperature=config.rollout.temperature,
+                    packing=config.model.forward,
                 )
             kl = masked_aggregate(kl_penalty(logprobs_BT, reference_BT, grpo.kl_estimator), loss_mask_BT, **shares)
             loss = loss + grpo.kl_coef * kl

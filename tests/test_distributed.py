@@ -21,7 +21,7 @@ STAGES = "[{name: reasoner, episodes: 2}, {name: rethinker, episodes: 3, overrid
 
 
 def make_config(folder: Path, world: Path, guesser: Path, processes: int) -> RunConfig:
-    """Five steps in five episodes. Half of the queries have no image, and a forward pass holds two samples: some of
+    """Five steps in five episodes. Half of the queries have no image, and a forward pass holds few samples: some of
     the passes of a rank are without images while the other rank's are not."""
     return load_config(
         None,
@@ -38,7 +38,7 @@ def make_config(folder: Path, world: Path, guesser: Path, processes: int) -> Run
             "replay.lifetime=2",
             "rethink.room_tokens=8",
             "optim.train_batch_size=12",
-            "optim.micro_batch_size=2",
+            "optim.micro_batch_tokens=60",
             "optim.lr=1e-4",
             "evaluation.every=2",
             "evaluation.samples=1",

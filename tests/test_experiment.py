@@ -46,7 +46,7 @@ def make_config(folder: Path, world: Path, guesser: Path, *overrides: str) -> Ru
             "replay.lifetime=3",
             "rethink.room_tokens=8",
             "optim.train_batch_size=8",
-            "optim.micro_batch_size=8",
+            "optim.micro_batch_tokens=256",
             "optim.lr=1e-4",
             "optim.warmup_steps=3",
             "evaluation.every=2",

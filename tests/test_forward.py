@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.machinery
+import importlib.util
 import math
+import sys
+import types
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from plain_inputs import image_inputs
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from tiny_qwen3 import tiny_qwen3
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rethinker.config import ModelConfig
-from rethinker.policy.forward import PolicyForward, pack, token_logprobs
-from rethinker.policy.loading import load_policy, make_policy, merged_weights, save_model
-from rethinker.types import Query
+from rethinker.policy.forward import PolicyForward, token_logprobs
+from rethinker.policy.loading import load_policy, merged_weights, save_model, use_liger
+from rethinker.policy.packing import pack
+from rethinker.rollout import TransformersEngine
+from rethinker.types import Query, Request, Sampling
+
+PACKINGS = ["shared", "plain"]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +62,14 @@ def plain_logprobs(policy, query, response, temperature):
     return logprobs.gather(1, torch.tensor(response)[:, None])[:, 0], entropy
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize("chunk_elements", [2**26, 2000])
-def test_logprobs_equal_the_plain_forward(policy, items, temperature, chunk_elements):
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize(("temperature", "chunk_elements"), [(1.0, 2**26), (0.6, 2**26), (0.6, 2000)])
+def test_logprobs_equal_the_plain_forward(policy, items, temperature, chunk_elements, packing):
     """Text-only, one image, several of different sizes, one shared by two queries: all in one batch."""
-    forward = PolicyForward(policy.model, chunk_elements)
-    logprobs, mask, entropy = token_logprobs(policy, forward, items, temperature=temperature, with_entropy=True)
+    forward = PolicyForward(policy.model, chunk_elements=chunk_elements)
+    logprobs, mask, entropy = token_logprobs(
+        policy, forward, items, packing=packing, temperature=temperature, with_entropy=True
+    )
     assert logprobs.shape == mask.shape == entropy.shape == (len(items), 12)
     assert mask.sum(1).tolist() == [len(response) for _, response in items]
     assert (logprobs[~mask] == 0).all() and (entropy[~mask] == 0).all()
@@ -68,15 +83,16 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("chunk_elements", [2**26, 2000])
-def test_gradients_equal_the_plain_forward(policy, items, chunk_elements):
+@pytest.mark.parametrize(("packing", "chunk_elements"), [("shared", 2**26), ("shared", 2000), ("plain", 2**26)])
+def test_gradients_equal_the_plain_forward(policy, items, packing, chunk_elements):
     weights = [0.5, -1.0, 2.0, 0.3, -0.7, 1.5, -0.2]
     policy.model.zero_grad()
     for weight, (query, response) in zip(weights, items, strict=True):
         (weight * plain_logprobs(policy, query, response, 0.8)[0].sum()).backward()
     expected = gradients(policy.model)
     policy.model.zero_grad()
-    logprobs, _, _ = token_logprobs(policy, PolicyForward(policy.model, chunk_elements), items, temperature=0.8)
+    forward = PolicyForward(policy.model, chunk_elements=chunk_elements)
+    logprobs, _, _ = token_logprobs(policy, forward, items, packing=packing, temperature=0.8)
     (torch.tensor(weights)[:, None] * logprobs).sum().backward()
     found = gradients(policy.model)
     policy.model.zero_grad()
@@ -87,11 +103,16 @@ def test_gradients_equal_the_plain_forward(policy, items, chunk_elements):
         torch.testing.assert_close(found[name], gradient, atol=1e-5 * scale + 1e-6, rtol=0, msg=name)
 
 
-def test_each_distinct_image_goes_through_the_tower_once(policy, items):
-    batch = pack(policy, items)
-    distinct = {path for query, _ in items for path in query.images}
-    assert len(batch.grid_thw) == len(distinct) == 4
-    assert len(batch.image_order) == sum(len(query.images) for query, _ in items) == 8
+@pytest.mark.parametrize(("packing", "shown"), [("shared", 5), ("plain", 8)])
+def test_each_distinct_image_goes_through_the_tower_once(policy, items, packing, shown):
+    """8 images stand in the rows of the plain packing; the shared one shows each query's images once."""
+    assert sum(len(query.images) for query, _ in items) == 8
+    batch = pack(policy, items, packing)
+    assert len(batch.vision.grid_thw) == len({path for query, _ in items for path in query.images}) == 4
+    assert len(batch.vision.order) == shown
+    before = policy.encoder.encoded
+    PolicyForward(policy.model, policy.encoder)(batch)
+    assert policy.encoder.encoded - before == 4
 
 
 def test_the_image_matters(policy, items, image_files):
@@ -102,27 +123,33 @@ def test_the_image_matters(policy, items, image_files):
     assert (logprobs[0] - logprobs[1]).abs().max() > 1e-2
 
 
-def test_gradient_checkpointing_changes_nothing(policy, items, tiny_folder):
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_gradient_checkpointing_changes_nothing(policy, items, tiny_folder, packing):
     other = load_policy(ModelConfig(path=str(tiny_folder), gradient_checkpointing=True))
+    calls = []
+    layer = other.model.model.language_model.layers[0]
+    layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     results = []
     for each in (policy, other):
         each.model.train()
-        logprobs, _, _ = token_logprobs(each, PolicyForward(each.model), items)
+        logprobs, _, _ = token_logprobs(each, PolicyForward(each.model), items, packing=packing)
         logprobs.sum().backward()
         results.append((logprobs.detach(), gradients(each.model)))
         each.model.zero_grad()
         each.model.eval()
+    assert len(calls) == 2  # once more in the backward pass
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=0)
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(results[1][1][name], gradient, atol=1e-4, rtol=1e-4, msg=name)
 
 
-def test_dummy_vision_reaches_every_parameter_and_changes_nothing(policy, items):
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_dummy_vision_reaches_every_parameter_and_changes_nothing(policy, items, packing):
     text_only = [items[0]]
     forward = PolicyForward(policy.model)
-    plain, _, _ = token_logprobs(policy, forward, text_only)
+    plain, _, _ = token_logprobs(policy, forward, text_only, packing=packing)
     policy.model.zero_grad()
-    dummy, _, _ = token_logprobs(policy, forward, text_only, dummy_vision=True)
+    dummy, _, _ = token_logprobs(policy, forward, text_only, packing=packing, dummy_vision=True)
     torch.testing.assert_close(dummy, plain, atol=0, rtol=0)
     dummy.sum().backward()
     vision = [p.grad for p in policy.model.model.visual.parameters()]
@@ -131,32 +158,199 @@ def test_dummy_vision_reaches_every_parameter_and_changes_nothing(policy, items)
 
 
 @pytest.fixture(scope="module")
-def qwen3(policy, randomise):
-    """A tiny Qwen3-VL (DeepStack features at two depths) with the tiny tokenizer."""
-    old = policy.model.config
-    text = {
-        "vocab_size": len(policy.tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 512,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]},
-    }  # fmt: skip
-    vision = {
-        "depth": 3, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "patch_size": 8,
-        "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 64, "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
-    }  # fmt: skip
-    ids = {key: getattr(old, key) for key in ("image_token_id", "video_token_id")}
-    ends = {key: getattr(old, key) for key in ("vision_start_token_id", "vision_end_token_id")}
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids, **ends)
-    model = Qwen3VLForConditionalGeneration(config).float().eval()
-    randomise(model)
-    return make_policy(model, policy.processor)
+def qwen3(policy):
+    return tiny_qwen3(policy)
 
 
-def test_qwen3_vl_with_deepstack_equals_its_plain_forward(qwen3, items):
-    logprobs, _, _ = token_logprobs(qwen3, PolicyForward(qwen3.model), items)
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_qwen3_vl_with_deepstack_equals_its_plain_forward(qwen3, items, packing):
+    logprobs, _, _ = token_logprobs(qwen3, PolicyForward(qwen3.model), items, packing=packing)
     for row, (query, response) in enumerate(items):
         expected, _ = plain_logprobs(qwen3, query, response, 1.0)
         torch.testing.assert_close(logprobs[row, : len(response)], expected, atol=1e-5, rtol=0)
+
+
+# -- the shared prefix is exact ----------------------------------------------------------------------------------------
+
+
+@st.composite
+def random_groups(draw):
+    """(number of a query, response) pairs over two tokens, so that beginnings are shared; some of the responses occur
+    twice, some with a trigger (token 20) and a second look behind them."""
+    response = st.lists(st.sampled_from([5, 6]), min_size=1, max_size=5).map(tuple)
+    rows = draw(st.lists(st.tuples(st.integers(0, 5), response), min_size=1, max_size=6))
+    for number, first in draw(st.lists(st.sampled_from(rows), max_size=4)):
+        second = draw(st.one_of(st.none(), response))
+        rows.append((number, first if second is None else (*first, 20, *second)))
+    return draw(st.permutations(rows))
+
+
+def scores_and_gradient(policy, items, packing):
+    """Log-probs, entropies, the gradient of a weighted sum of both, and that of the vision tower alone."""
+    policy.model.zero_grad()
+    forward = PolicyForward(policy.model)
+    logprobs, _, entropy = token_logprobs(policy, forward, items, packing=packing, with_entropy=True)
+    weights = torch.tensor([[1.0, -0.6, 2.0][index % 3] for index in range(len(items))])[:, None]
+    (weights * (logprobs + 0.1 * entropy)).sum().backward()
+    found = gradients(policy.model)
+    vision = [gradient.flatten() for name, gradient in found.items() if "visual" in name]
+    policy.model.zero_grad()
+    return (
+        logprobs.detach(),
+        entropy.detach(),
+        torch.cat([gradient.flatten() for gradient in found.values()]),
+        torch.cat(vision) if vision else torch.zeros(0),
+    )
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@given(rows=random_groups())
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_shared_equals_plain(policy, qwen3, queries, image_files, family, rows):
+    """Float32: log-probs and entropies within 1e-5, gradients within 1e-5 of their norm."""
+    which = {"qwen2_5_vl": policy, "qwen3_vl": qwen3}[family]
+    twice = Query("twice", "Is <image>the same as <image>?", "yes", (image_files[2], image_files[2]))
+    pool = [*queries, twice]
+    items = [(pool[number], response) for number, response in rows]
+    shared, plain = (scores_and_gradient(which, items, packing) for packing in PACKINGS)
+    for one, other in zip(shared[:2], plain[:2], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    for one, other in zip(shared[2:], plain[2:], strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+    tokens = [pack(which, items, packing).input_ids_RS.numel() for packing in PACKINGS]
+    assert tokens[0] < tokens[1] or len({query.qid for query, _ in items}) == len(items)
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_compiled_layers_compute_the_same(policy, items, queries, tiny_folder, packing):
+    """Also that an engine, whose rows change with every token, runs the same layers uncompiled."""
+    torch._dynamo.reset()
+    compiled = load_policy(ModelConfig(path=str(tiny_folder), compile=True))
+    assert compiled.model.state_dict().keys() == policy.model.state_dict().keys()
+    counters = torch._dynamo.utils.counters["stats"]
+    requests = [Request(query.qid, query, seed=index, n=2) for index, query in enumerate(queries)]
+    sampling = Sampling(max_new_tokens=6)
+
+    def engine_runs_uncompiled():
+        before = counters["unique_graphs"]
+        found = TransformersEngine(compiled).generate(requests, sampling)
+        assert counters["unique_graphs"] == before
+        for name, expected in TransformersEngine(policy).generate(requests, sampling).items():
+            assert [response.token_ids for response in found[name]] == [response.token_ids for response in expected]
+
+    engine_runs_uncompiled()
+    graphs = []
+    for part in (items, items[:3], items[2:]):  # other lengths, and none without an image
+        found, expected = (scores_and_gradient(each, part, packing) for each in (compiled, policy))
+        graphs.append(counters["unique_graphs"])
+        torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(found[1], expected[1], atol=1e-4, rtol=0)
+        for one, other in zip(found[2:], expected[2:], strict=True):
+            assert (one - other).norm() <= 1e-4 * other.norm()
+    assert graphs[0] > 0
+    engine_runs_uncompiled()
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_autocast_is_close_to_float32(policy, items, packing):
+    """bfloat16 keeps 8 bits: a log-prob of size x is off by about x / 256 (measured: 0.9 in the mean, at most 1.8)."""
+    exact, rough = (
+        token_logprobs(
+            policy, PolicyForward(policy.model, autocast=autocast), items, packing=packing, with_entropy=True
+        )
+        for autocast in (False, True)
+    )
+    assert rough[0].dtype == rough[2].dtype == torch.float32
+    exact_logprobs, gap = exact[0].detach(), (exact[0] - rough[0]).detach().abs()
+    assert 1e-4 < float(gap.max()) < 4 * float(exact_logprobs.abs().max()) / 256  # and it is not float32
+    assert float(gap[exact[1]].mean()) < 2 * float(exact_logprobs[exact[1]].abs().mean()) / 256
+    rough[0].sum().backward()
+    assert all(p.grad.dtype == p.dtype == torch.float32 for p in policy.model.parameters() if p.grad is not None)
+    policy.model.zero_grad()
+
+
+def test_chunks_never_hold_all_logits(policy, items):
+    """Rows of every float32 tensor with the vocabulary as its last dimension, forward and backward."""
+    vocabulary, hidden = policy.model.lm_head.out_features, policy.model.lm_head.in_features
+    total = len(pack(policy, items).targets_U)
+    for rows, chunk_elements in ((total, 2**26), (7, 7 * vocabulary), (1, 1)):
+        forward = PolicyForward(policy.model, chunk_elements=chunk_elements)
+        seen = LargestRows(vocabulary)
+        with seen:
+            logprobs, _, _ = token_logprobs(policy, forward, items, with_entropy=True)
+            logprobs.sum().backward()
+        policy.model.zero_grad()
+        found = {size for size in seen.rows if size != hidden}  # the transposed weight
+        assert max(found) == rows and total > 30
+
+
+class LargestRows(TorchDispatchMode):
+    """Watches every operation for float32 outputs [..., width]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.rows: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+        self.rows |= {
+            tensor.numel() // self.width
+            for tensor in tensors
+            if tensor.dtype == torch.float32 and tensor.shape[-1:] == (self.width,)
+        }
+        return output
+
+
+@pytest.fixture
+def liger(monkeypatch):
+    """A liger-kernel that writes down what it is asked to patch."""
+    calls = []
+    names = {"qwen2_5_vl": "apply_liger_kernel_to_qwen2_5_vl", "qwen3_vl": "apply_liger_kernel_to_qwen3_vl"}
+    patch = types.ModuleType("liger_kernel.transformers.monkey_patch")
+    for family, name in names.items():
+        setattr(patch, name, lambda family=family, **options: calls.append((family, options)))
+    for name in ("liger_kernel", "liger_kernel.transformers"):
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        module.__path__ = []
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", patch)
+    monkeypatch.setattr(sys.modules["liger_kernel.transformers"], "monkey_patch", patch, raising=False)
+    return calls
+
+
+def test_liger_patches_the_model_it_is_given(policy, qwen3, liger):
+    """Ours instead: rotary positions of three axes, and the loss."""
+    for each in (policy, qwen3):
+        use_liger(each.model)
+        family, options = liger.pop()
+        assert family == each.model.config.model_type and options.pop("model") is each.model
+        assert options == {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+
+
+@pytest.mark.parametrize(("device", "wanted", "calls"), [("cpu", True, 0), ("cuda", True, 1), ("cuda", False, 0)])
+def test_liger_is_for_gpus(tiny_folder, liger, monkeypatch, device, wanted, calls):
+    """A model that says it is on a GPU, on any machine."""
+    kind = Qwen2_5_VLForConditionalGeneration
+    monkeypatch.setattr(kind, "device", property(lambda self: torch.device(device)))
+    load_policy(ModelConfig(path=str(tiny_folder), liger=wanted))
+    assert len(liger) == calls
+
+
+def test_without_liger_a_gpu_does_without(tiny_folder, monkeypatch):
+    kind = Qwen2_5_VLForConditionalGeneration
+    monkeypatch.setattr(kind, "device", property(lambda self: torch.device("cuda")))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
+    load_policy(ModelConfig(path=str(tiny_folder)))
+
+
+# -- the policy --------------------------------------------------------------------------------------------------------
 
 
 def test_prompt_ids(policy, queries):
@@ -255,7 +449,7 @@ def test_lora_adapters_of_a_bfloat16_model_are_float32(tiny_folder, items):
         optimizer.step()
     for name, p in adapters.items():
         assert torch.isfinite(p.grad).all(), name
-        large = p.grad.abs() > 1e-6  # beside Adam's epsilon of 1e-8
+        large = p.grad.abs() > 1e-7  # beside Adam's epsilon of 1e-8
         assert (p != before[name])[large].all() and large.any(), name
         if "lora_A" in name:
             assert (p.bfloat16() == before[name].bfloat16()).float().mean() > 0.9  # what bfloat16 would have kept

@@ -19,12 +19,18 @@ def processor(tiny_folder):
     return load_processor(ModelConfig(path=str(tiny_folder))).image_processor
 
 
-def test_an_image_is_decoded_once(processor, image_files):
-    store = ImageStore(processor)
+def test_an_image_is_decoded_and_prepared_once(processor, image_files):
+    prepared = []
+
+    def counting(**arguments):
+        prepared.append(arguments["images"])
+        return processor(**arguments)
+
+    store = ImageStore(counting)
     first = store.get(image_files[0])
     again = store.get(image_files[0])
     assert again is first
-    assert store.decoded == 1
+    assert store.decoded == len(prepared) == 1
 
 
 def test_pixels_are_those_of_the_formula(processor, image_files):

@@ -27,6 +27,7 @@ SAMPLE = Sample(
     advantage=-1 / 3,
     replayed=True,
     rethinking=Rethinking("self-correction", "so", 2, 2, False, True, True, False),
+    prompt_tokens=1307,
 )
 PLAIN = Sample("0/q/0", Query("q", "?", "1"), Response((), (), False, ""), Grade(True, "1", "exact"), 1.0, 0, (), ())
 

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from plain_inputs import image_inputs
+from tiny_qwen3 import tiny_qwen3
 
 import rethinker.rollout
-import rethinker.rollout.transformers as module
 from rethinker.config import ModelConfig, RolloutConfig, RunConfig
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy
 from rethinker.rollout import ScriptedEngine, TransformersEngine, canary_gap, make_engine
+from rethinker.rollout.decoding import Decoder
 from rethinker.rollout.sampler import choose, sampling_logprobs, uniform_stream
-from rethinker.rollout.vllm import _placement
+from rethinker.rollout.transformers import KEEP_ROWS, SPARE_ROWS, arrange
+from rethinker.rollout.vllm_setup import _placement
 from rethinker.types import Query, Request, Response, Sampling
 
 
 @pytest.fixture(scope="module")
 def policy(tiny_folder):
     return load_policy(ModelConfig(path=str(tiny_folder)))
+
+
+@pytest.fixture(scope="module")
+def qwen3(policy):
+    return tiny_qwen3(policy)
 
 
 @pytest.fixture
@@ -186,14 +197,41 @@ def test_finished_rows_leave_the_batch(policy, queries, monkeypatch):
     tokens = Counter(token for each in answers.values() for r in each for token in r.token_ids)
     engine = TransformersEngine(dataclasses.replace(policy, eos_id=tokens.most_common(1)[0][0]))
     rows = []
-    advance = module._Decoder.advance
-    monkeypatch.setattr(
-        module._Decoder, "advance", lambda self, tokens: rows.append(len(tokens)) or advance(self, tokens)
-    )
+    advance = Decoder.advance
+    monkeypatch.setattr(Decoder, "advance", lambda self, tokens: rows.append(len(tokens)) or advance(self, tokens))
     lengths = [len(r.token_ids) for each in engine.generate(requests, sampling).values() for r in each]
-    assert sum(length - 1 for length in lengths) <= sum(rows)
-    assert sum(rows) <= sum(lengths) / module.KEEP_ROWS
-    assert sum(rows) < 0.8 * len(lengths) * max(lengths)
+    needed = sum(length - 1 for length in lengths)  # the last token of a response is not read
+    assert needed <= sum(rows) <= needed * SPARE_ROWS / KEEP_ROWS
+    assert sum(rows) < 0.9 * len(lengths) * max(lengths)
+
+
+def placed(*samples: int) -> list[list[tuple[int, Any]]]:
+    """Prompts with so many samples each; a sample is its row's name."""
+    rows = iter(range(sum(samples)))
+    return [[(row, f"sample {row}") for row in itertools.islice(rows, count)] for count in samples]
+
+
+def test_arrange_by_hand():
+    # Two prompts are left, of two rows and of one: a row without a sample fills up.
+    prompts, rows = arrange(placed(2, 0, 1))
+    assert prompts == [0, 2]
+    assert rows == [(0, "sample 0"), (1, "sample 1"), (2, "sample 2"), (2, None)]
+    # Four rows and one: eight would be more than 1.5 times five, so each sample has a prompt of its own.
+    prompts, rows = arrange(placed(4, 1))
+    assert prompts == [0, 0, 0, 0, 1] and rows == [(row, f"sample {row}") for row in range(5)]
+    assert arrange(placed(0, 3)) == ([1], [(row, f"sample {row}") for row in range(3)])
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=6).filter(any))
+def test_arrange_keeps_every_sample_behind_its_prompt(counts):
+    active = placed(*counts)
+    prompts, rows = arrange(active)
+    assert [sample for _, sample in rows if sample] == [sample for samples in active for _, sample in samples]
+    assert len(rows) % len(prompts) == 0 and len(rows) <= SPARE_ROWS * sum(counts)
+    owner = {row: prompt for prompt, samples in enumerate(active) for row, _ in samples}
+    for place, (row, sample) in enumerate(rows):
+        assert owner[row] == prompts[place * len(prompts) // len(rows)]
+        assert sample in (None, f"sample {row}")
 
 
 def test_continuation_of_a_prefix(policy, engine, queries):
@@ -211,6 +249,77 @@ def test_continuation_of_a_prefix(policy, engine, queries):
             assert request.prefix_ids + response.token_ids == full.token_ids
             tail = full.logprobs[len(request.prefix_ids) :]
             torch.testing.assert_close(torch.tensor(response.logprobs), torch.tensor(tail), atol=2e-5, rtol=0)
+
+
+def plain_logprobs(policy, query, ids):
+    """Hugging Face's own forward pass: log-probs of every next token [len(ids), V] behind the prompt."""
+    prompt = policy.prompt(query)
+    row = torch.tensor([[*prompt.ids, *ids]])
+    policy.model.model.rope_deltas = None
+    with torch.no_grad():
+        output = policy.model(input_ids=row, use_cache=False, **image_inputs(policy, query, row))
+    logits = output.logits[0, len(prompt.ids) - 1 : -1].index_fill(-1, torch.tensor(policy.banned_ids), -math.inf)
+    return torch.log_softmax(logits, -1)
+
+
+def second_looks(policy, queries):
+    """Requests as Forced Rethinking makes them: behind prefixes of every length, three times two of one query that
+    begin alike, one twice, one without prefix, and each asks for one to three samples."""
+    generator = torch.Generator().manual_seed(3)
+    allowed = [i for i in range(len(policy.tokenizer)) if i not in {*policy.banned_ids, policy.eos_id}]
+    base = [allowed[i] for i in torch.randint(len(allowed), (12,), generator=generator).tolist()]
+    prefixes = {
+        "text": [base[:3]],
+        "one": [base[:5], base[:9], [], base[4:6]],
+        "two": [base[:4], base[:4]],
+        "middle": [base[:12], [*base[:11], base[0]]],
+        "again": [base[:1]],
+    }
+    return [
+        Request(f"{query.qid}/{index}", query, seed=index, n=1 + index % 3, prefix_ids=tuple(prefix))
+        for query in queries
+        for index, prefix in enumerate(prefixes[query.qid])
+    ]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_second_looks_equal_the_plain_forward(policy, qwen3, queries, family, temperature):
+    """Log-probs of what was sampled; greedily, the likeliest tokens."""
+    which = {"qwen2_5_vl": policy, "qwen3_vl": qwen3}[family]
+    requests = second_looks(which, queries)
+    answers = TransformersEngine(which, batch_size=7).generate(requests, Sampling(temperature, max_new_tokens=30))
+    for request in requests:
+        assert len(answers[request.request_id]) == request.n
+        for response in answers[request.request_id]:
+            assert response.finished or len(response.token_ids) == 30 - len(request.prefix_ids)
+            ids = [*request.prefix_ids, *response.token_ids]
+            logprobs = plain_logprobs(which, request.query, ids)[len(request.prefix_ids) :]
+            expected = logprobs.gather(1, torch.tensor(response.token_ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(response.logprobs), expected, atol=2e-5, rtol=0)
+            if not temperature:
+                assert logprobs.argmax(-1).tolist() == list(response.token_ids)
+
+
+def test_what_requests_have_in_common_is_read_once(policy, queries):
+    """Tokens through the language model: each prompt once, each distinct beginning once, then a token a row."""
+    requests = second_looks(policy, queries)
+    read = []
+    handle = policy.model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(
+            (kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]).shape[:2]
+        ),
+        with_kwargs=True,
+    )
+    try:
+        TransformersEngine(policy).generate(requests, Sampling(max_new_tokens=15))
+    finally:
+        handle.remove()
+    prompts = sum(len(policy.prompt(query).ids) for query in queries)
+    # "one" 9 + 2, "two" 4, "middle" 12 + 1 (their eleven first are the same), "text" 3, "again" 1
+    assert read[0] == (1, prompts + 9 + 2 + 4 + 12 + 1 + 3 + 1)
+    samples = sum(request.n for request in requests)
+    assert all(width == 1 and rows <= SPARE_ROWS * samples for rows, width in read[1:])
 
 
 def test_the_mode_of_the_model_is_restored(policy, engine, queries):

@@ -15,6 +15,7 @@ from tiny_training import Run, logprobs_now, restore, same, small_config, tiny_p
 from rethinker.glossary import EPISODE, STEP
 from rethinker.measure import Episode
 from rethinker.rethink import TRIGGERS
+from rethinker.rollout import TransformersEngine
 from rethinker.rollout.scripted import ScriptedEngine
 from rethinker.types import Request, Response, Sampling
 
@@ -225,11 +226,15 @@ def test_effective_counts_first_responses_only(policy, four, tmp_path):
     assert len(advantages) == 4 and all(abs(value) > 0 for value in advantages)
 
 
-def test_masks_of_a_kept_trajectory(policy, four, tmp_path):
-    run, _ = rethinking_run(policy, four, tmp_path)
-    for sample in run.batches[0]:
+@pytest.mark.parametrize("updates", [1, 2])
+def test_masks_of_a_kept_trajectory(policy, four, tmp_path, updates):
+    run, _ = rethinking_run(policy, four, tmp_path, f"optim.train_batch_size={16 // updates}")
+    assert len(run.batches) == updates
+    for sample in (sample for batch in run.batches for sample in batch):
         length = len(sample.response.token_ids)
-        assert len(sample.behavior_logprobs) == len(sample.rollout_logprobs) == len(sample.sampled_mask) == length
+        assert len(sample.rollout_logprobs) == len(sample.sampled_mask) == length
+        # A single update takes the behaviour policy's log-probs from its own forward pass.
+        assert len(sample.behavior_logprobs) == (0 if updates == 1 else length)
         if sample.rethinking is None:
             assert all(sample.sampled_mask)
             continue
@@ -239,8 +244,8 @@ def test_masks_of_a_kept_trajectory(policy, four, tmp_path):
         assert sample.nll_mask == (False,) * first + (True,) * (trigger + rest)
         forced = sample.response.token_ids[first : first + trigger]
         assert policy.decode(forced) == TRIGGERS[sample.rethinking.trigger]
-    (step,) = run.records.of("step")
-    assert step["loss/nll"] > 0 and step["batch/rethought"] == 4.0
+    steps = run.records.of("step")
+    assert sum(step["loss/nll"] or 0 for step in steps) > 0 and sum(step["batch/rethought"] for step in steps) == 4.0
 
 
 def test_nll_on_the_whole_trajectory(policy, four, tmp_path):
@@ -350,8 +355,10 @@ def test_every_metric_is_explained_and_every_explained_metric_is_there(policy, f
 
 def test_gap_is_that_of_first_responses(policy, four, tmp_path):
     """The scripted engine says -0.5 for every token."""
+    before = weights(policy)
     run, metrics = rethinking_run(policy, four, tmp_path)
-    gaps = [abs(-0.5 - v) for s in run.batches[0] if s.rethinking is None for v in s.behavior_logprobs]
+    restore(policy, before)
+    gaps = [abs(-0.5 - v) for s in run.batches[0] if s.rethinking is None for v in logprobs_now(policy, s)]
     assert metrics["gap/mean"] == pytest.approx(sum(gaps) / len(gaps)) and metrics["gap/max"] == pytest.approx(
         max(gaps)
     )
@@ -402,6 +409,108 @@ def test_the_engine_sleeps_while_the_trainer_works(policy, four, tmp_path):
     run = Run(small_config(tmp_path), policy, four, script())
     asleep: list[bool] = []
     update = run.recorder.update
-    run.recorder.update = lambda batch: (asleep.append(run.engine.asleep), update(batch))[1]  # type: ignore[assignment]
+
+    def watch(batch, *, on_policy):
+        asleep.append(run.engine.asleep)
+        return update(batch, on_policy=on_policy)
+
+    run.recorder.update = watch  # type: ignore[assignment]
     run.episode()
     assert asleep == [True, True]
+
+
+# -- nothing is computed twice ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("replay.mode=ssr",),
+        ("replay.mode=ssr", "optim.micro_batch_tokens=100", "model.forward=plain"),
+        ("replay.mode=grpo", "rethink.fraction=0.999", "seed=1", "rollout.max_new_tokens=128"),
+        ("replay.mode=filter", "grpo.importance_cap=null"),
+    ],
+    ids=["ssr", "ssr in parts", "rethinking", "filter"],
+)
+def test_a_single_update_needs_no_pass_for_log_probs(loaded, four, tmp_path, monkeypatch, overrides):
+    """Weights and gaps are those of a separate pass. Plain SGD, because Adam makes whole steps of rounding errors."""
+    policy, saved = loaded
+    ends = []
+    for number, separate in enumerate((False, True)):
+        restore(policy, saved)
+        config = small_config(tmp_path / str(number), "optim.train_batch_size=16", *overrides)
+        run = Run(config, policy, four, script(second=REPAIRED.__contains__))
+        optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.1)
+        run.recorder.update.optimizer = optimizer
+        run.recorder.update.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        if separate:
+            monkeypatch.setattr(run.trainer, "single_update", lambda record: False)
+        metrics = run.episode()
+        assert run.trainer.progress.step == 1
+        assert (metrics["time/logprobs"] > 0.0) == separate
+        assert any(sample.behavior_logprobs for sample in run.batches[0]) == separate
+        (step,) = run.records.of("step")
+        assert step["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5) and step["policy/clip_fraction"] == 0.0
+        ends.append((weights(policy), metrics, step))
+    (own, own_metrics, own_step), (other, other_metrics, other_step) = ends
+    moved = max(float((own[name] - saved[name]).abs().max()) for name in own)
+    assert moved > 1e-4 and max(float((own[name] - other[name]).abs().max()) for name in own) < 1e-6
+    for name in ("gap/mean", "gap/max"):
+        assert own_metrics[name] is not None and own_metrics[name] == pytest.approx(other_metrics[name], abs=1e-4)
+    for name, value in other_step.items():
+        assert own_step[name] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "single"),
+    [
+        (("optim.train_batch_size=16",), True),
+        (("optim.train_batch_size=8",), False),  # a second update, by other weights
+        (("optim.train_batch_size=16", "replay.lifetime=2"), False),  # later episodes need them
+        (("optim.train_batch_size=16", "replay.lifetime=2", "replay.mode=grpo"), True),  # which keeps no sample
+    ],
+)
+def test_which_episodes_make_a_single_update(policy, four, tmp_path, overrides, single):
+    run = Run(small_config(tmp_path, *overrides), policy, four, script())
+    assert (run.episode()["time/logprobs"] == 0.0) == single
+
+
+ONE_RIGHT = {name: {0} for name in RIGHT}  # every query has an advantage; 4 images in 3 of the 4 queries
+
+
+@pytest.mark.parametrize(
+    ("overrides", "encoded"),
+    [
+        (("optim.train_batch_size=16",), 4),  # one forward pass in all
+        ((), 4 + 4),  # one for the log-probs, then two updates of two queries each
+        (("optim.micro_batch_tokens=1",), 4 * 4 + 4 * 4),  # a pass a sample, of which each query has four
+        (("model.forward=plain",), 4 + 4),
+    ],
+)
+def test_images_are_counted(tiny_folder, four, tmp_path, overrides, encoded):
+    policy = tiny_policy(tiny_folder)
+    run = Run(small_config(tmp_path, "replay.mode=grpo", *overrides), policy, four, script(ONE_RIGHT))
+    found = [run.episode() for _ in range(2)]
+    assert [metrics["images/distinct"] for metrics in found] == [4, 4]
+    assert [metrics["images/decoded"] for metrics in found] == [4, 0]
+    assert [metrics["images/encoded"] for metrics in found] == [encoded, encoded]
+
+
+@pytest.mark.parametrize(("frozen", "encoded"), [(True, 4), (False, 4 + 4 + 4)])
+def test_a_frozen_tower_encodes_an_image_once_an_episode(tiny_folder, four, tmp_path, frozen, encoded):
+    """Roll-outs by the policy's own engine, log-probs and updates, which change the language model."""
+    policy = tiny_policy(tiny_folder)
+    if frozen:
+        policy.model.model.visual.requires_grad_(False)
+    run = Run(small_config(tmp_path, "replay.mode=grpo"), policy, four, script(ONE_RIGHT))
+    real = TransformersEngine(policy)
+    generate = run.engine.generate
+
+    def both(requests, sampling):
+        real.generate(requests, sampling)
+        return generate(requests, sampling)
+
+    run.engine.generate = both
+    found = [run.episode() for _ in range(2)]
+    assert run.trainer.progress.step == 4
+    assert [metrics["images/encoded"] for metrics in found] == [encoded, encoded]

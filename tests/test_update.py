@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_training import SMALL, random_samples, restore, same, tiny_policy, weights
+from tiny_training import SMALL, logprobs_now, random_samples, restore, same, tiny_policy, weights
 
 from rethinker.config import load_config
 from rethinker.glossary import STEP
 from rethinker.policy.forward import PolicyForward
 from rethinker.types import Response
-from rethinker.update import PolicyUpdate, pack, share_out, slices
+from rethinker.update import PolicyUpdate, pack
 
 
 class Gradients(torch.optim.SGD):
@@ -42,63 +42,66 @@ def text_samples(policy, queries):
     return random_samples(policy, queries[:1], 4, seed=1)
 
 
-def run(policy, batch, *overrides, reference=None):
-    """The gradient of a step as one vector, and the step's metrics."""
+class Rank:
+    """One of several ranks, alone: nothing is exchanged."""
+
+    def __init__(self, process_index: int, num_processes: int) -> None:
+        self.process_index, self.num_processes = process_index, num_processes
+
+    def no_sync(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+        del model
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def clip_grad_norm_(self, parameters: Any, norm: float) -> torch.Tensor:
+        return torch.nn.utils.clip_grad_norm_(parameters, norm)
+
+
+def make_update(policy, *overrides, reference=None, accelerator=None):
+    """An update that leaves the weights alone, and the optimiser that keeps its gradient."""
     config = load_config(None, [*SMALL, "optim.max_grad_norm=1e9", *overrides])
     optimizer = Gradients(policy.model.parameters(), lr=1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    forward = PolicyForward(policy.model)
-    metrics = PolicyUpdate(config, policy, forward, optimizer, scheduler, Accelerator(cpu=True), reference)(batch)
+    forward = PolicyForward(policy.model, policy.encoder)
+    accelerator = accelerator or Accelerator(cpu=True)
+    return PolicyUpdate(config, policy, forward, optimizer, scheduler, accelerator, reference), optimizer
+
+
+def flat(optimizer: Gradients) -> torch.Tensor:
+    return torch.cat([gradient.flatten() for gradient in optimizer.found])
+
+
+def run(policy, batch, *overrides, reference=None, accelerator=None):
+    """The gradient of a step as one vector, and the step's metrics."""
+    update, optimizer = make_update(policy, *overrides, reference=reference, accelerator=accelerator)
+    metrics = update(batch)
     assert set(metrics) == set(STEP)
-    return torch.cat([gradient.flatten() for gradient in optimizer.found]), metrics
+    return flat(optimizer), metrics
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-# -- sharing out ------------------------------------------------------------------------------------------------------
+# -- parts of a batch -------------------------------------------------------------------------------------------------
 
 
-def test_share_out_is_balanced_and_does_not_depend_on_the_order(samples):
-    longest = max(len(sample.response.token_ids) for sample in samples)
-    for ranks in (1, 2, 3, 8, 16):
-        parts = share_out(samples, ranks)
-        assert len(parts) == ranks
-        assert sorted(s.sample_id for part in parts for s in part) == sorted(s.sample_id for s in samples)
-        loads = [sum(len(s.response.token_ids) for s in part) for part in parts]
-        assert max(loads) - min(loads) <= longest
-        assert share_out(samples[::-1], ranks) == parts
-
-
-def test_share_out_keeps_a_sample_drawn_several_times(samples):
-    drawn = [replace(samples[0], replayed=True)] * 5 + [samples[0]]
-    parts = share_out(drawn, 2)
-    assert sorted(map(len, parts)) == [3, 3] and sum(s.replayed for part in parts for s in part) == 5
-
-
-def test_slices_are_even_and_pad_little(samples):
-    (part,) = share_out(samples, 1)
-    assert slices(part, 1) == [part]
-    runs = slices(part, 4)
-    assert sorted(map(len, runs)) == [2, 2, 3, 3] and [sample for each in runs for sample in each] == part
-    lengths = [[len(sample.response.token_ids) for sample in each] for each in runs]
-    assert all(min(one) >= max(other) for one, other in itertools.pairwise(lengths))
-    assert sorted(map(len, slices(part[:2], 5))) == [0, 0, 0, 1, 1]  # a rank with fewer samples than passes
-
-
-def test_the_update_reads_neighbours_in_length_together(policy, samples, monkeypatch):
-    seen: list[list[int]] = []
+def test_the_update_reads_a_query_together(policy, samples, monkeypatch):
+    """Ten samples of five queries, two of each, in the order of the queries' first samples."""
+    seen: list[list[str]] = []
     loss = PolicyUpdate._loss
 
-    def spy(self, part, batch):
-        seen.append([len(sample.response.token_ids) for sample in part])
-        return loss(self, part, batch)
+    def spy(self, part, *rest):
+        seen.append([sample.query.qid for sample in part])
+        return loss(self, part, *rest)
 
     monkeypatch.setattr(PolicyUpdate, "_loss", spy)
-    run(policy, samples, "optim.micro_batch_size=3")
-    lengths = sorted((len(sample.response.token_ids) for sample in samples), reverse=True)
-    assert [length for part in seen for length in part] == lengths and max(map(len, seen)) == 3
+    run(policy, samples, "optim.micro_batch_tokens=120")
+    names = [sample.query.qid for sample in samples[:5]]
+    assert [name for part in seen for name in part] == [name for name in names for _ in range(2)]
+    assert 2 < len(seen) < 10
 
 
 def test_a_sample_without_tokens_counts_in_the_denominator_only(policy, samples):
@@ -106,21 +109,23 @@ def test_a_sample_without_tokens_counts_in_the_denominator_only(policy, samples)
         samples[0], sample_id="1/q/empty", response=Response((), (), False, ""), sampled_mask=(), advantage=0.0
     )
     empty = replace(empty, behavior_logprobs=(), rollout_logprobs=())
-    without, _ = run(policy, samples, "optim.micro_batch_size=3")
-    found, metrics = run(policy, [empty, *samples], "optim.micro_batch_size=3")
+    without, _ = run(policy, samples, "optim.micro_batch_tokens=120")
+    found, metrics = run(policy, [empty, *samples], "optim.micro_batch_tokens=120")
     assert metrics["batch/samples"] == 11.0 and distance(found, without * 10 / 11) < 1e-5
 
 
 def test_pack_pads_and_names_a_sample_of_other_length(samples):
-    packed = pack(
-        [replace(samples[0], nll_mask=(True,) * len(samples[0].response.token_ids)), samples[1]], torch.device("cpu")
-    )
     lengths = [len(sample.response.token_ids) for sample in samples[:2]]
+    now = torch.randn(2, max(lengths), requires_grad=True)
+    packed = pack([replace(samples[0], nll_mask=(True,) * lengths[0]), samples[1]], now)
     assert packed.sampled_BT.sum(1).tolist() == lengths and packed.nll_BT.sum(1).tolist() == [lengths[0], 0]
     assert packed.behavior_logprobs_BT.shape == (2, max(lengths))
+    assert packed.behavior_logprobs_BT[1, : lengths[1]].tolist() == pytest.approx(samples[1].behavior_logprobs)
     assert packed.advantages_B.tolist() == pytest.approx([s.advantage for s in samples[:2]])
     with pytest.raises(ValueError, match=r"sample 1/q/0: behavior_logprobs has 0 entries for"):
-        pack([replace(samples[0], behavior_logprobs=())], torch.device("cpu"))
+        pack([replace(samples[0], behavior_logprobs=())], now[:1])
+    own = pack([replace(sample, behavior_logprobs=()) for sample in samples[:2]], now, on_policy=True)
+    assert torch.equal(own.behavior_logprobs_BT, now) and not own.behavior_logprobs_BT.requires_grad
 
 
 # -- accumulation -----------------------------------------------------------------------------------------------------
@@ -143,14 +148,54 @@ def test_micro_batches_add_up_to_one_batch(tiny_folder, samples, aggregation):
         for parameter in reference.parameters():
             parameter.mul_(0.9)
     options = [f"grpo.aggregation={aggregation}", "grpo.entropy_coef=0.1", "grpo.kl_coef=0.1"]
-    whole, one = run(policy, samples, *options, "optim.micro_batch_size=64", reference=reference)
-    parts, several = run(policy, samples, *options, "optim.micro_batch_size=3", reference=reference)
-    assert distance(parts, whole) < 1e-6
-    for name, value in one.items():
-        if name != "batch/images":  # an image is read once a micro-batch
-            assert several[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    whole, one = run(policy, samples, *options, reference=reference)
+    for other in (
+        ("optim.micro_batch_tokens=120",),
+        ("optim.micro_batch_tokens=1",),  # a sample a pass
+        ("model.forward=plain",),
+        ("model.forward=plain", "optim.micro_batch_tokens=120"),
+    ):
+        parts, several = run(policy, samples, *options, *other, reference=reference)
+        assert distance(parts, whole) < 1e-6, other
+        for name, value in one.items():
+            if name != "batch/images":  # an image is read once a micro-batch
+                assert several[name] == pytest.approx(value, rel=1e-5, abs=1e-6), (other, name)
     assert one["loss/nll"] is not None and one["loss/kl"] is not None and one["policy/clip_fraction"]
     assert (one["batch/samples"], one["batch/replayed"], one["batch/images"]) == (11.0, 1.0, 4.0)
+
+
+@pytest.mark.parametrize(("ranks", "budget"), [(2, 1), (3, 16384), (12, 16384)])
+def test_ranks_add_up_to_one(tiny_folder, samples, monkeypatch, ranks, budget):
+    """The mean over ranks of what each backpropagates is the gradient of one rank; twelve ranks have ten samples."""
+    policy = tiny_policy(tiny_folder)
+    policy.model.double()
+    samples.append(replace(samples[0], replayed=True))
+    options = [f"optim.micro_batch_tokens={budget}", "grpo.entropy_coef=0.1"]
+    whole, _ = run(policy, samples, *options)
+    parts = []
+    for rank in range(ranks):
+        update, optimizer = make_update(policy, *options, accelerator=Rank(rank, ranks))
+        monkeypatch.setattr(update, "_metrics", lambda *_: {})  # which are those of all ranks together
+        update(samples)
+        parts.append(flat(optimizer))
+    assert distance(torch.stack(parts).mean(0), whole) < 1e-6
+
+
+def test_on_policy_is_the_gradient_at_the_behaviour_policy(policy, samples):
+    """With the update's own log-probs the ratio is 1, and they are those that a separate pass gives."""
+    fresh = [
+        replace(sample, behavior_logprobs=tuple(logprobs_now(policy, sample)), sample_id=f"1/q/{index}")
+        for index, sample in enumerate(samples)
+    ]
+    expected, _ = run(policy, fresh)
+    without = [replace(sample, behavior_logprobs=()) for sample in fresh]
+    update, optimizer = make_update(policy, "optim.micro_batch_tokens=120")
+    metrics = update(without, on_policy=True)
+    assert distance(flat(optimizer), expected) < 1e-5
+    assert metrics["policy/ratio_mean"] == metrics["policy/ratio_max"] == 1.0
+    assert update.scored.keys() == {sample.sample_id for sample in samples}
+    for sample in fresh:
+        assert update.scored[sample.sample_id] == pytest.approx(sample.behavior_logprobs, abs=1e-5)
 
 
 # -- against an independent computation -------------------------------------------------------------------------------
@@ -264,7 +309,7 @@ def test_token_mean_counts_the_tokens_that_carry_loss(policy, text_samples, forc
     options = ["grpo.aggregation=token_mean", f"rethink.forced_tokens={forced_tokens}"]
     half = [replace(s, sampled_mask=(False, *s.sampled_mask[1:])) for s in text_samples]
     whole, _ = run(policy, half, *options)
-    parts, _ = run(policy, half, *options, "optim.micro_batch_size=1")
+    parts, _ = run(policy, half, *options, "optim.micro_batch_tokens=1")
     assert distance(parts, whole) < 1e-6
 
 

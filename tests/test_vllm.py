@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rethinker.config import ModelConfig
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy
 from rethinker.rollout import TransformersEngine, VllmEngine, canary_gap, vllm_available
+from rethinker.rollout.vllm_setup import CPU_KV_BYTES, machine_arguments
 from rethinker.types import Query, Request, Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")]
@@ -71,21 +73,102 @@ def test_the_process_is_as_before(engine, caller_state):
     assert caller_state["drawn"] == (random.random(), float(np.random.rand()), float(torch.rand(())))
 
 
+@pytest.fixture(scope="module")
+def encoded(engine):
+    """Images that vLLM's vision tower has encoded: a list that grows by a call's number."""
+    counts: list[int] = []
+
+    def count(module, args, kwargs):
+        counts.append(len(kwargs["grid_thw"]))
+
+    engine._llm.apply_model(lambda model: model.visual.register_forward_pre_hook(count, with_kwargs=True))
+    return counts
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_equal_the_trainers_before_and_after_a_sync(engine, policy, queries, temperature):
-    """The same images before and after: stale vision features or a cache miss would show here."""
+def test_logprobs_equal_the_trainers_through_training(engine, policy, queries, image_files, temperature):
+    """Train, sync, compare, three times, on the same images: stale weights, vision features or KV blocks, a cache miss
+    or other pixels would show. One query shows an image twice."""
+    twice = Query("twice", "<image>Is <image>the same?", "yes", (image_files[0], image_files[0]))
     sampling = Sampling(temperature=temperature, max_new_tokens=32)
-    requests = make_requests(queries)
+    requests = make_requests([*queries, twice])
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.005)
     engine.sync_weights(policy.model)
     assert largest_gap(engine, policy, requests, sampling) < 1e-4
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in policy.model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    assert canary_gap(engine, policy, PolicyForward(policy.model), requests, sampling) > 1e-2
+    for _ in range(3):
+        answers = engine.generate(requests, sampling)
+        items = [(request.query, answers[request.request_id][0].token_ids) for request in requests]
+        logprobs, mask, _ = token_logprobs(policy, PolicyForward(policy.model), items, temperature=temperature)
+        optimizer.zero_grad()
+        (logprobs * mask).sum().backward()  # away from what was sampled
+        assert all(float(p.grad.abs().max()) > 0 for p in policy.model.model.visual.patch_embed.parameters())
+        optimizer.step()
+        assert canary_gap(engine, policy, PolicyForward(policy.model), requests, sampling) > 1e-2
+        engine.sync_weights(policy.model)
+        assert largest_gap(engine, policy, requests, sampling) < 1e-4
+        assert canary_gap(engine, policy, PolicyForward(policy.model), requests, sampling) < 1e-5
+
+
+def test_an_image_is_prepared_once_and_encoded_once_a_sync(engine, policy, queries, encoded):
+    """Four distinct images in five queries; neither a group nor a continuation costs anything more."""
+    sampling = Sampling(max_new_tokens=24)
     engine.sync_weights(policy.model)
-    assert largest_gap(engine, policy, requests, sampling) < 1e-4
-    assert canary_gap(engine, policy, PolicyForward(policy.model), requests, sampling) < 1e-5
+    engine.generate(make_requests(queries, n=1), sampling)  # whatever was not prepared yet
+    for _ in range(2):
+        engine.sync_weights(policy.model)
+        encoded.clear()
+        decoded = policy.images.decoded
+        answers = engine.generate(make_requests(queries, n=8), sampling)
+        engine.generate(
+            [Request(query.qid, query, seed=7, prefix_ids=answers[query.qid][0].token_ids[:9]) for query in queries],
+            sampling,
+        )
+        assert sum(encoded) == 4
+        assert policy.images.decoded == decoded
+
+
+def test_nothing_is_compiled(engine, queries):
+    """torch.compile costs seconds in the first call and needs a C++ compiler; the trainer's own is not disturbed."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()  # an earlier call's code would do
+    before = counters["stats"]["unique_graphs"]
+    own = torch.compile(lambda x: x.sin() + 1, backend="eager")
+    own(torch.ones(3))
+    for _ in range(2):
+        engine.generate(make_requests(queries), Sampling(max_new_tokens=4))
+        own(torch.ones(3))
+    assert counters["stats"]["unique_graphs"] == before + 1
+
+
+def test_asleep_until_the_next_sync(engine, policy, queries):
+    engine.sleep()
+    with pytest.raises(RuntimeError, match="call sync_weights before generate"):
+        engine.generate(make_requests(queries), Sampling(max_new_tokens=4))
+    engine.sync_weights(policy.model)
+    assert engine.generate(make_requests(queries), Sampling(max_new_tokens=4))
+
+
+def test_a_failed_call_leaves_nothing_behind(engine, policy, queries, monkeypatch):
+    sampling = Sampling(max_new_tokens=16)
+    expected = engine.generate(make_requests(queries), sampling)
+    step, steps = engine._llm.llm_engine.step, []
+
+    def failing():
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._llm.llm_engine, "step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(make_requests(queries), sampling)
+    engine.sync_weights(policy.model)
+    found = engine.generate(make_requests(queries), sampling)
+    assert {name: [r.token_ids for r in each] for name, each in found.items()} == {
+        name: [r.token_ids for r in each] for name, each in expected.items()
+    }
 
 
 def test_seeds_are_reproducible(engine, policy, queries):
@@ -151,14 +234,6 @@ def test_limits_are_errors_that_name_the_query(engine, policy, queries, image_fi
         engine.generate([Request("a", queries[0], 0)], Sampling(max_new_tokens=100_000))
 
 
-def test_another_prompt_than_the_trainers_is_an_error(engine, policy, queries, monkeypatch):
-    query = queries[1]
-    prompt = policy.prompt(query)
-    monkeypatch.setitem(policy._prompts, query, dataclasses.replace(prompt, ids=prompt.ids[:-1]))
-    with pytest.raises(RuntimeError, match="query 'one': vLLM's prompt has"):
-        engine.generate([Request("a", query, 0)], Sampling(max_new_tokens=4))
-
-
 def test_lora_weights_arrive_merged(engine, policy, queries, tiny_folder):
     adapted = load_policy(ModelConfig(path=str(tiny_folder), max_pixels=64 * 64, lora_rank=4))
     with torch.no_grad():
@@ -169,3 +244,78 @@ def test_lora_weights_arrive_merged(engine, policy, queries, tiny_folder):
     engine.sync_weights(adapted.model)
     assert largest_gap(engine, adapted, requests, Sampling(max_new_tokens=24)) < 1e-4
     engine.sync_weights(policy.model)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is asked of a vLLM that only writes it down."""
+    import vllm
+
+    written: list[tuple] = []
+
+    def write(*call, answer=None):
+        written.append(call)
+        return answer
+
+    class Written:
+        def __init__(self, path, **arguments):
+            write("start", arguments["enable_sleep_mode"])
+            self.llm_engine = SimpleNamespace(
+                model_config=SimpleNamespace(max_model_len=100),
+                reset_encoder_cache=lambda: write("reset_encoder_cache"),
+            )
+
+        def sleep(self, level):
+            write("sleep", level)
+
+        def wake_up(self, tags):
+            write("wake_up", *tags)
+
+        def collective_rpc(self, name, kwargs):
+            assert dict(kwargs["weights_iterator"])
+            write(name)
+
+        def reset_prefix_cache(self):
+            return write("reset_prefix_cache", answer=True)
+
+    monkeypatch.setattr(vllm, "LLM", Written)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    return written
+
+
+def test_order_of_calls_on_a_gpu(policy, tiny_folder, calls):
+    """Weights are dropped, not kept in main memory; they are back before the KV cache is (vLLM's documentation)."""
+    on_gpu = SimpleNamespace(
+        model=policy.model, images=policy.images, banned_ids=policy.banned_ids, device=torch.device("cuda")
+    )
+    engine = VllmEngine(on_gpu, tiny_folder, max_new_tokens=8)
+    engine.sleep()
+    engine.sleep()
+    with pytest.raises(RuntimeError, match="call sync_weights before generate"):
+        engine.generate([], Sampling())
+    engine.sync_weights(policy.model)
+    engine.sync_weights(policy.model)
+    resets = [("reset_prefix_cache",), ("reset_encoder_cache",)]
+    assert calls == [
+        ("start", True),
+        ("sleep", 2),
+        ("wake_up", "weights"),
+        ("reload_weights",),
+        ("wake_up", "kv_cache"),
+        *resets,
+        ("reload_weights",),
+        *resets,
+    ]
+
+
+def test_memory_on_a_cpu(policy):
+    """Room for the keys and values of 256 usual sequences and a longest one, up to a bound."""
+    text = policy.model.config.get_text_config()
+    token = 2 * text.num_hidden_layers * text.num_key_value_heads * 32 * 4
+    settings = {"dtype": "float32", "max_images": 1, "gpu_memory_utilization": 0.5, "tensor_parallel_size": 1}
+    small = machine_arguments(policy, max_new_tokens=48, **settings)
+    assert small["max_model_len"] == text.max_position_embeddings == 1024
+    # 64 x 64 pixels are 16 tokens of 2 x 2 patches of 8 x 8.
+    assert small["kv_cache_memory_bytes"] == token * (256 * (16 + 256 + 48) + 1024 + 64)
+    large = machine_arguments(policy, max_new_tokens=10**6, **settings)
+    assert large["kv_cache_memory_bytes"] // token == CPU_KV_BYTES // token

@@ -65,9 +65,13 @@ class Recorder:
         self.update = update
         self.batches: list[list[Sample]] = []
 
-    def __call__(self, batch: Sequence[Sample]) -> dict[str, float | None]:
+    def __call__(self, batch: Sequence[Sample], *, on_policy: bool = False) -> dict[str, float | None]:
         self.batches.append(list(batch))
-        return self.update(batch)
+        return self.update(batch, on_policy=on_policy)
+
+    @property
+    def scored(self) -> dict[str, tuple[float, ...]]:
+        return self.update.scored
 
 
 class Records(Tracker):
@@ -98,7 +102,7 @@ class Run:
     ) -> None:
         self.config, self.policy = config, policy
         self.engine = engine_class(respond, policy.tokenizer)
-        forward, accelerator = PolicyForward(policy.model), Accelerator(cpu=True)
+        forward, accelerator = PolicyForward(policy.model, policy.encoder), Accelerator(cpu=True)
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.optim.lr)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         mode: Any = "filter" if config.replay.mode == "dynamic_sampling" else config.replay.mode
@@ -162,6 +166,7 @@ def random_samples(policy: Policy, queries: Sequence[Query], count: int, seed: i
             rollout_logprobs=(),
             sampled_mask=(True,) * (length + 1),
             advantage=float(torch.randn((), generator=generator)),
+            prompt_tokens=len(policy.prompt(queries[index % len(queries)]).ids),
         )
         now = torch.tensor(logprobs_now(policy, sample))
         behavior = now + 0.3 * torch.randn(len(now), generator=generator)

@@ -1,7 +1,7 @@
-"""Images from paths to the pixels that the model reads: decoded once, kept while there is room.
+"""Images from paths to the pixels that the model reads: decoded and preprocessed once, kept while there is room.
 
-There is one image processor for the trainer and for every roll-out engine, so that both see the same number of image
-tokens; records elsewhere hold paths only.
+There is one image processor, and one store, for the trainer and for every roll-out engine: an image is prepared once
+for both, and both see the same pixels. Records elsewhere hold paths only.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ def open_image(path: str | Path, qid: str = "") -> Image.Image:
 
 
 class ImageStore:
-    """Least-recently-used store of preprocessed images.
+    """Least-recently-used store of preprocessed images; the decoded pictures themselves are not kept.
 
-    ``capacity`` bounds the bytes of pixels that are held; the newest image is always kept, however large.
-    ``decoded`` counts the images that were read. A file is assumed not to change during a run.
+    ``capacity`` bounds the bytes of pixels that are held; the newest image is always kept, however large. (4 GiB: 890
+    images of 448 x 448 pixels, an episode's.) ``decoded`` counts the images that were read and prepared: more of them
+    than there are distinct images in an episode means that it does not fit. A file is assumed not to change during a
+    run.
     """
 
-    def __init__(self, image_processor: Any, capacity: int = 2**30) -> None:
+    def __init__(self, image_processor: Any, capacity: int = 2**32) -> None:
         self.image_processor = image_processor
         self.capacity = capacity
         self.decoded = 0

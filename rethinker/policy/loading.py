@@ -5,6 +5,7 @@ Qwen2.5-VL and Qwen3-VL checkpoints in Hugging Face's layout, whole or with LoRA
 
 from __future__ import annotations
 
+import importlib.util
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from rethinker.config import ModelConfig
+from rethinker.policy.attention import use_shared_prefix_attention
 from rethinker.policy.images import ImageStore
 from rethinker.policy.prompt import prompt_text
+from rethinker.policy.vision import ImageEncoder
 from rethinker.types import Query
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -51,6 +54,7 @@ class Policy:
     processor: Any
     tokenizer: Any
     images: ImageStore
+    encoder: ImageEncoder
     banned_ids: tuple[int, ...]
     eos_id: int
     pad_id: int
@@ -132,8 +136,27 @@ def load_policy(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.lora_rank:
             model.enable_input_require_grads()
+    if config.liger and model.device.type == "cuda" and importlib.util.find_spec("liger_kernel"):
+        use_liger(model)
+    if config.compile:
+        for layer in model.model.language_model.layers:
+            layer.compile(dynamic=True)  # one graph for all layers and lengths; names of weights stay
     processor = load_processor(config)
     return make_policy(model.eval(), processor, prompt_suffix=prompt_suffix, prompt_hint=prompt_hint)
+
+
+def use_liger(model: PreTrainedModel) -> None:
+    """Liger's fused RMSNorm and SwiGLU in the language model, in place. Needs liger-kernel; not run by us on a GPU.
+
+    Its fused cross-entropy is left out: the log-probs here have a temperature and a ban, and are computed in chunks.
+    """
+    from liger_kernel.transformers import monkey_patch
+
+    patch = {
+        "qwen2_5_vl": monkey_patch.apply_liger_kernel_to_qwen2_5_vl,
+        "qwen3_vl": monkey_patch.apply_liger_kernel_to_qwen3_vl,
+    }[model.config.model_type]
+    patch(model=model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def load_processor(config: ModelConfig) -> Any:
@@ -157,6 +180,7 @@ def pixel_limits(image_processor: Any, config: ModelConfig) -> dict[str, int]:
 
 def make_policy(model: PreTrainedModel, processor: Any, *, prompt_suffix: str = "", prompt_hint: str = "") -> Policy:
     """A policy around a loaded ``model`` and ``processor``."""
+    use_shared_prefix_attention(model)
     tokenizer = processor.tokenizer
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token: responses could never end")
@@ -170,6 +194,7 @@ def make_policy(model: PreTrainedModel, processor: Any, *, prompt_suffix: str = 
         processor=processor,
         tokenizer=tokenizer,
         images=ImageStore(processor.image_processor),
+        encoder=ImageEncoder(model),
         banned_ids=tuple(sorted((special | vision | set(tokenizer.all_special_ids)) - {eos_id})),
         eos_id=eos_id,
         pad_id=eos_id if pad_id is None else int(pad_id),

@@ -20,7 +20,8 @@ class RolloutEngine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Free what generation needs and training does not; ``generate`` wakes up by itself."""
+        """Free what generation needs and training does not. The next call must be ``sync_weights``: an engine may have
+        dropped its weights too."""
         ...
 
     def close(self) -> None:

@@ -16,6 +16,8 @@ from rethinker.policy.loading import Policy
 from rethinker.rollout.base import RolloutEngine
 from rethinker.types import Request, Sampling
 
+PROBE_TOKENS = 16  # stale weights or features show at the first one; a long tail of few rows costs an engine most
+
 
 @torch.no_grad()
 def canary_gap(
@@ -31,7 +33,9 @@ def canary_gap(
     """
     if not probes:
         raise ValueError("the canary needs at least one probe request")
-    answers = engine.generate(probes, replace(sampling, top_p=1.0))
+    tokens = PROBE_TOKENS + max(len(probe.prefix_ids) for probe in probes)
+    short = replace(sampling, top_p=1.0, max_new_tokens=min(sampling.max_new_tokens, tokens))
+    answers = engine.generate(probes, short)
     pairs = [(request, response) for request in probes for response in answers[request.request_id]]
     pairs = [(request, response) for request, response in pairs if response.token_ids]
     if not pairs:

@@ -1,8 +1,13 @@
 """Roll-outs by vLLM in the trainer's own process (the only module that imports vllm, and only when an engine is made).
 
 Checked with vLLM 0.32: multiprocessing is off, so that weights go from the trainer to the engine as tensors; after
-every synchronisation the prefix, multi-modal and encoder caches are reset (without the last one the next known image
-ends the engine). Log-probs are vLLM's *processed* ones: those of the distribution that was sampled.
+every synchronisation the prefix and encoder caches are reset (without the latter the next known image ends the engine).
+Log-probs are vLLM's *processed* ones: those of the distribution that was sampled.
+
+vLLM gets finished inputs: the trainer's prompt ids and the pixels of its image store, under the image's path as their
+id. So an image is read and preprocessed once for trainer and engine, vLLM neither hashes nor processes any, and both
+see the same prompt by construction. Responses of a group share the whole blocks of their prompt's KV cache, and a
+continuation those of the response that it continues.
 """
 
 from __future__ import annotations
@@ -10,26 +15,22 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
-import random
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rethinker.policy.images import open_image
+from rethinker.policy.images import Pixels
 from rethinker.policy.loading import Policy, merged_weights, save_model
 from rethinker.rollout.requests import check_requests, token_budget
+from rethinker.rollout.vllm_setup import machine_arguments, pixel_size, unchanged_process
 from rethinker.types import Request, Response, Sampling
 
-CPU_KV_BYTES = 2**30  # KV cache on a CPU
 BAN = -100.0  # vLLM's lowest logit bias: a probability of about 1e-43
-PREFILL_TOKENS = 4096  # prompt tokens of one engine step on a CPU
-TEXT_TOKENS = 2048  # room in a prompt beside its images
 
 
 def vllm_available() -> bool:
@@ -43,13 +44,13 @@ class VllmEngine:
     ``path``: the checkpoint the engine starts from (its weights are replaced at the first ``sync_weights``). The device
     is the policy's. ``max_images``: images a prompt. ``max_new_tokens``: the longest response that will be asked for.
     Each of several accelerate processes has an engine of its own, on GPUs on the device of its LOCAL_RANK (after
-    vLLM's documentation and source; not run by us on more than one GPU). On GPUs the engine's memory is given back
-    between uses (sleep level 1: weights go to main memory); on a CPU ``sleep`` does nothing.
+    vLLM's documentation and source; not run by us on more than one GPU).
 
     Raises ImportError where vLLM is not installed, ValueError for a ``tensor_parallel_size`` above 1 in several
     processes.
 
-    The caller's torch threads and random states are as before after the constructor, which vLLM would change.
+    The caller's torch threads and random states are as before after the constructor, which vLLM would change. Objects
+    that live by then are out of the garbage collector's sight until ``close`` (``gc.freeze``: vLLM's doing, and ours).
     """
 
     def __init__(
@@ -68,7 +69,6 @@ class VllmEngine:
                 "rollout.engine=vllm, but vLLM is not installed; install the extra (pip install 'rethinker[cpu]' or "
                 "'rethinker[gpu]'), or set rollout.engine=transformers"
             )
-        placement = _placement(policy.device.type == "cuda", tensor_parallel_size)
         self.policy = policy
         self.max_images = max_images
         self._parallel = tensor_parallel_size > 1
@@ -81,26 +81,28 @@ class VllmEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        context = _context(policy, max_images, max_new_tokens)
-        machine: dict[str, Any]
-        with _unchanged_process():
+        machine = machine_arguments(
+            policy,
+            dtype=dtype,
+            max_images=max_images,
+            max_new_tokens=max_new_tokens,
+            gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size,
+        )
+        with unchanged_process():
             from vllm import LLM
 
-            if self._gpu:
-                machine = {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
-            else:
-                # A seeded request whose prefill is split ends vLLM 0.32 on a CPU ("CPU Generator does not use offset").
-                whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(PREFILL_TOKENS, context)}
-                machine = {"kv_cache_memory_bytes": CPU_KV_BYTES, "enforce_eager": True, **whole}
+            # vLLM does so itself at the end of its start; its five full collections before that took 2 of 3 s.
+            gc.freeze()
             self._llm: Any = LLM(
                 str(path),
                 dtype=dtype,
                 limit_mm_per_prompt={"image": max_images, "video": 0},
-                mm_processor_kwargs={"size": _size(policy)},
-                max_model_len=context,
+                mm_processor_kwargs={"size": pixel_size(policy)},  # vLLM makes room for the largest image
+                mm_processor_cache_gb=0,  # the image store holds what is preprocessed
+                mm_device_do_normalize=False,  # the store's pixels are normalised
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",  # or the checkpoint's repetition penalty would slip in
-                **placement,
                 **machine,
             )
         if self._shared_group:
@@ -109,39 +111,66 @@ class VllmEngine:
         self.max_model_len = int(self._llm.llm_engine.model_config.max_model_len)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
-        """See RolloutEngine. Raises ValueError for a prompt that is too long, RuntimeError where vLLM's prompt is not
-        the trainer's."""
+        """See RolloutEngine. Raises ValueError for a prompt that is too long or has too many images, RuntimeError after
+        ``sleep`` without ``sync_weights``."""
         check_requests(requests, sampling)
-        if not requests:
-            return {}
-        self._wake()
-        prompts = [self._prompt(request, sampling) for request in requests]
-        parameters = [self._parameters(request, sampling) for request in requests]
-        outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
-        return {
-            request.request_id: self._responses(request, output)
-            for request, output in zip(requests, outputs, strict=True)
-        }
+        if self._asleep:
+            raise RuntimeError("the engine sleeps, and its weights are gone: call sync_weights before generate")
+        inputs = self._inputs(requests, sampling)
+        engine, finished = self._llm.llm_engine, {}
+        with self._uncompiled():
+            try:
+                for request, prompt in zip(requests, inputs, strict=True):
+                    engine.add_request(request.request_id, prompt, self._parameters(request, sampling))
+                while engine.has_unfinished_requests():
+                    finished.update({output.request_id: output for output in engine.step() if output.finished})
+            except BaseException:  # nothing may stay behind for the next call
+                engine.abort_request([request.request_id for request in requests])
+                raise
+        return {request.request_id: self._responses(request, finished[request.request_id]) for request in requests}
 
-    def _prompt(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        query, prompt = request.query, self.policy.prompt(request.query)
-        if len(query.images) > self.max_images:
-            raise ValueError(
-                f"query {query.qid!r}: {len(query.images)} images, this engine takes {self.max_images} a prompt"
+    def _inputs(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
+        """vLLM's engine inputs; requests about one image share its pixels."""
+        from vllm.inputs.engine import mm_input, tokens_input
+
+        items: dict[str, Any] = {}
+        inputs = []
+        for request in requests:
+            query, prompt = request.query, self.policy.prompt(request.query)
+            if len(query.images) > self.max_images:
+                raise ValueError(
+                    f"query {query.qid!r}: {len(query.images)} images, this engine takes {self.max_images} a prompt"
+                )
+            if len(prompt.ids) + sampling.max_new_tokens > self.max_model_len:
+                raise ValueError(
+                    f"query {query.qid!r}: a prompt of {len(prompt.ids)} tokens and a response of "
+                    f"{sampling.max_new_tokens} exceed the engine's context of {self.max_model_len}; lower "
+                    "rollout.max_new_tokens or model.max_pixels"
+                )
+            ids = [*prompt.ids, *request.prefix_ids]
+            if not query.images:
+                inputs.append(tokens_input(ids))
+                continue
+            grids = []
+            for path in query.images:
+                pixels = self.policy.images.get(path, query.qid)
+                grids.append(pixels.grid)
+                if path not in items:
+                    items[path] = _image_item(pixels)
+            places = _placeholders(prompt.ids, self.policy.image_id, grids, self.policy.merge_size)
+            inputs.append(
+                mm_input(
+                    ids,
+                    {"image": [items[path] for path in query.images]},
+                    {"image": [*query.images]},
+                    {"image": places},
+                )
             )
-        if len(prompt.ids) + sampling.max_new_tokens > self.max_model_len:
-            raise ValueError(
-                f"query {query.qid!r}: a prompt of {len(prompt.ids)} tokens and a response of "
-                f"{sampling.max_new_tokens} exceed the engine's context of {self.max_model_len}; lower "
-                "rollout.max_new_tokens or model.max_pixels"
-            )
-        inputs: dict[str, Any] = {"prompt_token_ids": [*prompt.unexpanded, *request.prefix_ids]}
-        if query.images:
-            inputs["multi_modal_data"] = {"image": [open_image(path, query.qid) for path in query.images]}
         return inputs
 
     def _parameters(self, request: Request, sampling: Sampling) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         # vLLM gives sample i of a request the seed s + i: hashed, or neighbouring requests would share their noise.
         seed = int(np.random.SeedSequence(request.seed).generate_state(1, np.uint64)[0] >> np.uint64(2))
@@ -152,24 +181,25 @@ class VllmEngine:
             max_tokens=token_budget(request, sampling),
             seed=seed,
             logprobs=0,  # of the sampled token only
+            flat_logprobs=True,
             logit_bias=self._bias,
             stop_token_ids=[self.policy.eos_id],
             detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
+    def _uncompiled(self) -> AbstractContextManager[Any]:
+        """On a CPU: without torch.compile, which vLLM uses even in eager mode for the ranks of log-probs (not read
+        here): its C++ would be compiled in the first call, for 3 s and more."""
+        return nullcontext() if self._gpu else torch.compiler.set_stance("force_eager")
+
     def _responses(self, request: Request, output: Any) -> tuple[Response, ...]:
-        expected = len(self.policy.prompt(request.query).ids) + len(request.prefix_ids)
-        if len(output.prompt_token_ids) != expected:
-            raise RuntimeError(
-                f"query {request.query.qid!r}: vLLM's prompt has {len(output.prompt_token_ids)} tokens, the trainer's "
-                f"{expected}; engine and trainer must use the same processor and pixel limits"
-            )
         responses = []
         for completion in sorted(output.outputs, key=lambda item: item.index):
             ids = tuple(completion.token_ids)
-            logprobs = tuple(
-                float(chosen[token].logprob) for token, chosen in zip(ids, completion.logprobs, strict=True)
-            )
+            logprobs = tuple(map(float, completion.logprobs.logprobs))
+            if len(logprobs) != len(ids):
+                raise RuntimeError(f"request {request.request_id!r}: {len(logprobs)} log-probs of {len(ids)} tokens")
             finished = bool(ids) and ids[-1] == self.policy.eos_id
             responses.append(Response(ids, logprobs, finished, self.policy.decode(ids)))
         if len(responses) == 1:
@@ -180,28 +210,38 @@ class VllmEngine:
 
     @torch.no_grad()
     def sync_weights(self, model: Any) -> None:
-        """Load the weights of ``model`` (LoRA merged) and reset the prefix, multi-modal and encoder caches."""
-        self._wake()
+        """Load the weights of ``model`` (LoRA merged), wake up, and reset the prefix and encoder caches.
+
+        Pixels do not depend on weights: what the image store holds stays. Raises RuntimeError where vLLM still runs
+        requests, whose KV cache would be that of the old weights.
+        """
+        wake = self._gpu and self._asleep
+        if wake:  # the KV cache has to wait: there may be no room for both beside what loading needs
+            self._llm.wake_up(tags=["weights"])
         if self._parallel:  # the workers are other processes: tensors cannot be handed over
             with tempfile.TemporaryDirectory() as folder:
                 save_model(self.policy, folder, model)
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         else:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(model)})
-        self._llm.reset_prefix_cache()
-        self._llm.reset_mm_cache()
+        if wake:
+            self._llm.wake_up(tags=["kv_cache"])
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept the KV cache of the old weights: requests are still running")
         self._llm.llm_engine.reset_encoder_cache()
+        self._asleep = False
 
     def sleep(self) -> None:
-        """On a GPU: free the KV cache and move the weights to main memory until the next use."""
-        if self._gpu and not self._asleep:
-            self._llm.sleep(level=1)
-            self._asleep = True
+        """Free the memory of weights and KV cache on a GPU; ``generate`` needs ``sync_weights`` first, on any device.
 
-    def _wake(self) -> None:
-        if self._asleep:
-            self._llm.wake_up()
-            self._asleep = False
+        Level 2 of vLLM's sleep mode: the weights are dropped, since the next use follows an update of the trainer's
+        (after vLLM's documentation of weight updates with it; the order of the calls is tested, but no GPU was there to
+        run it on). On a CPU nothing is freed.
+        """
+        if not self._asleep:
+            if self._gpu:
+                self._llm.sleep(level=2)
+            self._asleep = True
 
     def close(self) -> None:
         """Shut the engine down. A process group that was there before the engine stays."""
@@ -209,56 +249,31 @@ class VllmEngine:
             core = self._llm.llm_engine.engine_core
             (core.engine_core.model_executor if self._shared_group else core).shutdown()
             self._llm = None
+            gc.unfreeze()
             gc.collect()
             if self._gpu:
                 torch.cuda.empty_cache()
 
 
-def _placement(gpu: bool, tensor_parallel_size: int) -> dict[str, Any]:
-    """vLLM's arguments that say where the engine's workers run, in one or in several (torchrun's) processes.
+def _image_item(pixels: Pixels) -> Any:
+    """One preprocessed image as vLLM's processors of Qwen's families give it."""
+    from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 
-    Left to itself every engine would take cuda:0; the external launcher's executor takes cuda:LOCAL_RANK. Engines of
-    one worker stay independent: vLLM makes a group of its own of each rank.
-    """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes == 1:
-        return {"tensor_parallel_size": tensor_parallel_size}
-    if tensor_parallel_size > 1:
-        raise ValueError(
-            f"rollout.tensor_parallel_size={tensor_parallel_size} in {processes} processes: every process has an "
-            "engine of its own on its own GPU; set rollout.tensor_parallel_size=1, or start one process"
-        )
-    return {"tensor_parallel_size": 1} | ({"distributed_executor_backend": "external_launcher"} if gpu else {})
+    fields = {
+        "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", torch.tensor([len(pixels.values)])),
+        "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+    }
+    values: Any = {"pixel_values": pixels.values, "image_grid_thw": pixels.grid[None]}
+    return MultiModalKwargsItems.from_hf_inputs(values, fields)["image"][0]
 
 
-def _size(policy: Policy) -> dict[str, int]:
-    size = policy.images.image_processor.size
-    return {"shortest_edge": int(size["shortest_edge"]), "longest_edge": int(size["longest_edge"])}
+def _placeholders(ids: Sequence[int], image_id: int, grids: Sequence[torch.Tensor], merge_size: int) -> list[Any]:
+    """Where in the prompt ``ids`` the tokens of each image stand."""
+    from vllm.multimodal.inputs import PlaceholderRange
 
-
-def _context(policy: Policy, max_images: int, max_new_tokens: int) -> int:
-    """Tokens of the longest prompt with response, within what the model takes."""
-    processor = policy.images.image_processor
-    image_tokens = _size(policy)["longest_edge"] // (processor.patch_size * processor.merge_size) ** 2
-    config: Any = policy.model.config
-    return min(
-        int(config.get_text_config().max_position_embeddings), max_images * image_tokens + TEXT_TOKENS + max_new_tokens
-    )
-
-
-@contextmanager
-def _unchanged_process() -> Iterator[None]:
-    """Restore what making an engine changes here: torch's threads, its CPU backend's *replacement of
-    torch.set_num_threads by a function that only warns*, and the global random states."""
-    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own imports
-            yield
-    finally:
-        torch.set_num_threads = set_threads
-        torch.set_num_threads(threads)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+    places, start = [], 0
+    for grid in grids:
+        offset, length = ids.index(image_id, start), int(grid.prod()) // merge_size**2
+        places.append(PlaceholderRange(offset=offset, length=length))
+        start = offset + length
+    return places

@@ -1,0 +1,141 @@
+"""Attention over packed prefix trees against a dense mask made from its meaning."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from trees import groups, stub_policy
+
+from rethinker.config import ModelConfig
+from rethinker.policy.attention import (
+    NAME,
+    FlexLayout,
+    SdpaLayout,
+    shared_prefix_attention,
+    use_shared_prefix_attention,
+)
+from rethinker.policy.loading import load_policy
+from rethinker.policy.packing import pack_trees
+from rethinker.types import Query
+
+LAYER = SimpleNamespace(layer_idx=0, training=False, is_causal=True)
+HEADS, WIDTH = 4, 16
+
+
+def dense_mask(lengths, items) -> torch.Tensor:
+    """Token of the row x token of the row: its prompt up to itself, or its prompt and its own response up to itself."""
+    row = pack_trees(stub_policy(lengths), items)
+    sees = torch.zeros(len(row.ids_S), len(row.ids_S), dtype=torch.bool)
+    starts, start = {}, 0
+    for query, _ in items:
+        if query not in starts:
+            # A prompt stands before its responses: behind everything that other queries have.
+            starts[query] = start
+            prefixes = {r[:n] for q, r in items if q == query for n in range(1, len(r) + 1)}
+            start += lengths[int(query.qid)] + len(prefixes)
+    assert start == len(sees)
+    for (query, _), path in zip(items, row.paths, strict=True):
+        prompt = list(range(starts[query], starts[query] + lengths[int(query.qid)]))
+        line = prompt + path.tolist()
+        for place, token in enumerate(line):
+            sees[token, line[: place + 1]] = True
+    return sees
+
+
+def random_states(tokens: int, key_heads: int, seed: int = 0) -> list[torch.Tensor]:
+    """Query, key, value [1, H, S, D]."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, heads, tokens, WIDTH, generator=generator) for heads in (HEADS, key_heads, key_heads)]
+
+
+def expected_output(states, mask, scaling) -> torch.Tensor:
+    output = scaled_dot_product_attention(*states, attn_mask=mask, scale=scaling, enable_gqa=True)
+    return output.transpose(1, 2)
+
+
+QUERY = Query("0", "?", "1")
+
+
+@given(groups(), st.sampled_from([1, 2, 4]), st.sampled_from([None, 0.3]))
+@example(([5], [(QUERY, ())]), 2, None)  # a prompt alone, as an engine reads it
+@example(([1], [(QUERY, (0, 1)), (QUERY, (0, 1)), (QUERY, (0,))]), 2, None)
+@settings(max_examples=60, deadline=None)
+def test_sdpa_layout_is_dense_attention(group, key_heads, scaling):
+    """Outputs, and gradients of a weighted sum of them."""
+    lengths, items = group
+    trees = pack_trees(stub_policy(lengths), items).trees
+    mask = dense_mask(lengths, items)
+    ends = trees.ends_S
+    by_ends = torch.tensor([[k <= q < int(ends[k]) for k in range(len(ends))] for q in range(len(ends))])
+    assert torch.equal(by_ends, mask)  # what FlexLayout reads
+    found_states = [tensor.requires_grad_() for tensor in random_states(len(mask), key_heads)]
+    states = [tensor.requires_grad_() for tensor in random_states(len(mask), key_heads)]
+    found = SdpaLayout(trees).attend(LAYER, *found_states, scaling)
+    expected = expected_output(states, mask, scaling)
+    assert found.shape == (1, len(mask), HEADS, WIDTH)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for one, other in zip(found_states, states, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=2e-5, rtol=0)
+
+
+@pytest.mark.slow  # it is compiled
+def test_flex_layout_is_the_sdpa_layout():
+    """Outputs only: PyTorch's flex_attention has no backward pass on a CPU."""
+    a, b, c = (Query(str(number), "?", "1") for number in range(3))
+    items = [(a, (0, 1, 1)), (b, (1,)), (a, (0, 1, 3, 0)), (c, ()), (a, (1,)), (b, (1,)), (b, (0, 0, 1))]
+    trees = pack_trees(stub_policy([5, 9, 2]), items).trees
+    states = random_states(len(trees.ends_S), 2)
+    with torch.no_grad():
+        expected = SdpaLayout(trees).attend(LAYER, *states, None)
+        found = FlexLayout(trees).attend(LAYER, *states, None)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_layout_follows_the_device():
+    trees = pack_trees(stub_policy([3]), [(QUERY, (1,))]).trees
+    assert isinstance(trees.layout(), SdpaLayout)
+    assert all(value.is_meta for value in vars(trees.to(torch.device("meta"))).values())
+
+
+def test_without_a_layout_it_is_transformers_sdpa():
+    states = random_states(6, 2)
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True, training=False)
+    mask = torch.ones(6, 6, dtype=torch.bool).tril()[None, None]
+    for given_mask in (None, mask):
+        found, _ = shared_prefix_attention(module, *states, given_mask, None, 0.3)
+        expected, _ = sdpa_attention_forward(module, *states, given_mask, scaling=0.3)
+        assert torch.equal(found, expected)
+
+
+def test_a_model_without_a_layout_is_as_before(tiny_folder):
+    """Rows of unequal length with a padding mask, from transformers' own forward pass."""
+    from transformers import AutoModelForImageTextToText
+
+    policy = load_policy(ModelConfig(path=str(tiny_folder)))
+    plain = AutoModelForImageTextToText.from_pretrained(tiny_folder, dtype=torch.float32, attn_implementation="sdpa")
+    assert policy.model.config.get_text_config()._attn_implementation == NAME
+    assert policy.model.model.visual.config._attn_implementation == "sdpa"  # images are left alone
+    ids = torch.randint(0, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
+    with torch.no_grad():
+        found = policy.model(input_ids=ids, attention_mask=mask).logits
+        expected = plain.eval()(input_ids=ids, attention_mask=mask).logits
+    assert torch.equal(found[mask.bool()], expected[mask.bool()])
+
+
+def test_sliding_windows_are_refused(tiny_folder):
+    model = load_policy(ModelConfig(path=str(tiny_folder))).model
+    config = copy.deepcopy(model.config)
+    config.get_text_config().layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    with pytest.raises(ValueError, match="sliding-window attention is not supported"):
+        use_shared_prefix_attention(SimpleNamespace(config=config))

@@ -1,0 +1,138 @@
+"""Plans of micro-batches: complete, within the budget, balanced, queries together, the same on every rank."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import chain, groupby, pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rethinker.policy.batching import added_tokens, arrange, micro_batches, plan
+from rethinker.types import Grade, Query, Response, Sample
+
+PROMPTS = [1, 4, 9, 30]  # tokens; each query's own
+
+
+def make_sample(query: int, tokens: tuple[int, ...], number: int, replayed: bool = False) -> Sample:
+    return Sample(
+        sample_id=f"1/{query}/{number}",
+        query=Query(str(query), "?", "1"),
+        response=Response(tokens, (), True, ""),
+        grade=Grade(True, "1", "exact"),
+        reward=1.0,
+        episode=1,
+        rollout_logprobs=(),
+        sampled_mask=(),
+        replayed=replayed,
+        prompt_tokens=PROMPTS[query],
+    )
+
+
+@st.composite
+def batches(draw) -> list[Sample]:
+    """Samples of up to four queries in any order, responses that share beginnings, some drawn more than once."""
+    responses = st.lists(st.integers(0, 1), min_size=1, max_size=8).map(tuple)
+    rows = draw(st.lists(st.tuples(st.integers(0, 3), responses), min_size=1, max_size=16))
+    samples = [make_sample(query, tokens, number) for number, (query, tokens) in enumerate(rows)]
+    again = draw(st.lists(st.sampled_from(samples), max_size=6))
+    return draw(st.permutations(samples + [replace(sample, replayed=True) for sample in again]))
+
+
+def packed(samples: list[Sample], packing: str) -> int:
+    """Tokens of a forward pass, by the meaning of the packing."""
+    lengths = [sample.prompt_tokens + len(sample.response.token_ids) for sample in samples]
+    if packing == "plain":
+        return len(samples) * max(lengths, default=0)
+    prompts = {sample.query: sample.prompt_tokens for sample in samples}
+    prefixes = {
+        (sample.query, sample.response.token_ids[:length])
+        for sample in samples
+        for length in range(1, len(sample.response.token_ids) + 1)
+    }
+    return sum(prompts.values()) + len(prefixes)
+
+
+packings = st.sampled_from(["shared", "plain"])
+
+
+@given(batches(), st.integers(1, 5), st.integers(1, 120), packings)
+@settings(max_examples=200, deadline=None)
+def test_plan(samples, ranks, budget, packing):
+    parts = plan(samples, ranks, budget, packing)
+    assert len(parts) == ranks
+    flat = [sample for part in parts for batch in part for sample in batch]
+    assert Counter(flat) == Counter(samples)  # every sample exactly as often as it was drawn
+    assert flat == arrange(samples)
+    for batch in chain(*parts):
+        assert batch and (len(batch) == 1 or packed(batch, packing) <= budget)
+    # No micro-batch is closed early: what follows it on its rank would not have fitted.
+    for part in parts:
+        for one, other in pairwise(part):
+            assert packed([*one, other[0]], packing) > budget
+    # Queries are whole but at the cuts: between micro-batches, and between ranks.
+    runs = [query for query, _ in groupby(sample.query for sample in flat)]
+    assert len(runs) == len(set(runs))
+    cuts = sum(map(len, parts)) - 1
+    visits = sum(len({sample.query for sample in batch}) for batch in chain(*parts))
+    assert visits - len(set(runs)) <= cuts
+
+
+@given(batches(), st.integers(1, 5), packings)
+@settings(max_examples=200, deadline=None)
+def test_ranks_have_about_equal_work(samples, ranks, packing):
+    """The work of a rank, without what a cut makes it read again, is at most one sample's above the mean."""
+    tokens, before = [], None
+    for sample in arrange(samples):
+        tokens.append(added_tokens(before, sample, packing))
+        before = sample
+    loads, place = [], 0
+    for part in plan(samples, ranks, 10**9, packing):
+        count = sum(map(len, part))
+        loads.append(sum(tokens[place : place + count]))
+        place += count
+    assert max(loads) - sum(loads) / ranks <= max(tokens)
+
+
+@given(batches(), st.randoms(use_true_random=False), packings)
+@settings(max_examples=100, deadline=None)
+def test_added_tokens_add_up(samples, random, packing):
+    """Behind their neighbours, the samples take what their forward pass has."""
+    ordered = arrange(samples)
+    total = sum(added_tokens(before, s, packing) for before, s in zip([None, *ordered], ordered, strict=False))
+    if packing == "shared":
+        assert total == packed(samples, packing)
+    else:
+        assert total == sum(s.prompt_tokens + len(s.response.token_ids) for s in samples)
+    shuffled = list(samples)
+    random.shuffle(shuffled)
+    order = [query for query, _ in groupby(sample.query for sample in ordered)]
+    again = sorted(arrange(shuffled), key=lambda sample: order.index(sample.query))
+    assert again == ordered  # within a query, whatever the order they come in
+
+
+def test_by_hand():
+    """Two queries of 4 and 9 prompt tokens; y1, and y1 with a second look, drawn twice."""
+    first, whole = make_sample(1, (5, 6), 0), make_sample(1, (5, 6, 7), 1)
+    other, again = make_sample(2, (5, 6), 2), replace(whole, replayed=True)
+    samples = [whole, other, first, again]
+    assert arrange(samples) == [first, whole, again, other]
+    # shared: 4 + 2, one more, none, and 9 + 2
+    assert micro_batches(arrange(samples), 7, "shared") == [[first, whole, again], [other]]
+    assert micro_batches(arrange(samples), 18, "shared") == [[first, whole, again, other]]
+    assert micro_batches(arrange(samples), 6, "shared") == [[first], [whole], [again], [other]]
+    # plain: rows of 6, 7, 7 and 11
+    assert micro_batches(arrange(samples), 21, "plain") == [[first, whole, again], [other]]
+    assert micro_batches(arrange(samples), 20, "plain") == [[first, whole], [again], [other]]
+    assert micro_batches(arrange(samples), 44, "plain") == [[first, whole, again, other]]
+    assert plan(samples, 2, 100, "shared") == [[[first, whole, again]], [[other]]]
+
+
+@pytest.mark.parametrize("packing", ["shared", "plain"])
+def test_more_ranks_than_samples(packing):
+    samples = [make_sample(0, (1, number), number) for number in range(2)]
+    parts = plan(samples, 5, 100, packing)
+    assert sorted(len(part) for part in parts) == [0, 0, 0, 1, 1]
+    assert plan([], 3, 100, packing) == [[], [], []]
