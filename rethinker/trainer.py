@@ -107,10 +107,13 @@ class Trainer:
                 self.engine.sync_weights(self.policy.model)
             canary = self.check_engine(record)
         if on_policy:
-            mine = [replace(s, behavior_logprobs=self.update.scored.get(s.sample_id, ())) for s in samples]
+            found = {name: row for part in self.everywhere([self.update.scored]) for name, row in part.items()}
+            gaps = [engine_gaps([replace(s, behavior_logprobs=found.get(s.sample_id, ())) for s in samples])]
+        else:
+            gaps = self.everywhere([engine_gaps(mine)])
         used = self.everywhere([[after - before for after, before in zip(self.image_counts(), images, strict=True)]])
         record.images_decoded, record.images_encoded = (sum(column) for column in zip(*used, strict=True))
-        return self.report(record, self.everywhere([engine_gaps(mine)]), canary)
+        return self.report(record, gaps, canary)
 
     def image_counts(self) -> tuple[int, int]:
         """Images that this rank has decoded, and sent through the policy's vision tower, so far."""

@@ -68,10 +68,15 @@ def test_plan(samples, ranks, budget, packing):
     assert flat == arrange(samples)
     for batch in chain(*parts):
         assert batch and (len(batch) == 1 or packed(batch, packing) <= budget)
-    # No micro-batch is closed early: what follows it on its rank would not have fitted.
+    # No micro-batch is closed early: the whole of the next query would not have fitted, or, in the middle of a query
+    # that is too large for a micro-batch of its own, the next sample would not.
     for part in parts:
         for one, other in pairwise(part):
-            assert packed([*one, other[0]], packing) > budget
+            query = [sample for batch in part for sample in batch if sample.query == other[0].query]
+            if one[-1].query == other[0].query:
+                assert packed([*one, other[0]], packing) > budget and packed(query, packing) > budget
+            else:
+                assert packed([*one, *query], packing) > budget
     # Queries are whole but at the cuts: between micro-batches, and between ranks.
     runs = [query for query, _ in groupby(sample.query for sample in flat)]
     assert len(runs) == len(set(runs))
@@ -84,10 +89,7 @@ def test_plan(samples, ranks, budget, packing):
 @settings(max_examples=200, deadline=None)
 def test_ranks_have_about_equal_work(samples, ranks, packing):
     """The work of a rank, without what a cut makes it read again, is at most one sample's above the mean."""
-    tokens, before = [], None
-    for sample in arrange(samples):
-        tokens.append(added_tokens(before, sample, packing))
-        before = sample
+    tokens = added_tokens(arrange(samples), packing)
     loads, place = [], 0
     for part in plan(samples, ranks, 10**9, packing):
         count = sum(map(len, part))
@@ -101,7 +103,7 @@ def test_ranks_have_about_equal_work(samples, ranks, packing):
 def test_added_tokens_add_up(samples, random, packing):
     """Behind their neighbours, the samples take what their forward pass has."""
     ordered = arrange(samples)
-    total = sum(added_tokens(before, s, packing) for before, s in zip([None, *ordered], ordered, strict=False))
+    total = sum(added_tokens(ordered, packing))
     if packing == "shared":
         assert total == packed(samples, packing)
     else:
@@ -127,6 +129,8 @@ def test_by_hand():
     assert micro_batches(arrange(samples), 21, "plain") == [[first, whole, again], [other]]
     assert micro_batches(arrange(samples), 20, "plain") == [[first, whole], [again], [other]]
     assert micro_batches(arrange(samples), 44, "plain") == [[first, whole, again, other]]
+    # 11 + 6 would fit, but the second query's 7 tokens stay together
+    assert micro_batches([other, first, whole, again], 17, "shared") == [[other], [first, whole, again]]
     assert plan(samples, 2, 100, "shared") == [[[first, whole, again]], [[other]]]
 
 

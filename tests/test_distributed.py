@@ -17,7 +17,11 @@ from rethinker.rollout import vllm_available
 
 pytestmark = pytest.mark.slow
 
-STAGES = "[{name: reasoner, episodes: 2}, {name: rethinker, episodes: 3, overrides: {rethink: {fraction: 0.9}}}]"
+# Samples of the first stage are replayed an episode later; an episode of the second is one update on its own samples.
+STAGES = (
+    "[{name: reasoner, episodes: 2, overrides: {replay: {lifetime: 2}}},"
+    " {name: rethinker, episodes: 3, overrides: {rethink: {fraction: 0.9}}}]"
+)
 
 
 def make_config(folder: Path, world: Path, guesser: Path, processes: int) -> RunConfig:
@@ -35,7 +39,6 @@ def make_config(folder: Path, world: Path, guesser: Path, processes: int) -> Run
             "rollout.engine=transformers",
             "rollout.group_size=4",
             "rollout.max_new_tokens=64",
-            "replay.lifetime=2",
             "rethink.room_tokens=8",
             "optim.train_batch_size=12",
             "optim.micro_batch_tokens=60",
@@ -75,7 +78,16 @@ def test_the_weights_are_the_same(runs):
 
 
 def test_the_metrics_are_the_same(runs):
-    local = ("time/", "rollout/tokens_per_second", "batch/images", "gap/", "canary/")  # of one rank, or of rounding
+    # Of one rank, of what both ranks have to see, or of rounding.
+    local = (
+        "time/",
+        "rollout/tokens_per_second",
+        "batch/images",
+        "images/decoded",
+        "images/encoded",
+        "gap/",
+        "canary/",
+    )
     for record in ("episode", "step", "validation"):
         one, two = (lines(runs[n], record) for n in (1, 2))
         assert len(one) == len(two) > 0
@@ -87,6 +99,11 @@ def test_the_metrics_are_the_same(runs):
                     assert second[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (record, first["step"], name)
                 else:
                     assert second[name] == value, (record, first["step"], name)
+
+
+def test_log_probs_are_computed_apart_only_where_they_are_needed(runs):
+    for config in runs.values():
+        assert [line["time/logprobs"] > 0 for line in lines(config, "episode")] == [True, True, False, False, False]
 
 
 def test_the_responses_are_the_same(runs):

@@ -86,9 +86,10 @@ def lines(config: RunConfig) -> list[dict]:
 
 
 def comparable(config: RunConfig) -> list[dict]:
-    """The metrics without what a clock measured."""
+    """The metrics without what a clock measured, and without images that a new process has to read again."""
     clocks = {"seconds", "rollout/tokens_per_second", *(name for name in EPISODE if name.startswith("time/"))}
-    return [{name: value for name, value in line.items() if name not in clocks} for line in lines(config)]
+    left_out = {*clocks, "images/decoded"}
+    return [{name: value for name, value in line.items() if name not in left_out} for line in lines(config)]
 
 
 def final_weights(config: RunConfig) -> dict[str, torch.Tensor]:

@@ -43,18 +43,20 @@ def test_every_token_is_predicted_by_the_one_before(group):
 @given(groups(shortest=1))
 @settings(max_examples=100, deadline=None)
 def test_lengths(group):
-    """Shared: every prompt once, every distinct beginning once. Plain: a row a response."""
+    """Shared: every prompt once, every distinct beginning once, but for last tokens, which predict nothing; every
+    distinct beginning is scored once. Plain: a row a response."""
     lengths, items = group
     policy = stub_policy(lengths)
     shared, plain = pack(policy, items, "shared"), pack(policy, items, "plain")
-    prefixes = {(query.qid, response[: n + 1]) for query, response in items for n in range(len(response))}
+    read = {(query.qid, response[:n]) for query, response in items for n in range(1, len(response))}
+    scored_once = {(query.qid, response[:n]) for query, response in items for n in range(1, len(response) + 1)}
     prompts = sum(lengths[int(qid)] for qid in {query.qid for query, _ in items})
-    assert shared.input_ids_RS.shape == (1, prompts + len(prefixes))
-    assert len(shared.targets_U) == len(prefixes)
+    assert shared.input_ids_RS.shape == (1, prompts + len(read))
+    assert len(shared.targets_U) == len(scored_once)
     longest = max(lengths[int(query.qid)] + len(response) for query, response in items)
     assert plain.input_ids_RS.shape == (len(items), longest)
     assert len(plain.targets_U) == sum(len(response) for _, response in items)
-    assert shared.input_ids_RS.numel() <= plain.input_ids_RS.numel()
+    assert shared.input_ids_RS.numel() < plain.input_ids_RS.numel()
 
 
 @given(groups())
@@ -65,7 +67,9 @@ def test_a_row_of_trees(group):
     policy = stub_policy(lengths)
     row = pack_trees(policy, items)
     queries = list({query: None for query, _ in items})
-    assert row.prompts == tuple(queries.index(query) for query, _ in items)
+    assert row.owners == tuple(queries.index(query) for query, _ in items)
+    for last, (query, _) in zip(row.lasts, items, strict=True):
+        assert row.ids_S[last] == policy.prompt(query).ids[-1]
     assert row.trees.lengths_P.tolist() == [lengths[int(query.qid)] for query in queries]
     for query, tokens, length in zip(queries, row.trees.prompts_PL, row.trees.lengths_P, strict=True):
         prompt = policy.prompt(query)
@@ -82,14 +86,14 @@ def test_a_row_of_trees(group):
 
 
 def test_by_hand():
-    """One prompt of 3, y1 = (5, 6) and y1 + (3, 7): row p p p 5 6 3 7."""
+    """One prompt of 3, y1 = (5, 6) and y1 + (3, 7): the row is p p p 5 6 3, for nothing is read of the 7."""
     query = Query("0", "?", "1")
     batch = pack(stub_policy([3]), [(query, (5, 6, 3, 7)), (query, (5, 6))])
-    assert batch.input_ids_RS.tolist() == [[100, 101, 102, 5, 6, 3, 7]]
+    assert batch.input_ids_RS.tolist() == [[100, 101, 102, 5, 6, 3]]
     assert batch.predict_U.tolist() == [2, 3, 4, 5] and batch.targets_U.tolist() == [5, 6, 3, 7]
     assert batch.place_BT.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
     assert batch.mask_BT.tolist() == [[True] * 4, [True, True, False, False]]
-    assert batch.trees.ends_S.tolist() == [7] * 7
+    assert batch.trees.ends_S.tolist() == [6] * 6
     assert batch.banned.tolist() == [BANNED] and batch.vision.pixels is None and not batch.dummy_vision
 
 
@@ -98,7 +102,7 @@ def test_queries_that_differ_in_anything_are_not_merged():
     query = Query("0", "?", "1")
     other = dataclasses.replace(query, question="Why?")
     batch = pack(stub_policy([3]), [(query, (5,)), (other, (5,)), (query, (5,))])
-    assert batch.input_ids_RS.shape == (1, 2 * (3 + 1)) and batch.place_BT.flatten().tolist() == [0, 1, 0]
+    assert batch.input_ids_RS.shape == (1, 2 * 3) and batch.place_BT.flatten().tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("packing", ["shared", "plain"])

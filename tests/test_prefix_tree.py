@@ -23,7 +23,7 @@ responses = st.lists(st.lists(tokens, max_size=6), max_size=7)
 def test_the_tree_is_the_set_of_prefixes(responses):
     tree = merge(responses)
     prefixes = {tuple(response[:length]) for response in responses for length in range(1, len(response) + 1)}
-    assert len(tree.ids) == len(tree.parents) == len(tree.depths) == len(tree.ends) == len(prefixes)
+    assert len(tree.ids) == len(tree.depths) == len(tree.ends) == len(prefixes)
     node: dict[tuple[int, ...], int] = {}  # prefix -> its last token
     for response, path in zip(responses, tree.paths, strict=True):
         assert tree.ids[path].tolist() == list(response)
@@ -32,7 +32,6 @@ def test_the_tree_is_the_set_of_prefixes(responses):
     assert sorted(node.values()) == list(range(len(prefixes)))
     for prefix, index in node.items():
         assert tree.depths[index] == len(prefix) - 1
-        assert tree.parents[index] == (node[prefix[:-1]] if len(prefix) > 1 else -1)
         seen = {other for longer, other in node.items() if longer[: len(prefix)] == prefix}
         assert seen == set(range(index, int(tree.ends[index])))  # the descendants and itself
 
@@ -42,7 +41,6 @@ def test_by_hand():
     first, trigger, second = [7, 8], [5], [9, 9]
     tree = merge([[*first, *trigger, *second], first, [7, 3], first])
     assert tree.ids.tolist() == [7, 3, 8, 5, 9, 9]
-    assert tree.parents.tolist() == [-1, 0, 0, 2, 3, 4]
     assert tree.depths.tolist() == [0, 1, 1, 2, 3, 4]
     assert tree.ends.tolist() == [6, 2, 6, 6, 6, 6]
     assert [path.tolist() for path in tree.paths] == [[0, 2, 3, 4, 5], [0, 2], [0, 1], [0, 2]]

@@ -310,7 +310,7 @@ def test_token_mean_counts_the_tokens_that_carry_loss(policy, text_samples, forc
     half = [replace(s, sampled_mask=(False, *s.sampled_mask[1:])) for s in text_samples]
     whole, _ = run(policy, half, *options)
     parts, _ = run(policy, half, *options, "optim.micro_batch_tokens=1")
-    assert distance(parts, whole) < 1e-6
+    assert distance(parts, whole) < 1e-5  # float32
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ def micro_batches(ordered: Sequence[Sample], budget: int, packing: Packing) -> l
         if cuts[-1] < first:
             cuts.append(first)
         for index in range(first, stop):
-            if cuts[-1] < index and size(cuts[-1], index + 1) > budget:
+            adds = behind[index + 1] > behind[index]  # a sample that was drawn again costs nothing
+            if cuts[-1] < index and adds and size(cuts[-1], index + 1) > budget:
                 cuts.append(index)
     return [list(ordered[start:end]) for start, end in itertools.pairwise([*cuts, stop]) if end > start]
 

@@ -176,8 +176,8 @@ def pack_trees(policy: Policy, items: Sequence[Item]) -> TreeRow:
     responses_NT, real_NT = _padded([np.array(path) for path in distinct])
     # A token that several responses share is taken from the last of them; they all computed the same.
     place_S = np.zeros(start, np.int64)
-    place_S[prompts_PL[real_PL]] = np.flatnonzero(real_PL)
-    place_S[responses_NT[real_NT]] = np.flatnonzero(real_NT) + prompts_PL.numel()
+    place_S[prompts_PL[real_PL].numpy()] = np.flatnonzero(real_PL)
+    place_S[responses_NT[real_NT].numpy()] = np.flatnonzero(real_NT) + prompts_PL.numel()
     return TreeRow(
         ids_S=torch.from_numpy(np.concatenate(ids)),
         positions_3S=torch.from_numpy(np.concatenate(positions, axis=1)),

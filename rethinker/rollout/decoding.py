@@ -68,6 +68,7 @@ class Decoder:
         for key, value in recorder.held:
             self.shared.append((_pick(key, trees.prompts_PL), _pick(value, trees.prompts_PL)))
             self.own.append((_pick(key, tokens), _pick(value, tokens)))
+        self.padded_prompts = self.padded_rows = True
         self.owners = packed.owners
         self.prompts = len(trees.lengths_P)
         ends = [int(path[-1]) if len(path) else last for path, last in zip(packed.paths, packed.lasts, strict=True)]
@@ -87,6 +88,7 @@ class Decoder:
         self.prompts, self.hidden_PL = len(prompts), self.hidden_PL[chosen_P]
         self.hidden_NC, self.next_N = self.hidden_NC[chosen_N], self.next_N[chosen_N]
         self.logits_NV = self.logits_NV[chosen_N]
+        self.padded_prompts, self.padded_rows = bool(self.hidden_PL.any()), bool(self.hidden_NC.any())
 
     def advance(self, tokens_N: Tensor) -> None:
         """Read one token a row."""
@@ -116,16 +118,17 @@ class Decoder:
         query_NkrD = query.view(rows, key_heads, repeats, width) * (width**-0.5 if scaling is None else scaling)
         query_PkmD = query_NkrD.unflatten(0, (prompts, group)).transpose(1, 2).flatten(2, 3)  # m: a prompt's queries
         to_prompt = torch.matmul(query_PkmD, prompt_keys.transpose(2, 3)).float()
-        to_prompt = to_prompt.masked_fill(self.hidden_PL[:, None, None], -torch.inf)
         to_own = torch.matmul(query_NkrD, own_keys.transpose(2, 3)).float()
-        to_own = to_own.masked_fill(self.hidden_NC[:, None, None], -torch.inf)
+        if self.padded_prompts:
+            to_prompt = to_prompt.masked_fill(self.hidden_PL[:, None, None], -torch.inf)
+        if self.padded_rows:
+            to_own = to_own.masked_fill(self.hidden_NC[:, None, None], -torch.inf)
         to_prompt = to_prompt.unflatten(2, (group, repeats)).transpose(1, 2).flatten(0, 1)
         weights = torch.cat([to_prompt, to_own], dim=-1).softmax(-1).to(value.dtype)
         on_prompt, on_own = weights.split([length, self.size], dim=-1)
         on_prompt = on_prompt.unflatten(0, (prompts, group)).transpose(1, 2).flatten(2, 3)
         output = torch.matmul(on_prompt, prompt_values).unflatten(2, (group, repeats)).transpose(1, 2).flatten(0, 1)
-        output = output + torch.matmul(on_own, own_values)
-        return output.reshape(rows, 1, heads, width)
+        return (output + torch.matmul(on_own, own_values)).reshape(rows, 1, heads, width)
 
 
 def _pick(held_kSD: Tensor, index_BT: Tensor) -> Tensor:

@@ -111,11 +111,16 @@ class TransformersEngine:
             logprobs_NV = sampling_logprobs(decoder.logits_NV, banned, sampling.temperature, sampling.top_p)
             tokens = choose(logprobs_NV, None if uniforms is None else uniforms[:, step])
             chosen = logprobs_NV.gather(1, tokens[:, None])[:, 0]
+            ended = False
             for sample, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
                 if sample is not None and sample.active:
                     sample.token_ids.append(token)
                     sample.logprobs.append(logprob)
                     sample.finished = token == self.policy.eos_id
+                    ended = ended or not sample.active
+            if not ended:
+                decoder.advance(tokens)
+                continue
             active: list[list[tuple[int, _Writing]]] = [[] for _ in prompts]
             for row, sample in enumerate(rows):
                 if sample is not None and sample.active:
