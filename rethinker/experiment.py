@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
 from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
@@ -51,7 +51,11 @@ class Experiment:
         # Without ``cpu`` several CPU processes would each be a world of one. A rank may wait long for the others: for
         # their roll-outs, and for the main process while it saves and tests.
         self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))]
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+                DistributedDataParallelKwargs(broadcast_buffers=False),  # they are constants (rotary frequencies)
+            ],
         )
         check_accelerator(self.accelerator)
         saved = check_folder(config, resume=resume)
@@ -183,7 +187,9 @@ class Experiment:
         """The trainer of a stage: a fresh optimiser and an empty buffer, or those of the checkpoint."""
         options = config.optim
         parameters = [parameter for parameter in self.forward.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
+        )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / max(options.warmup_steps, 1))
         )

@@ -152,7 +152,7 @@ class PolicyUpdate:
             items,
             temperature=config.rollout.temperature,
             packing=config.model.forward,
-            with_entropy=True,
+            entropy="loss" if grpo.entropy_coef else "value",
             dummy_vision=self.accelerator.num_processes > 1 and self.policy.encoder.trained,
         )
         assert entropy_BT is not None

@@ -68,7 +68,7 @@ def test_logprobs_equal_the_plain_forward(policy, items, temperature, chunk_elem
     """Text-only, one image, several of different sizes, one shared by two queries: all in one batch."""
     forward = PolicyForward(policy.model, chunk_elements=chunk_elements)
     logprobs, mask, entropy = token_logprobs(
-        policy, forward, items, packing=packing, temperature=temperature, with_entropy=True
+        policy, forward, items, packing=packing, temperature=temperature, entropy="loss"
     )
     assert logprobs.shape == mask.shape == entropy.shape == (len(items), 12)
     assert mask.sum(1).tolist() == [len(response) for _, response in items]
@@ -189,7 +189,7 @@ def scores_and_gradient(policy, items, packing):
     """Log-probs, entropies, the gradient of a weighted sum of both, and that of the vision tower alone."""
     policy.model.zero_grad()
     forward = PolicyForward(policy.model)
-    logprobs, _, entropy = token_logprobs(policy, forward, items, packing=packing, with_entropy=True)
+    logprobs, _, entropy = token_logprobs(policy, forward, items, packing=packing, entropy="loss")
     weights = torch.tensor([[1.0, -0.6, 2.0][index % 3] for index in range(len(items))])[:, None]
     (weights * (logprobs + 0.1 * entropy)).sum().backward()
     found = gradients(policy.model)
@@ -259,9 +259,7 @@ def test_compiled_layers_compute_the_same(policy, items, queries, tiny_folder, p
 def test_autocast_is_close_to_float32(policy, items, packing):
     """bfloat16 keeps 8 bits: a log-prob of size x is off by about x / 256 (measured: 0.9 in the mean, at most 1.8)."""
     exact, rough = (
-        token_logprobs(
-            policy, PolicyForward(policy.model, autocast=autocast), items, packing=packing, with_entropy=True
-        )
+        token_logprobs(policy, PolicyForward(policy.model, autocast=autocast), items, packing=packing, entropy="loss")
         for autocast in (False, True)
     )
     assert rough[0].dtype == rough[2].dtype == torch.float32
@@ -281,7 +279,7 @@ def test_chunks_never_hold_all_logits(policy, items):
         forward = PolicyForward(policy.model, chunk_elements=chunk_elements)
         seen = LargestRows(vocabulary)
         with seen:
-            logprobs, _, _ = token_logprobs(policy, forward, items, with_entropy=True)
+            logprobs, _, _ = token_logprobs(policy, forward, items, entropy="loss")
             logprobs.sum().backward()
         policy.model.zero_grad()
         found = {size for size in seen.rows if size != hidden}  # the transposed weight

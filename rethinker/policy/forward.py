@@ -11,7 +11,7 @@ Shapes: B responses, T response positions (right-padded), U scored tokens, H hid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from rethinker.policy.packing import Item, PackedBatch, Packing, pack
 from rethinker.policy.vision import ImageEncoder
 
 BANNED_LOGIT = -1e9  # finite, so that 0 * log 0 is 0 in the entropy
+Entropy = Literal["value", "loss"] | None  # value: without a gradient
 CHUNK_ELEMENTS = 2**26  # float32 logits held at once: 256 MiB
 
 
@@ -48,13 +49,13 @@ class PolicyForward(nn.Module):
         self.chunk_elements = chunk_elements
 
     def forward(
-        self, batch: PackedBatch, temperature: float = 1.0, with_entropy: bool = False
+        self, batch: PackedBatch, temperature: float = 1.0, entropy: Entropy = None
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs [B, T] and entropies [B, T] (nats, float32; 0 outside ``mask_BT``) of the response tokens."""
         with torch.autocast(batch.input_ids_RS.device.type, torch.bfloat16, enabled=self.autocast):
-            return self._forward(batch, temperature, with_entropy)
+            return self._forward(batch, temperature, entropy)
 
-    def _forward(self, batch: PackedBatch, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    def _forward(self, batch: PackedBatch, temperature: float, entropy: Entropy) -> tuple[Tensor, Tensor | None]:
         features = self.encoder(batch.vision)
         hidden = self.model.model(
             input_ids=batch.input_ids_RS,
@@ -66,13 +67,15 @@ class PolicyForward(nn.Module):
         states_UH = hidden.flatten(0, 1).index_select(0, batch.predict_U)
         if batch.dummy_vision and features is not None:
             states_UH = states_UH + features.zero().to(states_UH.dtype)
-        scores = self._score(states_UH, batch, temperature, with_entropy)
-        tables = [torch.where(batch.mask_BT, score_U[batch.place_BT], 0.0) for score_U in scores]
-        return tables[0], tables[1] if with_entropy else None
+        scores = self._score(states_UH, batch, temperature, entropy)
+        places = batch.place_BT.flatten()
+        rows = [score_U.index_select(0, places).view(batch.mask_BT.shape) for score_U in scores]
+        tables = [torch.where(batch.mask_BT, row_BT, 0.0) for row_BT in rows]
+        return tables[0], tables[1] if entropy else None
 
-    def _score(self, states_UH: Tensor, batch: PackedBatch, temperature: float, with_entropy: bool) -> list[Tensor]:
+    def _score(self, states_UH: Tensor, batch: PackedBatch, temperature: float, entropy: Entropy) -> list[Tensor]:
         size = max(1, self.chunk_elements // self.model.lm_head.out_features)
-        args = (self.model.lm_head, batch.banned, temperature, with_entropy)
+        args = (self.model.lm_head, batch.banned, temperature, entropy)
         if len(states_UH) <= size:
             return list(score_tokens(states_UH, batch.targets_U, *args))
         chunks = [
@@ -83,21 +86,23 @@ class PolicyForward(nn.Module):
 
 
 def score_tokens(
-    states_UH: Tensor, targets_U: Tensor, lm_head: nn.Module, banned: Tensor, temperature: float, with_entropy: bool
+    states_UH: Tensor, targets_U: Tensor, lm_head: nn.Module, banned: Tensor, temperature: float, entropy: Entropy
 ) -> tuple[Tensor, ...]:
     """Log-probs [U] of ``targets_U`` (and entropies [U]) in float32, after temperature and ban."""
-    logits_UV = process_logits(lm_head(states_UH), banned, temperature)
-    logprobs_UV = torch.log_softmax(logits_UV, dim=-1)
+    logprobs_UV = torch.log_softmax(process_logits(lm_head(states_UH), banned, temperature), dim=-1)
     chosen = logprobs_UV.gather(1, targets_U[:, None])[:, 0]
-    if not with_entropy:
+    if entropy is None:
         return (chosen,)
-    return chosen, -(logprobs_UV.exp() * logprobs_UV).sum(-1)
+    if entropy == "loss":
+        return chosen, -(logprobs_UV.exp() * logprobs_UV).sum(-1)
+    with torch.no_grad():
+        return chosen, -logprobs_UV.exp().mul_(logprobs_UV).sum(-1)
 
 
 def process_logits(logits_UV: Tensor, banned: Tensor, temperature: float) -> Tensor:
-    """Float32 logits divided by the temperature, banned tokens at about minus infinity."""
+    """Float32 logits divided by the temperature, banned tokens at about minus infinity; may overwrite ``logits_UV``."""
     scaled_UV = logits_UV.float() if temperature == 1.0 else logits_UV.float() / temperature
-    return scaled_UV.index_fill(-1, banned, BANNED_LOGIT)
+    return scaled_UV.index_fill_(-1, banned, BANNED_LOGIT)
 
 
 def token_logprobs(
@@ -107,7 +112,7 @@ def token_logprobs(
     *,
     packing: Packing = "shared",
     temperature: float = 1.0,
-    with_entropy: bool = False,
+    entropy: Entropy = None,
     dummy_vision: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log-probs of response tokens given their prompts: (logprobs_BT, mask_BT, entropy_BT or None), nats, float32.
@@ -118,5 +123,5 @@ def token_logprobs(
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: log-probs need a positive one (a greedy sampler has none)")
     batch = pack(policy, items, packing, dummy_vision=dummy_vision).to(policy.device)
-    logprobs_BT, entropy_BT = model(batch, temperature, with_entropy)
+    logprobs_BT, entropy_BT = model(batch, temperature, entropy)
     return logprobs_BT, batch.mask_BT, entropy_BT
