@@ -26,6 +26,7 @@ from rethinker.evaluation.result import Evaluation
 from rethinker.files import atomic_write_text
 from rethinker.grading import grade_many
 from rethinker.held_out import most_images, read_source, sampling, test_policy
+from rethinker.memory import keep_freed_memory
 from rethinker.policy.forward import PolicyForward
 from rethinker.policy.loading import Policy, load_policy
 from rethinker.provenance import check_engine, record_start
@@ -47,6 +48,8 @@ class Experiment:
         self.config = config
         self.folder = config.folder
         torch.set_num_threads(config.launch.threads)
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         torch.manual_seed(config.seed)
         # Without ``cpu`` several CPU processes would each be a world of one. A rank may wait long for the others: for
         # their roll-outs, and for the main process while it saves and tests.
