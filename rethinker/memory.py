@@ -1,5 +1,5 @@
-"""The C library's memory allocator, told to keep what is freed: a training step frees and takes the same megabytes again
-and again, and the system would hand them out page by page, zeroed, each time.
+"""The C library's memory allocator, told to keep what is freed: a training step frees and takes the same megabytes
+again and again, and the system would hand them out page by page, zeroed, each time.
 """
 
 from __future__ import annotations
