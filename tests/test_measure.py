@@ -75,7 +75,9 @@ def rethought_episode(placement) -> Episode:
 
 
 def test_metrics_by_hand():
-    metrics = episode_metrics(rethought_episode("replace"))
+    episode = rethought_episode("replace")
+    episode.images_decoded, episode.images_encoded = 3, 7
+    metrics = episode_metrics(episode)
     expected = {
         "queries/effective": 0.5,  # y1 decides, not what took its place
         "queries/all_correct": 0.0,
@@ -103,6 +105,9 @@ def test_metrics_by_hand():
         "rollout/length_mean": 5.0,
         "rollout/empty": 0,
         "rollout/truncated": 1,
+        "images/distinct": 1,  # both queries show it
+        "images/decoded": 3,
+        "images/encoded": 7,
         "grader/failures": 0,
         "grader/no_answer": 0,
     }
