@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
 from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
@@ -55,10 +55,7 @@ class Experiment:
         # their roll-outs, and for the main process while it saves and tests.
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(hours=2)),
-                DistributedDataParallelKwargs(broadcast_buffers=False),  # they are constants (rotary frequencies)
-            ],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
         )
         check_accelerator(self.accelerator)
         saved = check_folder(config, resume=resume)
