@@ -1,5 +1,6 @@
 # make train    set everything up in .venv, train the tiny model, evaluate it, write runs/<name>/report.html
 # make test     set everything up, check style, types and layers, run the tests
+# make notebooks set everything up, run all notebooks by papermill; copies with outputs in experiments/results/notebooks
 # make bench    set everything up, time a training step beside TRL's and over its sizes: experiments/benchmarks/results
 #
 # make train ARGS="name=seed-1 seed=1"                     settings, as `rethinker train` takes them; a new name for a new run
@@ -26,7 +27,7 @@ INSTALL := $(PYTHON) scripts/install.py --venv $(VENV) --extra $(EXTRA) --pip-ar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev train test bench lint format doctor clean
+.PHONY: help setup setup-dev train test notebooks bench lint format doctor clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -49,6 +50,9 @@ train: $(RUN_READY)
 test: lint
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline \
 		$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+notebooks: $(DEV_READY)
+	@$(BIN)/rethinker notebooks $(ARGS)
 
 bench: $(DEV_READY)
 	@$(BIN)/python experiments/benchmarks/bench.py $(ARGS)

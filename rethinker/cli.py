@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rethinker import notebooks
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Mistakes of the user are one line on stderr and exit code 2."""
@@ -61,13 +63,34 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="folder for evaluation/<label>.json; default: the run's folder")
     sub.add_argument("--label", default="evaluation")
 
-    sub = command("report", report, "Write report.html for a run's folder, finished or not.")
+    sub = command("ablate", ablate, "Run a grid of settings and seeds side by side, and collect one table.")
+    sub.add_argument("grid", help="YAML file, e.g. experiments/ablations/smoke.yaml; runs that are finished are kept")
+    text = "for every run, e.g. optim.lr=3e-5; name= base= seeds=[0,1] slots= baseline= are the grid's own"
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+    sub.add_argument("--slots", type=int, help="runs at once (default: the grid's)")
+    sub.add_argument("--dry-run", action="store_true", help="check every config and say what would be run")
+
+    sub = command("watch", watch, "Show a run in the terminal while it trains: metrics, charts, newest responses.")
     sub.add_argument("folder", type=Path)
+    sub.add_argument("--once", action="store_true", help="show it as it is now and end")
+    sub.add_argument("--every", type=float, default=2.0, help="seconds between looks (default: %(default)s)")
+    sub.add_argument("--responses", type=int, default=3, help="responses shown (default: %(default)s)")
+
+    sub = command("report", report, "Write report.html for the folders of runs, finished or not.")
+    sub.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="a folder of runs stands for all of them")
+    sub.add_argument("--wandb", action="store_true", help="also save one W&B Report on all of them, as a draft")
+    sub.add_argument("--publish", action="store_true", help="with --wandb: published, not a draft")
+
+    sub = command("sync", sync, "Send what runs recorded offline (tracking.wandb=true) to Weights & Biases.")
+    sub.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="a folder of runs stands for all of them")
 
     sub = command("figures", figures, "Draw the figures of a run's report as SVG and PNG, light and dark.")
     sub.add_argument("folder", type=Path)
     sub.add_argument("names", nargs="*", help="figures to draw; default: all that the run has data for")
     sub.add_argument("--out", type=Path, required=True, help="folder for <name>-<theme>.svg and .png")
+
+    sub = command("notebooks", run_notebooks, "Execute the notebooks by papermill with parameters from a file.")
+    notebooks.add_arguments(sub)
 
     sub = command("make-data", make_data, "Draw the visual-math world in ViRL39K's schema.")
     sub.add_argument("--out", type=Path, default=Path("data/generated/visual_math"))
@@ -146,10 +169,53 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def ablate(arguments: argparse.Namespace) -> int:
+    from rethinker.ablate import load_grid, plan, run_grid, save_table
+    from rethinker.ablation_table import compare, in_words
+
+    grid = load_grid(arguments.grid, arguments.overrides)
+    if arguments.dry_run:
+        print(plan(grid).to_string(index=False))
+        return 0
+    try:
+        outcomes = run_grid(grid, arguments.slots)
+    except KeyboardInterrupt:
+        print("stopped and saved; the same command goes on", file=sys.stderr)
+        return 130
+    table = save_table(grid)
+    print(in_words(compare(table, grid.baseline)) or "no run is finished yet: there is nothing to compare")
+    print(f"written: {grid.folder / 'table.parquet'}, {grid.folder / 'table.csv'}")
+    return 0 if set(outcomes.values()) == {"finished"} else 1
+
+
+def watch(arguments: argparse.Namespace) -> int:
+    from rethinker.watch import follow
+
+    status = follow(arguments.folder, every=arguments.every, once=arguments.once, responses=arguments.responses)
+    return 1 if status.state == "failed" else 0
+
+
 def report(arguments: argparse.Namespace) -> int:
-    if not (arguments.folder / "metrics.jsonl").exists():
-        raise FileNotFoundError(f"{arguments.folder} is not the folder of a run (no metrics.jsonl)")
-    _write_report(arguments.folder)
+    if arguments.publish and not arguments.wandb:
+        raise ValueError("--publish is for W&B Reports: give --wandb, too")
+    runs = _runs(arguments.folders)
+    for run in runs:
+        if not (run / "metrics.jsonl").exists():
+            raise FileNotFoundError(f"{run} is not the folder of a run (no metrics.jsonl)")
+        _write_report(run)
+    if arguments.wandb:
+        from rethinker.wandb_report import save_report
+
+        address = save_report(runs, publish=arguments.publish)
+        print(f"W&B report ({'published' if arguments.publish else 'draft'}): {address}")
+    return 0
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    from rethinker.wandb_sync import sync
+
+    for done in sync(_runs(arguments.folders)):
+        print(done)
     return 0
 
 
@@ -162,6 +228,10 @@ def figures(arguments: argparse.Namespace) -> int:
     if not paths:
         raise ValueError(f"{arguments.folder} has no data for {', '.join(arguments.names) or 'any figure'} yet")
     return 0
+
+
+def run_notebooks(arguments: argparse.Namespace) -> int:
+    return notebooks.print_results(notebooks.run_notebooks(arguments.params, arguments.names, arguments.out))
 
 
 def make_data(arguments: argparse.Namespace) -> int:
@@ -216,6 +286,15 @@ def doctor(arguments: argparse.Namespace) -> int:
     from rethinker.doctor import print_checks, run_checks
 
     return print_checks(run_checks())
+
+
+def _runs(folders: Sequence[Path]) -> list[Path]:
+    """The runs that were named, where a folder that is no run stands for the runs in it."""
+    runs: list[Path] = []
+    for folder in folders:
+        inside = sorted(path.parent for path in folder.glob("*/config.yaml"))
+        runs += [folder] if (folder / "config.yaml").exists() or not inside else inside
+    return list(dict.fromkeys(runs))
 
 
 def _called_as() -> list[str]:

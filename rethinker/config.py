@@ -47,6 +47,7 @@ class DataConfig:
     validation: str | None = None
     test: str | None = None
     train_limit: int | None = option(None, min=1)  # queries
+    test_limit: int | None = option(None, min=1)  # queries
     prompt_suffix: str = ""  # put behind every question (the official code's is in experiments/vl_rethinker_7b.yaml)
     prompt_hint: str = ""  # the paper's reflection hint, an option of Forced Rethinking
 
@@ -140,7 +141,11 @@ class TrackingConfig:
 
     wandb: bool = False  # the key comes from WANDB_API_KEY or `wandb login`; it is never written to a file
     wandb_project: str = "rethinker"
-    wandb_mode: Literal["online", "offline"] = "offline"
+    wandb_mode: Literal["online", "offline"] = "offline"  # offline: sent later by `rethinker sync`
+    wandb_group: str | None = None  # runs that belong together, e.g. an ablation's seeds (ours)
+    wandb_tags: tuple[str, ...] = ()  # (ours)
+    wandb_responses: int = option(64, min=0)  # rows with images in an episode's table; 0: no tables (ours)
+    wandb_checkpoints: bool = False  # the best and the last one become artifacts when the run ends or stops (ours)
     save_every: int = option(10, min=0)  # episodes between checkpoints; 0: only at the ends of stages
 
 

@@ -1,160 +1,96 @@
 """From the files of a run to tables (pandas). Pure functions: a run's folder in, a table out; nothing is written.
 
-What the columns of ``metrics.jsonl`` and of the roll-outs mean is said in ``rethinker/glossary.py``. A missing file
-raises FileNotFoundError, a broken one ValueError, both with the path and what to do. A last line of ``metrics.jsonl``
-that a crash cut short is left out and noted.
+What the columns of ``metrics.jsonl`` and of the roll-outs mean is said in ``rethinker/glossary.py``. Missing and broken
+files raise what ``rethinker/run_files.py`` raises; its functions are also to be had here.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as parquet
-from pyarrow import ArrowException
 
-from rethinker.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS
+from rethinker.run_files import (
+    Metrics,
+    Stamp,
+    load_episode,
+    load_evaluations,
+    load_metrics,
+    load_rollouts,
+    rollout_stamps,
+    run_seed,
+)
+
+__all__ = [
+    "OUTCOMES",
+    "Metrics",
+    "accuracy_by",
+    "advantage_histograms",
+    "evaluation_outcomes",
+    "failures",
+    "fig7_table",
+    "load_episode",
+    "load_evaluations",
+    "load_metrics",
+    "load_rollouts",
+    "rethinking_outcomes",
+    "run_seed",
+    "validation_curve",
+    "vanishing",
+    "waste",
+    "waste_by",
+]
 
 OUTCOMES = ("wrong_to_right", "right_to_wrong", "right_to_right", "wrong_to_wrong")
+KEYS = ("category", "level")  # what tables can be split by
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """The records of ``metrics.jsonl`` by kind, with every column of the glossary; notes say what was left out."""
+def vanishing(run: str | Path, by: str | Sequence[str] | None = None, windows: int | None = None) -> pd.DataFrame:
+    """Fig. 2 from the roll-outs: shares of queries by their first responses, an episode.
 
-    episodes: pd.DataFrame
-    steps: pd.DataFrame
-    validations: pd.DataFrame
-    notes: tuple[str, ...] = ()
-
-    def stages(self) -> pd.DataFrame:
-        """stage, first and last episode, and updates made before it (``step``), in order of the episodes."""
-        rows = self.episodes
-        table = rows.groupby("stage", sort=False).agg(first=("episode", "min"), last=("episode", "max"))
-        ends = rows.groupby("stage", sort=False)["step"].max()
-        table["step"] = ends.shift(fill_value=0).astype(int)
-        return table.reset_index()
-
-
-def load_metrics(run: str | Path) -> Metrics:
-    """Every record of a run. After a resume the records written again replace those of the time that was lost."""
-    path = Path(run) / "metrics.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: is {run} the folder of a run, and has its first episode ended?")
-    found = _parse_metrics(_stamp(path))
-    return Metrics(found.episodes.copy(), found.steps.copy(), found.validations.copy(), found.notes)
-
-
-Stamp = tuple[Path, int, int]  # a file as it is now: path, time of its last change, bytes
-
-
-def _stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return path, status.st_mtime_ns, status.st_size
-
-
-@lru_cache(maxsize=8)  # a report asks some forty times
-def _parse_metrics(stamp: Stamp) -> Metrics:
-    path = stamp[0]
-    lines = path.read_bytes().split(b"\n")
-    notes = []
-    kept: dict[str, list[dict[str, Any]]] = {kind: [] for kind in RECORDS}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):  # no newline after it: the writer was stopped here
-                notes.append(f"{path.name}: the last line ({number}) is cut short and was left out.")
-                continue
-            raise ValueError(f"{path}, line {number}: not valid JSON ({error}); remove the line by hand") from error
-        if (
-            not isinstance(record, dict)
-            or record.get("record") not in RECORDS
-            or not {"episode", "step"} <= set(record)
-        ):
-            raise ValueError(
-                f"{path}, line {number}: not a record of a run (needs record: {', '.join(RECORDS)}; episode; step)"
-            )
-        _append(kept[record["record"]], record)
-    frames = {}
-    for kind, names in RECORDS.items():
-        columns = list(COORDINATES) + list(names)
-        extra = sorted({name for record in kept[kind] for name in record} - set(columns))
-        frame = pd.DataFrame(kept[kind], columns=columns + extra)
-        numeric = [name for name in columns if name not in ("record", "stage") and not name.startswith("advantages/")]
-        try:
-            frame[numeric] = frame[numeric].apply(pd.to_numeric)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: a {kind} record holds a value that is not a number: {error}") from error
-        frames[kind] = frame
-    return Metrics(frames["episode"], frames["step"], frames["validation"], tuple(notes))
-
-
-def _append(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
-    """Add a record; what an earlier life of the run wrote for the same time or later goes."""
-
-    def at(item: dict[str, Any]) -> tuple[int, int]:
-        return item["episode"], item["step"]
-
-    while records and (
-        at(records[-1]) > at(record) or (at(records[-1]), records[-1].get("stage")) == (at(record), record.get("stage"))
-    ):
-        records.pop()
-    records.append(record)
-
-
-def load_rollouts(run: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """All responses of all episodes; ``columns`` of glossary.ROLLOUT_COLUMNS (None: all)."""
-    wanted = list(ROLLOUT_COLUMNS) if columns is None else list(columns)
-    folder = Path(run) / "rollouts"
-    paths = sorted(folder.glob("episode-*.parquet"))
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no episode-*.parquet: has the run's first episode ended?")
-    return pd.concat([load_episode(path, wanted) for path in paths], ignore_index=True)
-
-
-def load_episode(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """The responses of one episode, from its file."""
-    try:
-        with parquet.ParquetFile(path) as file:
-            missing = sorted(set(columns) - set(file.schema_arrow.names))
-            table = None if missing else file.read(columns=list(columns)).to_pandas()
-    except (ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); move it away to go on without this episode") from error
-    if table is None:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}: was it written by another version?")
-    return table
-
-
-def vanishing(run: str | Path, by: str | None = None) -> pd.DataFrame:
-    """Fig. 2 from the roll-outs: shares of queries by their first responses, an episode (and ``by``: category, level).
-
-    effective + all_correct + all_incorrect = 1. ``wasted_tokens``: share of the tokens of first responses that were
-    generated for queries without signal.
+    ``by``: category, level or both. ``windows``: cut the run into so many spans of (about) equally many episodes, with
+    the columns window (from 1), first and last (episodes) in the place of episode and stage. A query counts once an
+    episode. effective + all_correct + all_incorrect = 1. ``wasted_tokens``: share of the tokens of first responses
+    that were generated for queries without signal.
     """
-    keys = ["episode"] + ([by] if by else [])
-    stamps = tuple(_stamp(path) for path in sorted((Path(run) / "rollouts").glob("episode-*.parquet")))
-    table = (
-        _first_queries(Path(run), stamps)
-        .groupby([*keys, "stage"], as_index=False)
-        .agg(
-            queries=("qid", "size"),
-            effective=("effective", "mean"),
-            all_correct=("all_correct", "mean"),
-            all_incorrect=("all_incorrect", "mean"),
-            wasted_tokens=("wasted", "sum"),
-            tokens=("tokens", "sum"),
-        )
+    split = _split_keys(by)
+    queries = _first_queries(Path(run), rollout_stamps(run))
+    keys = ["episode", *split, "stage"]
+    if windows is not None:
+        queries = queries.merge(_windows(queries["episode"], windows), on="episode")
+        keys = ["window", "first", "last", *split]
+    table = queries.groupby(keys, as_index=False).agg(
+        queries=("qid", "size"),
+        effective=("effective", "mean"),
+        all_correct=("all_correct", "mean"),
+        all_incorrect=("all_incorrect", "mean"),
+        wasted_tokens=("wasted", "sum"),
+        tokens=("tokens", "sum"),
     )
     table["wasted_tokens"] /= table["tokens"].where(table["tokens"] > 0)
     return table
+
+
+def _split_keys(by: str | Sequence[str] | None) -> list[str]:
+    split = [by] if isinstance(by, str) else list(by or ())
+    wrong = [key for key in split if key not in KEYS]
+    if wrong:
+        raise ValueError(f"cannot split by {', '.join(map(repr, wrong))}; allowed are {' and '.join(KEYS)}")
+    return split
+
+
+def _windows(episodes: pd.Series, count: int) -> pd.DataFrame:
+    """episode -> window, first, last; no more windows than episodes."""
+    if count < 1:
+        raise ValueError(f"windows must be at least 1, got {count}")
+    known = sorted(episodes.unique().tolist())
+    count = min(count, len(known))
+    table = pd.DataFrame({"episode": known, "window": [1 + i * count // len(known) for i in range(len(known))]})
+    spans = table.groupby("window")["episode"]
+    return table.assign(first=spans.transform("min"), last=spans.transform("max"))
 
 
 @lru_cache(maxsize=2)  # several figures ask
@@ -171,6 +107,72 @@ def _first_queries(run: Path, stamps: tuple[Stamp, ...]) -> pd.DataFrame:
     queries["effective"] = ~queries["all_correct"] & ~queries["all_incorrect"]
     queries["wasted"] = queries["tokens"].where(~queries["effective"], 0)
     return queries
+
+
+FATES = ("signal", "no_signal", "not_kept")
+
+
+@lru_cache(maxsize=2)
+def _token_fates(run: Path, stamps: tuple[Stamp, ...]) -> pd.DataFrame:
+    """Generated tokens of every response and what became of them: a row a response with ``generated`` and ``fate``.
+
+    signal: in a sample with an advantage other than zero; not_kept: a forced second look that was thrown away;
+    no_signal: everything else, also responses of groups that dynamic sampling refused. A y1 that gave way to its kept
+    trajectory shares the trajectory's fate: its tokens are the trajectory's beginning.
+    """
+    names = ["episode", "stage", "sample_id", "category", "level", "pass", "tokens"]
+    rows = load_rollouts(run, [*names, "first_tokens", "trigger_tokens", "advantage", "kept"])
+    forced, kept = rows["pass"] == "forced", rows["kept"].fillna(False).astype(bool)
+    given = rows[["first_tokens", "trigger_tokens"]].astype(float).fillna(0.0).sum(axis=1)
+    rows["generated"] = rows["tokens"].astype(float) - given.where(forced, 0.0)
+    advantage = rows["advantage"].astype(float)
+    place = pd.MultiIndex.from_frame(rows[["episode", "sample_id"]])
+    of_kept = advantage[forced & kept]
+    of_kept.index = place[forced & kept]
+    heir = pd.Series(of_kept[~of_kept.index.duplicated()].reindex(place).to_numpy(), index=rows.index)
+    effective = advantage.where(advantage.notna() | forced, heir).fillna(0.0).abs() > 0
+    rows["fate"] = "no_signal"
+    rows.loc[forced & ~kept, "fate"] = "not_kept"
+    rows.loc[effective, "fate"] = "signal"
+    return rows
+
+
+def waste(run: str | Path) -> pd.DataFrame:
+    """What samples without advantage cost, an episode: tokens, shares of them, and seconds.
+
+    tokens (generated) = signal + no_signal + not_kept; ``<fate>_share`` are the shares. Seconds are given to responses
+    by their tokens: ``rollout_seconds`` is time/rollout and ``rollout_lost`` the part of it that y1 without signal
+    took; ``rethink_seconds`` and ``rethink_lost`` are the same for forced second looks; ``lost_share`` is both losses
+    by time/episode. A batch ends with its longest response, so leaving responses out would save less than that.
+    """
+    rows = _token_fates(Path(run), rollout_stamps(run))
+    table = _fate_tokens(rows, ["episode", "stage"])
+    metrics = load_metrics(run).episodes.set_index("episode")
+    for name, which in (("rollout", "first"), ("rethink", "forced")):
+        part = rows[rows["pass"] == which]
+        total = part.groupby("episode")["generated"].sum()
+        lost = part[part["fate"] != "signal"].groupby("episode")["generated"].sum()
+        share = (lost.reindex(total.index, fill_value=0.0) / total.where(total > 0)).reindex(table["episode"])
+        seconds = metrics[f"time/{name}"].astype(float).reindex(table["episode"])
+        table[f"{name}_seconds"] = seconds.to_numpy()
+        table[f"{name}_lost"] = (seconds * share.fillna(0.0)).to_numpy()
+    episode = metrics["time/episode"].astype(float).reindex(table["episode"]).to_numpy()
+    table["lost_share"] = (table["rollout_lost"] + table["rethink_lost"]) / episode
+    return table
+
+
+def waste_by(run: str | Path, by: str | Sequence[str]) -> pd.DataFrame:
+    """Tokens of the whole run by category, level or both: tokens, what became of them, shares."""
+    return _fate_tokens(_token_fates(Path(run), rollout_stamps(run)), _split_keys(by))
+
+
+def _fate_tokens(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    sums = rows.pivot_table(index=keys, columns="fate", values="generated", aggfunc="sum", fill_value=0.0)
+    sums = sums.reindex(columns=list(FATES), fill_value=0.0).astype(float)
+    total = sums.sum(axis=1)
+    shares = sums.div(total.where(total > 0), axis=0).add_suffix("_share")
+    table = pd.concat([total.rename("tokens"), sums, shares], axis=1)
+    return table.reset_index()
 
 
 def advantage_histograms(run: str | Path) -> pd.DataFrame:
@@ -223,29 +225,6 @@ def failures(run: str | Path) -> pd.DataFrame:
     rows = load_metrics(run).episodes
     names = ["rollout/responses", "rollout/truncated", "rollout/empty", "grader/no_answer", "grader/failures"]
     return rows[["episode", "stage", *names, "replay/skipped_steps"]]
-
-
-def load_evaluations(run: str | Path) -> dict[str, dict[str, Any]]:
-    """The summaries ``evaluation/<label>.json`` by label, oldest first; {} if there are none yet.
-
-    "start" comes first, the stages follow in the order in which they were trained, then what else there is.
-    """
-    folder = Path(run) / "evaluation"
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); evaluate again") from error
-        if not isinstance(summary, dict) or "modes" not in summary:
-            raise ValueError(f"{path} is not the summary of an evaluation; evaluate again")
-        found[path.stem] = summary
-    order = ["start"]
-    if (Path(run) / "metrics.jsonl").is_file():
-        order += load_metrics(run).stages()["stage"].tolist()
-    return {
-        label: found[label] for label in sorted(found, key=lambda x: (order.index(x) if x in order else len(order), x))
-    }
 
 
 def fig7_table(run: str | Path) -> pd.DataFrame:

@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +19,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_obj
 from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
-from rethinker import checkpoint
+from rethinker import checkpoint, locks
 from rethinker.config import RunConfig, check_trainable, load_config, to_yaml
 from rethinker.datasets.io import describe_dropped
 from rethinker.datasets.order import QueryOrder
@@ -32,7 +34,7 @@ from rethinker.policy.loading import Policy, load_policy
 from rethinker.provenance import check_engine, record_start
 from rethinker.replay import make_selector
 from rethinker.rollout import make_engine
-from rethinker.run_folder import BEST, LAST, STATUS_FILE, STOP_FILE, check_folder
+from rethinker.run_folder import BEST, LAST, STATUS_FILE, STOP_FILE, WRITER_LOCK, RunExists, check_folder
 from rethinker.seeding import stable_seed
 from rethinker.tracking import Tracker
 from rethinker.trainer import Progress, Trainer
@@ -72,7 +74,7 @@ class Experiment:
         self.tracker.forget_after(self.progress.episode if saved else -1, self.progress.step)
         self.train_queries = self.read("train", config.data.train, config.data.train_limit)
         self.validation_queries = self.read("validation", config.data.validation)
-        self.test_queries = self.read("test", config.data.test)
+        self.test_queries = self.read("test", config.data.test, config.data.test_limit)
         self.order = QueryOrder(self.train_queries, config.seed)
         if config.queries_per_episode > len(self.train_queries):
             raise ValueError(
@@ -281,6 +283,7 @@ class Experiment:
         result = Evaluation.merge(gather_object([part]))
         if self.accelerator.is_main_process:
             result.save(self.folder, label)
+            self.tracker.evaluation(label)
         self.accelerator.wait_for_everyone()
 
     def mine(self, queries: list[Query]) -> list[Query]:
@@ -342,7 +345,27 @@ def main() -> None:
     arguments = parser.parse_args()
     disable_progress_bar()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks for an orderly stop
-    Experiment(load_config(arguments.config), resume=arguments.resume).run()
+    config = load_config(arguments.config)
+    with sole_writer(config.folder):
+        Experiment(config, resume=arguments.resume).run()
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """While this process, if it is the main one, writes the run, no other does: not even where its launcher was killed
+    and somebody starts the run anew. Raises RunExists where another process writes it."""
+    if int(os.environ.get("RANK", "0")):
+        yield
+        return
+    lock = locks.take(folder / WRITER_LOCK)
+    if lock is None:
+        raise RunExists(f"{folder} is being written by another process")
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def evaluate_checkpoint(config: RunConfig) -> Evaluation:
     if config.data.test is None:
         raise ValueError("data.test is not set: give data.test=FILE.parquet")
     torch.set_num_threads(config.launch.threads)
-    queries, dropped = read_source(config.data.test)
+    queries, dropped = read_source(config.data.test, config.data.test_limit)
     if dropped:
         print(describe_dropped(dropped), file=sys.stderr)
     if not queries:

@@ -13,15 +13,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from rethinker import diagnostics
+from rethinker.evaluation.statistics import wilson
+from rethinker.run_files import rollout_stamps
 
 
 class NoData(ValueError):
     """The run has no data for a figure; the message says which and when it will be there."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and what it shows in words (numbers of cases and intervals included)."""
+
+    figure: Figure
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ LIGHT = Theme(
     "#b8bdc5",
 )
 DARK = Theme(
-    "dark", "#15171a", "#e8eaed", "#9aa0a8", "#2d3136", "#58b0e8", "#f08a4b", "#3cc39a", "#dd94bd", "#8fd0f5", "#5b616a"
+    "dark", "#15171a", "#e8eaed", "#9aa0a8", "#2d3136", "#58b0e8", "#f08a4b", "#3cc39a", "#dd94bd", "#c4e6fa", "#5b616a"
 )
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
@@ -99,6 +110,37 @@ def settings(theme: Theme) -> dict[str, Any]:
     }
 
 
+DASHES: tuple[str | tuple[float, tuple[float, ...]], ...] = (
+    "-",
+    (0, (4, 1.5)),
+    (0, (1, 1.3)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (8, 2)),
+    (0, (2, 2.5)),
+)
+
+
+def colors(theme: Theme) -> tuple[str, ...]:
+    """Six colours for things without an order; each has its dash in ``DASHES``."""
+    return theme.blue, theme.orange, theme.purple, theme.green, theme.sky, theme.grey
+
+
+def strength(theme: Theme) -> Colormap:
+    """From paper to blue: shares in a map."""
+    return LinearSegmentedColormap.from_list(f"strength-{theme.name}", [theme.paper, theme.blue])
+
+
+def grid(count: int, columns: int = 3, height: float = 1.9) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` small panels in rows of ``columns``, one scale for all; height in inches a row."""
+    rows = -(-count // columns)
+    layout = ConstrainedLayoutEngine(wspace=0.05, hspace=0.04, w_pad=0.06, h_pad=0.06)
+    figure = Figure(figsize=(10.4, height * rows + 0.5), layout=layout)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for spare in axes[count:]:
+        spare.set_visible(False)
+    return figure, list(axes[:count])
+
+
 def panels(count: int, height: float = 3.3) -> tuple[Figure, list[Axes]]:
     """A figure with ``count`` panels side by side; height in inches."""
     layout = ConstrainedLayoutEngine(wspace=0.06, w_pad=0.08, h_pad=0.06)
@@ -113,6 +155,12 @@ def episodes(run: Path) -> pd.DataFrame:
     if rows.empty:
         raise NoData("No episode has ended yet.")
     return rows
+
+
+def need_rollouts(run: Path) -> None:
+    """Raises NoData if no episode has written its responses yet."""
+    if not rollout_stamps(run):
+        raise NoData("There is no roll-out file (rollouts/episode-*.parquet) yet.")
 
 
 def share_axis(axis: Axes, top: float | None = 1.0) -> None:
@@ -195,6 +243,47 @@ def smoothing(count: int) -> str:
         if window > 1
         else ""
     )
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """The words "(95% interval 36 to 69%)"; nothing where there is no interval."""
+    if low is None or high is None or np.isnan(low) or np.isnan(high):
+        return ""
+    return f" (95% interval {100 * low:.0f} to {100 * high:.0f}%)"
+
+
+def share_words(hits: float, count: float) -> str:
+    """A share of independent cases with Wilson's interval, for a caption."""
+    return f"{hits / count:.0%}{interval(*wilson(hits, count))}" if count > 0 else "none (no cases)"
+
+
+def widths(sizes: pd.Series) -> str:
+    """How wide Wilson's interval of a share of one half is for the largest and the smallest of ``sizes`` cases."""
+    narrow, wide = (100 * (wilson(size / 2, size)[1] - 0.5) for size in (sizes.max(), sizes.min()))
+    reach = f"± {narrow:.0f}" + ("" if sizes.max() == sizes.min() else f" to ± {wide:.0f}")
+    return f"95% Wilson interval of a share of one half: {reach} points"
+
+
+def level_name(by: str, key: object) -> str:
+    """How a kind or a level is called in a legend."""
+    return f"level {key}" if by == "level" else str(key) or "(none)"
+
+
+def largest(table: pd.DataFrame, by: str, size: str, most: int) -> tuple[list[Any], str]:
+    """The ``most`` largest keys of ``table[by]`` by the sum of column ``size``, sorted, and words if some were left."""
+    sizes = table.groupby(by)[size].sum().sort_values(ascending=False, kind="stable")
+    keys = sorted(sizes.index[:most])
+    return keys, f" (the {len(keys)} largest of {len(sizes)})" if len(keys) < len(sizes) else ""
+
+
+def queries_words(run: Path) -> str:
+    """How many queries an episode has, for a caption."""
+    try:
+        table = diagnostics.vanishing(run)
+    except FileNotFoundError:
+        return "number of queries unknown: no roll-out files"
+    low, high = int(table["queries"].min()), int(table["queries"].max())
+    return f"n = {low if low == high else f'{low} to {high}'} queries an episode"
 
 
 def legend(axis: Axes, columns: int = 1, **where: Any) -> None:

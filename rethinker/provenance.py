@@ -62,7 +62,7 @@ def provenance(config: RunConfig, *, engine: str, processes: int) -> dict[str, A
         "processes": processes,
         "engine": engine,
         "seed": config.seed,
-        "data": {split: _checksum(path) for split, path in _splits(config).items() if path},
+        "data": data_digests(config),
     }
 
 
@@ -80,8 +80,10 @@ def git_state(folder: Path) -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "changed": None if changes is None else bool(changes)}
 
 
-def _splits(config: RunConfig) -> dict[str, str | None]:
-    return {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
+def data_digests(config: RunConfig) -> dict[str, dict[str, str | None]]:
+    """Path as configured and sha256 of every split that the run has; None where the path is no single file."""
+    splits = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
+    return {split: _checksum(path) for split, path in splits.items() if path}
 
 
 def _version(name: str) -> str | None:

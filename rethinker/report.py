@@ -80,12 +80,20 @@ def _planned(run: Path) -> int | None:
 
 
 def _status(run: Path) -> str:
+    text, notes = progress(run)
+    if not text:
+        return missing("No episode has ended yet.")
+    return f'<p class="muted">{escape(text)}</p>{"".join(missing(note) for note in notes)}'
+
+
+def progress(run: Path) -> tuple[str, tuple[str, ...]]:
+    """How far the run is, in words, and what was wrong with its metrics; "" before the first episode has ended."""
     try:
         metrics = diagnostics.load_metrics(run)
     except FileNotFoundError:
-        return missing("No episode has ended yet.")
+        return "", ()
     if metrics.episodes.empty:
-        return missing("No episode has ended yet.")
+        return "", ()
     last = metrics.episodes.iloc[-1]
     planned = _planned(run)
     done = int(last["episode"])
@@ -96,8 +104,7 @@ def _status(run: Path) -> str:
         words.append(f"{int(last['tokens/generated']):,} generated tokens")
     if pd.notna(last["seconds"]):
         words.append(f"{last['seconds'] / 60:.1f} minutes")
-    notes = "".join(missing(note) for note in metrics.notes)
-    return f'<p class="muted">{escape(" · ".join(words))}</p>{notes}'
+    return " · ".join(words), metrics.notes
 
 
 def _headline(run: Path) -> str:
@@ -123,11 +130,13 @@ def _headline(run: Path) -> str:
     first = next(iter(evaluations.values()))
     measure = "one sampled response (pass@1)" if "pass@1" in values.values() else "the greedy response"
     text = f"<p>Accuracy on {first['queries']} held-out queries, plain responses, {measure}.</p>"
-    return text + f'<div class="cards">{"".join(cards)}</div>' + _gains(run, list(values)) + _absent(run, evaluations)
+    gained, lacking = gains(run, list(values)), absent(run)
+    text += f'<div class="cards">{"".join(cards)}</div>' + (f"<p>{escape(gained)}</p>" if gained else "")
+    return text + (missing(lacking) if lacking else "")
 
 
-def _gains(run: Path, labels: list[str]) -> str:
-    """Differences between evaluations of the same queries, each query its own control."""
+def gains(run: Path, labels: list[str]) -> str:
+    """Differences between evaluations of the same queries, each query its own control; "" where there are none."""
     sentences = []
     means = {label: _means(run, label) for label in labels}
     pairs = list(pairwise(labels))
@@ -145,7 +154,7 @@ def _gains(run: Path, labels: list[str]) -> str:
         )
     if not sentences:
         return ""
-    return f"<p>Paired by query, n = {len(means[labels[0]])}: {escape('; '.join(sentences))}.</p>"
+    return f"Paired by query, n = {len(means[labels[0]])}: {'; '.join(sentences)}."
 
 
 def _means(run: Path, label: str) -> dict[str, float]:
@@ -156,10 +165,12 @@ def _means(run: Path, label: str) -> dict[str, float]:
     return {str(qid): float(value) for qid, value in rows.groupby("qid")["correct"].mean().items()}
 
 
-def _absent(run: Path, evaluations: dict[str, Any]) -> str:
+def absent(run: Path) -> str:
+    """Which evaluations there should be and are not, in words; "" where none is absent."""
+    evaluations = diagnostics.load_evaluations(run)
     stages = [str(stage.get("name")) for stage in _settings(run).get("stages") or []]
-    absent = [label for label in ["start", *stages] if label not in evaluations]
-    return missing(f"Not evaluated (yet): {', '.join(absent)}.") if absent else ""
+    lacking = [label for label in ["start", *stages] if label not in evaluations]
+    return f"Not evaluated (yet): {', '.join(lacking)}." if lacking else ""
 
 
 def _figures(run: Path) -> str:
@@ -170,7 +181,8 @@ def _figures(run: Path) -> str:
         except (plots.NoData, FileNotFoundError) as error:
             parts.append(missing(f"{name}: {error}"))
             continue
-        parts.append(figure(plots.render(light, "svg"), plots.render(dark, "svg"), light.caption))
+        wide = light.figure.get_size_inches()[0] > 8  # several panels side by side
+        parts.append(figure(plots.render(light, "svg"), plots.render(dark, "svg"), light.caption, wide))
     return "\n".join(parts)
 
 
@@ -276,7 +288,7 @@ def _failures(run: Path) -> str:
         "rollout/truncated": "cut at the token limit",
         "rollout/empty": "empty",
         "grader/no_answer": "without a boxed answer",
-        "grader/failures": "not gradable (error or timeout; counted as wrong)",
+        "grader/failures": "not gradable",
     }
     headers = ("stage", "episodes", "responses", *names.values(), "skipped steps")
     lines = []
@@ -284,7 +296,10 @@ def _failures(run: Path) -> str:
         total = part["rollout/responses"].sum()
         counts = [(f"{part[name].sum():,.0f}", _percent(part[name].sum() / total if total else None)) for name in names]
         lines.append((stage, len(part), f"{total:,.0f}", *counts, f"{part['replay/skipped_steps'].sum():,.0f}"))
-    text = "<p>Responses of training, forced ones included. A step is skipped when no sample has an advantage.</p>"
+    text = (
+        "<p>Responses of training, forced ones included. What the grader cannot judge (error, timeout) counts as "
+        "wrong. A step is skipped when no sample has an advantage.</p>"
+    )
     grading = [
         (label, summary["queries"], *(summary["grading"].get(reason, 0) for reason in reasons))
         for reasons in [_reasons(run)]

@@ -32,6 +32,8 @@ nav a:hover { text-decoration: underline; }
 .card b { display: block; font-size: 2.3rem; line-height: 1.15; font-variant-numeric: tabular-nums; }
 .card .name { font-weight: 600; } .card small { color: var(--muted); display: block; }
 figure { margin: 1.6rem 0 2.2rem; } figure img { max-width: 100%; height: auto; display: block; }
+@media (max-width: 640px) { figure.wide picture { display: block; overflow-x: auto; }
+  figure.wide img { width: 46rem; max-width: none; } }
 figcaption { font-size: .9rem; max-width: 52rem; margin-top: .5rem; }
 .scroll { overflow-x: auto; margin: .8rem 0 1.2rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
@@ -98,10 +100,12 @@ def details(summary: str, html: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{html}</details>"
 
 
-def figure(light_svg: bytes, dark_svg: bytes, caption: str) -> str:
-    """A picture in two variants; the reader's colour scheme chooses."""
+def figure(light_svg: bytes, dark_svg: bytes, caption: str, wide: bool = False) -> str:
+    """A picture in two variants; the reader's colour scheme chooses. A ``wide`` one is scrolled on a small screen."""
+    kind = ' class="wide"' if wide else ""
+    dark = _data("image/svg+xml", dark_svg)
     return (
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_data("image/svg+xml", dark_svg)}">'
+        f'<figure{kind}><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{_data("image/svg+xml", light_svg)}" alt="{escape(caption, quote=True)}"></picture>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

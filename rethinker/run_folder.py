@@ -11,7 +11,8 @@ from rethinker.config import RunConfig, load_config, to_dict
 BEST = "best"  # the link to the checkpoint with the best validation accuracy
 LAST = "last"  # the link to the newest checkpoint
 STOP_FILE = "STOP"  # its presence in the run's folder asks the run to save and stop after the episode
-STATUS_FILE = "status.json"  # {"state": "running" | "stopped" | "finished"}
+STATUS_FILE = "status.json"  # {"state": "starting" | "running" | "stopped" | "finished"}
+WRITER_LOCK = "job/writer"  # locked by the process that writes the run, which leaves its id in it
 
 
 class RunExists(ValueError):
@@ -28,10 +29,15 @@ def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
         return None
     if not resume:
         raise RunExists(f"{folder} exists already: go on with it (--resume) or choose another name=...")
-    before, now = (_what_matters(some) for some in (load_config(folder / "config.yaml"), config))
+    check_settings(folder, folder / "config.yaml", config)
+    return last.resolve() if last.exists() else None
+
+
+def check_settings(folder: Path, file: Path, config: RunConfig) -> None:
+    """Raises RunExists, which names them, where settings of ``config`` differ from those of ``file``, the folder's."""
+    before, now = (_what_matters(some) for some in (load_config(file), config))
     if before != now:
         raise RunExists(f"{folder} was made with other settings ({differences(before, now)}): choose another name=...")
-    return last.resolve() if last.exists() else None
 
 
 def best_model(run: Path) -> Path:
@@ -47,7 +53,10 @@ def best_model(run: Path) -> Path:
 
 
 def run_state(folder: Path) -> str | None:
-    """ "running", "stopped" or "finished" as the run last said; None if it never started."""
+    """ "starting", "running", "stopped" or "finished" as was last said of it; None if it never started.
+
+    A run that was killed stands as it stood: ``rethinker.jobs`` knows whether it lives.
+    """
     path = folder / STATUS_FILE
     return json.loads(path.read_text(encoding="utf-8"))["state"] if path.exists() else None
 

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 
-from rethinker.config import RunConfig, to_dict
+from rethinker.config import RunConfig
 from rethinker.files import append_json_line, atomic_write_bytes, atomic_write_text
 from rethinker.glossary import RECORDS
+
+if TYPE_CHECKING:
+    from rethinker.wandb_mirror import Mirror
 
 
 class Tracker:
@@ -35,7 +36,7 @@ class Tracker:
         self.console = Console(quiet=not enabled, highlight=False, emoji=False)
         self.started = time.perf_counter() - seconds_before
         self._pace = [time.perf_counter()]  # when the last episodes ended, for the time left
-        self.wandb_run = _start_wandb(config) if enabled and config.tracking.wandb else None
+        self.mirror = _mirror(config) if enabled and config.tracking.wandb else None
 
     @property
     def seconds(self) -> float:
@@ -52,8 +53,8 @@ class Tracker:
         line = {"record": record, "stage": stage, "episode": episode, "step": step, "seconds": round(self.seconds, 3)}
         line |= {name: _finite(value) for name, value in metrics.items()}
         append_json_line(self.folder / "metrics.jsonl", line)
-        if self.wandb_run is not None:
-            self.wandb_run.log(_for_wandb(line))
+        if self.mirror is not None:
+            self.mirror.log(line)
 
     def rollouts(self, episode: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the responses of an episode (glossary.ROLLOUT_COLUMNS)."""
@@ -61,8 +62,14 @@ class Tracker:
             return
         frame = pd.DataFrame(list(rows))
         atomic_write_bytes(self.folder / "rollouts" / f"episode-{episode:05d}.parquet", frame.to_parquet(index=False))
-        if self.wandb_run is not None:
-            self.wandb_run.log({"rollouts": _wandb_table(frame), "episode": episode})
+        if self.mirror is not None:
+            self.mirror.responses(episode, rows)
+
+    def evaluation(self, label: str) -> None:
+        """Say that ``evaluation/<label>.json`` has been written."""
+        if self.mirror is not None:
+            text = (self.folder / "evaluation" / f"{label}.json").read_text(encoding="utf-8")
+            self.mirror.evaluation(label, json.loads(text))
 
     def forget_after(self, episode: int, step: int) -> None:
         """Drop what a killed process wrote after the checkpoint that the run goes on from."""
@@ -103,8 +110,10 @@ class Tracker:
 
     def close(self) -> None:
         """Finish the W&B run, if there is one."""
-        if self.wandb_run is not None:
-            self.wandb_run.finish()
+        if self.mirror is not None:
+            self.mirror.close()
+            if self.config.tracking.wandb_mode == "offline":
+                self.say(f"recorded for W&B; send it: rethinker sync {escape(str(self.folder))}")
 
 
 def _number(value: float | None) -> str:
@@ -124,53 +133,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _start_wandb(config: RunConfig) -> Any:
-    """Start or go on with the run's W&B twin. The key stays where W&B keeps it: it is in no config and no file.
+def _mirror(config: RunConfig) -> Mirror:
+    """The W&B twin; its module is read only where a run has one."""
+    from rethinker.wandb_mirror import Mirror
 
-    The twin's id is random and kept in ``wandb_id``: a new run of an old name must not go on in the old one's twin.
-    """
-    import wandb
-
-    file = config.folder / "wandb_id"
-    if not file.exists():
-        atomic_write_text(file, secrets.token_hex(8))
-    run = wandb.init(
-        project=config.tracking.wandb_project,
-        name=config.name,
-        id=file.read_text(encoding="utf-8"),
-        dir=os.fspath(config.folder),
-        config=to_dict(config),
-        mode=config.tracking.wandb_mode,
-        resume="allow",
-    )
-    for record, names in RECORDS.items():
-        axis = "step" if record == "step" else "episode"
-        for prefix in sorted({name.partition("/")[0] for name in names}):
-            run.define_metric(f"{prefix}/*", step_metric=axis)
-    return run
-
-
-def _for_wandb(line: Mapping[str, Any]) -> dict[str, Any]:
-    import numpy as np
-    import wandb
-
-    out: dict[str, Any] = {}
-    for name, value in line.items():
-        if isinstance(value, Mapping):  # a histogram
-            out[name] = wandb.Histogram(np_histogram=(np.array(value["counts"]), np.array(value["edges"])))
-        elif isinstance(value, int | float):
-            out[name] = value
-    return out
-
-
-def _wandb_table(frame: pd.DataFrame, rows: int = 64) -> Any:
-    """A table of the first ``rows`` responses with their images."""
-    import wandb
-
-    shown = frame.head(rows)
-    columns = [name for name in shown.columns if name != "images"]
-    table = wandb.Table(columns=["image", *columns])
-    for _, row in shown.iterrows():
-        image = wandb.Image(os.fspath(Path(row["images"][0]))) if len(row["images"]) else None
-        table.add_data(image, *(row[name] for name in columns))
-    return table
+    return Mirror(config)

@@ -64,7 +64,18 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    for name in ("train", "evaluate", "report", "figures", "make-data", "pretrain-tiny", "glossary", "doctor"):
+    for name in (
+        "train",
+        "watch",
+        "evaluate",
+        "report",
+        "figures",
+        "notebooks",
+        "make-data",
+        "pretrain-tiny",
+        "glossary",
+        "doctor",
+    ):
         assert name in text
 
 

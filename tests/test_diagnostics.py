@@ -120,6 +120,75 @@ def test_vanishing_by_hand(tmp_path: Path) -> None:
     assert diagnostics.vanishing(tmp_path)["all_correct"].tolist() == [1.0]
 
 
+def test_vanishing_in_windows_and_by_both_keys(tmp_path: Path) -> None:
+    for episode in range(1, 6):
+        rows = [
+            {"qid": qid, "category": kind, "level": 1, "pass": "first", "correct": correct, "tokens": 10}
+            for qid, kind, pair in (("a", "sum", (True, episode > 3)), ("b", "clock", (False, False)))
+            for correct in pair
+        ]
+        rollout(tmp_path, episode, rows)
+    table = diagnostics.vanishing(tmp_path, windows=2)
+    # Windows 1-3 and 4-5: query a is mixed in episodes 1, 2, 3 and all right afterwards; b is always wrong.
+    assert table[["window", "first", "last", "queries"]].values.tolist() == [[1, 1, 3, 6], [2, 4, 5, 4]]
+    assert table["effective"].tolist() == [0.5, 0.0]
+    assert table["all_correct"].tolist() == [0.0, 0.5]
+    both = diagnostics.vanishing(tmp_path, ("category", "level"), 1).set_index(["category", "level"])
+    assert both.loc[("sum", 1), "effective"] == pytest.approx(3 / 5) and both.loc[("clock", 1), "all_incorrect"] == 1
+    assert len(diagnostics.vanishing(tmp_path, windows=99)) == 5  # no window without an episode
+    with pytest.raises(ValueError, match="at least 1"):
+        diagnostics.vanishing(tmp_path, windows=0)
+    with pytest.raises(ValueError, match="'colour'; allowed are category and level"):
+        diagnostics.vanishing(tmp_path, "colour")
+
+
+def test_waste_by_hand(tmp_path: Path) -> None:
+    def row(name: str, category: str, tokens: int, advantage: float | None, **more: object) -> dict:
+        common = {"sample_id": f"1/{name}", "qid": name[0], "level": 1, "pass": "first", "correct": True}
+        return common | {"category": category, "tokens": tokens, "advantage": advantage} | more
+
+    forced = {"pass": "forced", "first_tokens": 9, "trigger_tokens": 5}
+    rollout(
+        tmp_path,
+        1,
+        [
+            row("a/0", "sum", 10, 0.5),
+            row("a/1", "sum", 10, None),  # gave way to its trajectory, which has an advantage
+            row("a/1", "sum", 34, -0.5, kept=True, **forced),  # 34 - 9 - 5 = 20 generated
+            row("a/0", "sum", 26, None, kept=False, **forced),  # 12 generated, thrown away
+            row("b/0", "clock", 40, 0.0),
+            row("c/0", "clock", 8, None),  # of a group that was refused
+        ],
+    )
+    write_lines(tmp_path, line("episode", 1, 1, **{"time/rollout": 17.0, "time/rethink": 8.0, "time/episode": 50.0}))
+    (table,) = diagnostics.waste(tmp_path).to_dict("records")
+    assert {name: table[name] for name in ("tokens", *diagnostics.FATES)} == {
+        "tokens": 100.0,
+        "signal": 40.0,
+        "no_signal": 48.0,
+        "not_kept": 12.0,
+    }
+    assert table["no_signal_share"] == pytest.approx(0.48)
+    # 48 of the 68 tokens of y1, 12 of the 32 tokens of second looks.
+    assert table["rollout_lost"] == pytest.approx(17 * 48 / 68) and table["rethink_lost"] == pytest.approx(8 * 12 / 32)
+    assert table["lost_share"] == pytest.approx((12 + 3) / 50)
+    kinds = diagnostics.waste_by(tmp_path, "category").set_index("category")
+    assert kinds["no_signal_share"].to_dict() == {"clock": 1.0, "sum": 0.0}
+    assert kinds["tokens"].to_dict() == {"clock": 48.0, "sum": 52.0}
+
+
+def test_waste_agrees_with_the_metrics(run: Path) -> None:
+    table, metrics = diagnostics.waste(run), diagnostics.load_metrics(run).episodes
+    assert table["episode"].tolist() == metrics["episode"].tolist()
+    assert (table[list(diagnostics.FATES)].sum(axis=1) == table["tokens"]).all()
+    rows = diagnostics.load_rollouts(run)
+    rows["used"] = rows["advantage"].astype(float).abs() > 0
+    plain = (
+        rows[(rows["stage"] == "reasoner")].groupby("episode").apply(lambda part: part["tokens"][part["used"]].sum())
+    )
+    assert table["signal"][:3].tolist() == plain.tolist()  # stage 1 forces nothing: every row stands for itself
+
+
 def test_vanishing_agrees_with_the_metrics(run: Path) -> None:
     metrics, table = diagnostics.load_metrics(run).episodes, diagnostics.vanishing(run)
     for name in ("effective", "all_correct", "all_incorrect"):

@@ -244,6 +244,16 @@ def test_wilson_against_published_numbers() -> None:
         wilson(3, 2)
 
 
+def test_an_interval_contains_its_share() -> None:
+    """Also by the last bit: a figure's error bar cannot have a negative length."""
+    for n in range(1, 400):
+        assert wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1
+        for totals in ([0] * n, [1] * n, [1] + [0] * (n - 1)):
+            found = clustered(totals, [1] * n)
+            assert found.low is not None and found.value is not None and found.high is not None
+            assert found.low <= found.value <= found.high
+
+
 def test_clustered_interval() -> None:
     binary = [1.0] * 30 + [0.0] * 70
     assert clustered(binary, [1] * 100) == pytest.approx(binomial([bool(value) for value in binary]))  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,13 +18,39 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("world") / "run", stages=(2, 2), queries=10, held_out=16)
 
 
+@pytest.mark.parametrize("theme", plots.THEMES)
 @pytest.mark.parametrize("name", plots.FIGURES)
-def test_figures(run: Path, name: str) -> None:
-    drawing = plots.draw(run, name, plots.THEMES["dark"])
+def test_figures(run: Path, name: str, theme: str) -> None:
+    drawing = plots.draw(run, name, plots.THEMES[theme])
     assert "n\u00a0=\u00a0" in drawing.caption or "held-out queries" in drawing.caption
-    assert drawing.figure.get_facecolor()[:3] == pytest.approx([0x15 / 255, 0x17 / 255, 0x1A / 255])
-    svg = plots.render(drawing, "svg")
-    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert re.search(r"95% (Wilson )?interval|middle 90%", drawing.caption)
+    assert drawing.caption.endswith("One run, seed\u00a00.") and "nan" not in drawing.caption
+    paper = {"light": [1, 1, 1], "dark": [0x15 / 255, 0x17 / 255, 0x1A / 255]}[theme]
+    assert drawing.figure.get_facecolor()[:3] == pytest.approx(paper)
+    assert ElementTree.fromstring(plots.render(drawing, "svg")).tag.endswith("svg")
+    assert plots.render(drawing, "png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", plots.FIGURES)
+def test_a_run_of_one_episode(tmp_path: Path, name: str) -> None:
+    """Draws, or says what is missing."""
+    run = write_run(tmp_path / "run", stages=(1,), queries=4, held_out=6)
+    try:
+        caption = plots.draw(run, name).caption
+    except plots.NoData as error:
+        assert name in ("rethinking", "pays", "words") and str(error).endswith(("yet.", "yet)."))
+    else:
+        assert "nan" not in caption
+
+
+def test_without_roll_outs_the_reason_is_given(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=(1, 2), queries=4, held_out=6)
+    shutil.rmtree(run / "rollouts")
+    for name in ("vanishing_kinds", "vanishing_map", "waste", "reflection", "pays", "words"):
+        with pytest.raises(plots.NoData, match="no roll-out file"):
+            plots.draw(run, name)
+    assert "no roll-out files" in plots.draw(run, "vanishing").caption
+    assert re.search(r"[1-9]\d* forced in \d episode", plots.draw(run, "rethinking").caption)
 
 
 def test_captions_give_the_numbers(run: Path) -> None:
@@ -37,7 +65,7 @@ def test_forced_responses_are_counted(run: Path) -> None:
     wrong = forced[~forced["first_correct"].astype(bool)]
     caption = plots.draw(run, "rethinking").caption
     assert f"n\u00a0=\u00a0{len(forced)} forced in" in caption
-    assert f"turned {wrong['correct'].mean():.0%} of wrong answers right" in caption
+    assert f"turned {wrong['correct'].mean():.0%} (95% interval " in caption and "of wrong answers right" in caption
 
 
 def test_stage_boundary_is_marked(run: Path) -> None:

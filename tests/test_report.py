@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
+from rethinker.plots import FIGURES
 from rethinker.report import write_report
 
 HOSTILE = "<script>alert('x')</script><img src=http://example.com/a.png onerror=alert(1)>&amp;"
@@ -67,7 +68,7 @@ def test_model_text_is_escaped(html: str) -> None:
 def test_sections_and_numbers(html: str) -> None:
     for text in ("Before training", "After reasoner", "After rethinker", "Paired by query, n = 16", "provenance.json"):
         assert text in html
-    assert html.count("<figure>") == 7
+    assert html.count("<figure") == len(FIGURES)
     assert html.count('<article class="sample">') >= 2
     assert 'class="small"' in html  # 64-pixel images are enlarged with sharp pixels
     assert not re.search(r"\bnan\b|NaN|None %", re.sub(r'"data:[^"]*"', "", html))

@@ -39,7 +39,8 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     centre = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # Rounding must not put the share outside: at 0 and 1 the interval begins and ends there.
+    return max(0.0, min(share, (centre - spread) / scale)), min(1.0, max(share, (centre + spread) / scale))
 
 
 def binomial(outcomes: Sequence[bool]) -> Estimate:
@@ -72,7 +73,7 @@ def clustered(totals: Sequence[float], sizes: Sequence[int]) -> Estimate:
     if binomial_variance > 0:
         size = min(float(cases), binomial_variance / variance) if variance > 0 else float(cases)
     low, high = wilson(min(share * size, size), size)
-    return Estimate(share, low, high, cases, len(pairs))
+    return Estimate(share, min(low, share), max(high, share), cases, len(pairs))
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -108,3 +109,39 @@ def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -
     mean = sum(differences) / n
     spread = Z95 * math.sqrt(sum((value - mean) ** 2 for value in differences) / (n - 1) / n)
     return Estimate(mean, max(-1.0, mean - spread), min(1.0, mean + spread), n, n)
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of one value a seed and Student's t interval: (mean, low, high). The interval is not cut at any bound.
+
+    Seeds are the sample here, not queries: how far another seed's run would lie from these. Raises ValueError below 2.
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"over_seeds: an interval needs at least 2 seeds, got {n}")
+    mean = math.fsum(values) / n
+    spread = t95(n - 1) * math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    return mean, mean - spread, mean + spread
+
+
+def t95(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t with ``freedom`` degrees, from its exact distribution (Abramowitz and Stegun
+    26.7.3 and 26.7.4) by bisection. Raises ValueError below 1."""
+    if freedom < 1:
+        raise ValueError(f"t95: needs at least 1 degree of freedom, got {freedom}")
+
+    def within(angle: float) -> float:  # P(abs(t) < sqrt(freedom) * tan(angle))
+        cos2 = math.cos(angle) ** 2
+        odd = freedom % 2
+        term = total = (math.cos(angle) if odd else 1.0) if freedom > 1 else 0.0
+        for k in range(2 + odd, freedom - 1, 2):
+            term *= cos2 * (k - 1) / k
+            total += term
+        total *= math.sin(angle)
+        return 2 * (angle + total) / math.pi if odd else total
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):  # to the last bit
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < 0.95 else (low, middle)
+    return math.sqrt(freedom) * math.tan(high)

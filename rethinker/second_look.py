@@ -1,0 +1,240 @@
+"""Forced Rethinking step by step, for looking at: any response, sampled or typed, and a second look forced on it.
+
+The steps are those of training (``rethink.choose``, ``splice``, ``mark_kept``, the trainer's triggers, the one grader);
+here they run one at a time, on the CPU, with the policy's own engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import pandas as pd
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from rethinker.config import ModelConfig, RethinkConfig
+from rethinker.grading import grade_many
+from rethinker.grpo import Scale, group_advantages
+from rethinker.policy.loading import Policy, load_policy
+from rethinker.rethink import TRIGGERS, RethinkPlan, choose, contains_reflection, keep, mark_kept, splice
+from rethinker.rollout.base import RolloutEngine
+from rethinker.rollout.transformers import TransformersEngine
+from rethinker.seeding import stable_seed
+from rethinker.trainer import encode_triggers, first_sample
+from rethinker.types import Group, Query, Request, Response, Sample, Sampling
+
+PartName = Literal["y1", "trigger", "y2", "end"]
+
+
+class Token(NamedTuple):
+    """A token of a trajectory: its text, its id, the part that it belongs to and the engine's log-prob (nats).
+
+    ``logprob`` is None where nobody sampled the token: the trigger, and a y1 that was typed.
+    """
+
+    text: str
+    token_id: int
+    part: PartName
+    logprob: float | None
+
+
+@dataclass
+class SecondLooks:
+    """A policy to ask and to force. ``options`` and ``sampling`` mean what they mean in training."""
+
+    policy: Policy
+    engine: RolloutEngine
+    sampling: Sampling
+    options: RethinkConfig = field(default_factory=RethinkConfig)
+    seed: int = 0
+
+    @classmethod
+    def load(cls, model: str, *, max_new_tokens: int, seed: int = 0) -> SecondLooks:
+        """The checkpoint folder (or hub id) ``model`` on the CPU, with the transformers engine."""
+        disable_progress_bar()  # one for 68 small tensors
+        policy = load_policy(ModelConfig(path=model), "cpu")
+        return cls(policy, TransformersEngine(policy), Sampling(max_new_tokens=max_new_tokens), seed=seed)
+
+    def first(self, queries: Sequence[Query], n: int) -> list[Group]:
+        """``n`` graded first responses y1 to every query."""
+        requests = [Request(query.qid, query, stable_seed(self.seed, "first", query.qid), n=n) for query in queries]
+        results = self.engine.generate(requests, self.sampling)
+        groups = []
+        for query in queries:
+            responses = results[query.qid]
+            grades = grade_many([(response.text, query.answer, query.question) for response in responses])
+            samples = tuple(
+                first_sample(f"0/{query.qid}/{index}", query, response, grade, 0, len(self.policy.prompt(query).ids))
+                for index, (response, grade) in enumerate(zip(responses, grades, strict=True))
+            )
+            groups.append(Group(query, samples, tuple(sample.grade.correct for sample in samples)))
+        return groups
+
+    def written(self, query: Query, text: str) -> Group:
+        """A y1 that somebody typed, as a group of one; its log-probs are 0.0, because nobody sampled it.
+
+        ValueError where it has no token or leaves no room within ``max_new_tokens``.
+        """
+        ids = tuple(self.policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids or len(ids) >= self.sampling.max_new_tokens:
+            raise ValueError(f"a response of {len(ids)} tokens; it may have 1 to {self.sampling.max_new_tokens - 1}")
+        token_ids = (*ids, self.policy.eos_id)
+        response = Response(token_ids, (0.0,) * len(token_ids), True, self.policy.decode(token_ids))
+        (grade,) = grade_many([(response.text, query.answer, query.question)])
+        prompt_tokens = len(self.policy.prompt(query).ids)
+        sample = first_sample(f"0/{query.qid}/typed", query, response, grade, 0, prompt_tokens)
+        sample = replace(sample, sampled_mask=(False,) * len(token_ids))
+        return Group(query, (sample,), (grade.correct,))
+
+    def plans(self, samples: Sequence[Sample], trigger: str = "", fraction: float = 1.0) -> list[RethinkPlan]:
+        """``rethink.choose`` among ``samples``; ``trigger``: a key of TRIGGERS, "": drawn blindly, as in training."""
+        triggers = encode_triggers(self.policy)
+        if trigger and trigger not in triggers:
+            raise ValueError(f"no trigger {trigger!r}; there are {', '.join(TRIGGERS)}")
+        return choose(
+            samples,
+            fraction,
+            trigger_ids={trigger: triggers[trigger]} if trigger else triggers,
+            eos_token_id=self.policy.eos_id,
+            room_tokens=self.options.room_tokens,
+            max_new_tokens=self.sampling.max_new_tokens,
+            seed=self.seed,
+            skip_reflective=self.options.skip_reflective,
+        )
+
+    def force(self, group: Group, trigger: str = "") -> list[Sample]:
+        """The trajectories y1 + trigger + y2 of every response of ``group`` that can be forced; the kept ones marked.
+
+        ValueError where none can be (``obstacle`` says why).
+        """
+        firsts = {sample.sample_id: sample for sample in group.samples}
+        plans = self.plans(group.samples, trigger)
+        if not plans:
+            raise ValueError(f"nothing to force: {'; '.join(self.obstacle(sample) for sample in group.samples)}")
+        requests = [
+            Request(
+                plan.sample_id,
+                group.query,
+                stable_seed(self.seed, "second", plan.sample_id),
+                prefix_ids=plan.prefix_ids,
+            )
+            for plan in plans
+        ]
+        found = self.engine.generate(requests, replace(self.sampling, temperature=self.options.temperature))
+        seconds = [found[plan.sample_id][0] for plan in plans]
+        texts = [
+            self.policy.decode(plan.prefix_ids + second.token_ids) for plan, second in zip(plans, seconds, strict=True)
+        ]
+        grades = grade_many([(text, group.query.answer, group.query.question) for text in texts])
+        candidates = [
+            splice(firsts[plan.sample_id], plan, second, grade, decode=self.policy.decode)
+            for plan, second, grade in zip(plans, seconds, grades, strict=True)
+        ]
+        return mark_kept(group, candidates, self.options.max_per_query, self.options.nll_on)
+
+    def obstacle(self, sample: Sample) -> str:
+        """Why ``choose`` would not force this first response; "" where it can."""
+        if self.plans([sample]):
+            return ""
+        response = sample.response
+        if not response.finished:
+            return "cut at the token limit"
+        if len(response.token_ids) < 2:
+            return "empty"
+        if self.options.skip_reflective and contains_reflection(response.text):
+            return "reflects by itself"
+        return f"leaves fewer than {self.options.room_tokens} tokens for a second look"
+
+    def tokens(self, sample: Sample) -> list[Token]:
+        """The response of ``sample`` token by token."""
+        rethinking = sample.rethinking
+        ids = sample.response.token_ids
+        first = rethinking.first_tokens if rethinking else len(ids)
+        forced = rethinking.trigger_tokens if rethinking else 0
+        lengths: dict[PartName, int] = {"y1": first, "trigger": forced, "y2": len(ids) - first - forced}
+        parts = [part for part, length in lengths.items() for _ in range(length)]
+        if sample.response.finished:
+            parts[-1] = "end"
+        decode = self.policy.tokenizer.decode
+        return [
+            Token(str(decode([token])), token, part, logprob if sampled else None)
+            for token, part, logprob, sampled in zip(
+                ids, parts, sample.rollout_logprobs, sample.sampled_mask, strict=True
+            )
+        ]
+
+
+def kept_table(candidates: Sequence[Sample]) -> pd.DataFrame:
+    """A row a forced trajectory: trigger, answers and verdicts before and after, whether it is kept, and why."""
+    rows = []
+    for sample in candidates:
+        rethinking = sample.rethinking
+        if rethinking is None:
+            raise ValueError(f"sample {sample.sample_id} was not forced; make trajectories with SecondLooks.force")
+        rows.append(
+            {
+                "sample": sample.sample_id,
+                "trigger": rethinking.trigger,
+                "y1": rethinking.first_text.strip(),
+                "final answer": sample.grade.extracted,
+                "gold": sample.query.answer,
+                "verdicts": rethinking.outcome,
+                "kept": rethinking.kept,
+                "why": _why(sample),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _why(sample: Sample) -> str:
+    rethinking = sample.rethinking
+    assert rethinking is not None
+    if rethinking.kept:
+        return "ends right"
+    if not rethinking.finished:
+        return "cut at the token limit"
+    return "enough kept of this query" if rethinking.correct else "the final answer is wrong"
+
+
+def first_table(looks: SecondLooks, group: Group) -> pd.DataFrame:
+    """A row a first response: its text and verdict, and what keeps it from being forced ("": nothing)."""
+    rows = [
+        {
+            "sample": sample.sample_id,
+            "y1": sample.response.text,
+            "tokens": len(sample.response.token_ids),
+            "correct": sample.grade.correct,
+            "reason": sample.grade.reason,
+            "cannot be forced": looks.obstacle(sample),
+        }
+        for sample in group.samples
+    ]
+    return pd.DataFrame(rows)
+
+
+def parts_table(looks: SecondLooks, sample: Sample) -> pd.DataFrame:
+    """A row a part of a trajectory: its tokens, how many were sampled, and how many the NLL term covers."""
+    nll = sample.nll_mask or (False,) * len(sample.response.token_ids)
+    rows = [
+        {"part": token.part, "tokens": 1, "sampled": sampled, "under the NLL": covered}
+        for token, sampled, covered in zip(looks.tokens(sample), sample.sampled_mask, nll, strict=True)
+    ]
+    return pd.DataFrame(rows).groupby("part", sort=False).sum()
+
+
+def placement_table(looks: SecondLooks, group: Group, candidates: Sequence[Sample], scale: Scale) -> pd.DataFrame:
+    """A row a place in the group: reward and advantage of the first responses, and after kept trajectories took theirs.
+
+    ``scale``: ``grpo.group_advantages``'s. The group keeps its size (``placement`` replace).
+    """
+    options = looks.options
+    rethought = keep(group, candidates, options.max_per_query, "replace", options.nll_on)
+    columns = {}
+    for name, samples in (("before", group.samples), ("after", rethought.samples)):
+        rewards = [sample.reward for sample in samples]
+        columns[f"reward {name}"] = rewards
+        columns[f"A {name}"] = group_advantages(torch.tensor([rewards]), scale)[0].tolist()
+    taken = ["y1 + trigger + y2" if sample.rethinking else "y1" for sample in rethought.samples]
+    return pd.DataFrame({"sample": [sample.sample_id for sample in group.samples], "trained on": taken, **columns})

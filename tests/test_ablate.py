@@ -1,0 +1,516 @@
+"""Grids of runs: what a file may say, scheduling by a fake train command, the table, means and differences by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+from synthetic_run import write_run
+
+from rethinker import ablate, cli, locks, plots, plots_ablation
+from rethinker.ablation_table import TEST, VALIDATION, compare, curves, in_words, wide
+from rethinker.config import to_yaml
+from rethinker.evaluation.statistics import over_seeds, t95
+from rethinker.launch import LOCK
+from rethinker.run_folder import RunExists
+from rethinker.schema import ConfigError
+from rethinker.slots import Ending, Job, log_end, run_in_slots, slot_environment
+
+ROOT = Path(__file__).parents[1]
+
+# What `rethinker train CONFIG --resume` does to files, as $PLAN/<run> says: "" finish, "fail", "meet" (wait until two
+# runs have begun, then finish), "stop" (wait until two have begun, interrupt the parent, answer SIGTERM by stopping).
+FAKE = """
+import json, os, pathlib, signal, sys, time, yaml
+config = yaml.safe_load(open(sys.argv[1]))
+root = pathlib.Path(config["runs_dir"]); folder = root / config["name"]; folder.mkdir(parents=True, exist_ok=True)
+def say(text):
+    with open(root / "events", "a") as file: file.write(f"{text} {config['name']}\\n")
+def end(state, code=0):
+    (folder / "status.json").write_text(json.dumps({"state": state})); say("end"); sys.exit(code)
+signal.signal(signal.SIGTERM, lambda *_: end("stopped"))
+(folder / "config.yaml").write_text(pathlib.Path(sys.argv[1]).read_text())
+plan = root / "plan" / config["name"]
+todo = plan.read_text() if plan.exists() else ""
+say("begin")
+if todo == "fail":
+    print("first line"); print("ValueError: no such thing", file=sys.stderr); end("running", 3)
+while todo and (root / "events").read_text().count("begin") < 2: time.sleep(0.01)
+if todo == "stop":
+    os.kill(os.getppid(), signal.SIGINT)
+    while True: time.sleep(0.01)
+end("finished")
+"""
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """The fake train command; ``train(run, what)`` plans what it does."""
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    monkeypatch.setattr(ablate, "train_command", lambda file: (sys.executable, "-S", str(script), os.fspath(file)))
+    # -S leaves site-packages out, which makes a start quick; yaml is found by its folder
+    import yaml
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(yaml.__file__).parents[1]))
+
+    def plan(name: str, what: str) -> None:
+        path = tmp_path / "runs" / "plan" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(what)
+
+    return plan
+
+
+def write_grid(folder: Path, **changes) -> Path:
+    """A grid of two labels and two seeds on a base without data."""
+    base = folder / "base.yaml"
+    base.write_text(
+        "queries_per_episode: 4\nrollout: {group_size: 4}\noptim: {train_batch_size: 8}\ndata: {train: x}\n"
+    )
+    values = {
+        "base": str(base),
+        "axes": {"replay": {"ssr": ["replay.mode=ssr"], "filter": ["replay.mode=filter"]}},
+        "seeds": [0, 1],
+        "slots": 2,
+        "common": [f"runs_dir={folder / 'runs'}"],
+        "baseline": "filter",
+    }
+    path = folder / "small.yaml"
+    path.write_text(json.dumps({key: value for key, value in (values | changes).items() if value is not None}))
+    return path
+
+
+def events(folder: Path) -> list[tuple[str, str]]:
+    return [tuple(line.split()) for line in (folder / "runs" / "events").read_text().splitlines()]
+
+
+# -- what a file may say ----------------------------------------------------------------------------------------------
+
+
+def test_a_grid(tmp_path):
+    axes = {
+        "replay": {"ssr": ["replay.mode=ssr"], "none": ["replay.mode=grpo"]},
+        "q": {"0": [], "5": ["rethink.fraction=0.5"]},
+    }
+    path = write_grid(tmp_path, axes=axes, seeds=[3, 1], baseline="none-0")
+    grid = ablate.load_grid(path, ["optim.lr=1e-3", "slots=1"])
+    assert [run.config.name for run in grid.runs] == [
+        f"small-{replay}-{q}-s{seed}" for replay in ("ssr", "none") for q in (0, 5) for seed in (3, 1)
+    ]
+    last = grid.runs[-1]
+    assert (last.config.seed, last.config.replay.mode, last.config.rethink.fraction) == (1, "grpo", 0.5)
+    assert last.config.optim.lr == 1e-3 and last.config.tracking.wandb_group == "small"
+    assert dict(last.labels) == {"replay": "none", "q": "5"} and last.label == "none-5"
+    assert grid.folder == tmp_path / "runs" / "small" and grid.slots == 1
+    other = ablate.load_grid(path, ["seeds=[7]", "name=other", "baseline=ssr-5"])
+    assert [run.config.seed for run in other.runs] == [7] * 4 and other.folder.name == "other"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"seed": [0]}, "unknown setting 'seed'; did you mean 'seeds'?"),
+        ({"base": None}, "base is missing"),
+        ({"base": "nowhere.yaml"}, "run small-ssr-s0: nowhere.yaml: "),
+        ({"axes": None}, "axes is missing"),
+        ({"axes": {"replay": {}}}, "axes.replay={}: expected labels with lists"),
+        ({"axes": {"replay": {"ssr": "replay.mode=ssr"}}}, "axes.replay.ssr='replay.mode=ssr': expected a list"),
+        ({"axes": {"seed": {"a": []}}}, "axes.seed: the table has a column of that name"),
+        ({"axes": {"replay": {"a b": []}}}, "axes.replay='a b': allowed are letters"),
+        (
+            {"axes": {"x": {"a": ["replay.mod=ssr"]}}},
+            "run small-a-s0: unknown setting 'replay.mod'; did you mean",
+        ),
+        ({"axes": {"x": {"a": ["seed=1"]}}}, "x sets seed: a run's name and seed come from the grid"),
+        ({"axes": {"x": {"a": ["runs_dir=y"]}}}, "x sets runs_dir: all runs of a grid lie in one folder"),
+        ({"axes": {"x": {"a": []}, "y": {"b": ["optim.lr=1"]}, "z": {"c": ["optim={}"]}}}, "set it in one place"),
+        (
+            {"axes": {"x": {"a-b": [], "a": []}, "y": {"c": [], "b-c": []}}, "baseline": None},
+            "two runs would be called",
+        ),
+        ({"seeds": []}, "needs at least one, and each once"),
+        ({"seeds": [1, 1]}, "needs at least one, and each once"),
+        ({"slots": 0}, "slots=0: must be at least 1"),
+        ({"name": "a/b"}, "name='a/b': allowed are letters"),
+        ({"baseline": "sr"}, "baseline='sr': the labels are ssr, filter"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(tmp_path, changes, text):
+    path = write_grid(tmp_path, **changes)
+    with pytest.raises(ConfigError) as caught:
+        ablate.load_grid(path)
+    assert str(caught.value).startswith(f"{path}: ") and text in str(caught.value)
+
+
+def test_yaml_that_is_no_grid(tmp_path):
+    path = tmp_path / "grid.yaml"
+    for text, expected in (
+        ("[1, 2]", "holds no mapping"),
+        ("a: [", "grid.yaml: "),
+        ("base: x\naxes: {a: {on: []}}", "True"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=expected):
+            ablate.load_grid(path)
+
+
+def test_a_label_that_yaml_reads_as_a_bool(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("base: x.yaml\naxes: {a: {true: []}}\n")
+    with pytest.raises(ConfigError, match="reads the label as True; put it into quotes"):
+        ablate.load_grid(path)
+
+
+def test_the_folder_of_a_run_is_no_place_for_a_table(tmp_path):
+    path = write_grid(tmp_path)
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    (tmp_path / "runs" / "small" / "config.yaml").write_text("name: small\n")
+    with pytest.raises(ConfigError, match="is the folder of a run: choose another name"):
+        ablate.load_grid(path)
+
+
+@pytest.mark.parametrize("name", ["smoke", "grid"])
+def test_the_grids_of_the_repository(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    grid = ablate.load_grid(f"experiments/ablations/{name}.yaml")
+    assert grid.baseline in grid.labels and len(grid.runs) == len(grid.labels) * {"smoke": 2, "grid": 3}[name]
+    if name == "grid":  # one part less from label to label
+        parts = [(run.config.replay.mode, run.config.for_stage(1).rethink.fraction) for run in grid.runs[::3]]
+        assert parts == [("ssr", 0.5), ("ssr", 0.0), ("filter", 0.0), ("grpo", 0.0)]
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+def test_runs_side_by_side_and_once(tmp_path, train):
+    grid = ablate.load_grid(write_grid(tmp_path))
+    train("small-ssr-s0", "meet")  # ends only if another has begun: two at once
+    lines: list[str] = []
+    assert set(ablate.run_grid(grid, say=lines.append).values()) == {"finished"}
+    names = [run.config.name for run in grid.runs]
+    assert sorted(name for what, name in events(tmp_path) if what == "begin") == sorted(names)
+    alive = most = 0
+    for what, _ in events(tmp_path):
+        alive += 1 if what == "begin" else -1
+        most = max(most, alive)
+    assert most == 2
+    assert any(line.startswith("[1/4] small-ssr-s0: started, log ") for line in lines)
+    assert list(ablate.plan(grid)["to do"]) == ["nothing: finished"] * 4
+    assert ablate.run_grid(grid, say=lines.append) == dict.fromkeys(names, "finished")
+    assert len(events(tmp_path)) == 8 and "4 of 4 runs: nothing: finished" in lines
+    more = ablate.load_grid(tmp_path / "small.yaml", ["seeds=[0,1,2]"])
+    ablate.run_grid(more, say=lines.append)
+    assert sorted({name for what, name in events(tmp_path)[8:]}) == ["small-filter-s2", "small-ssr-s2"]
+    assert len(pd.read_csv(grid.folder / "table.csv")) == 6
+
+
+def test_a_run_that_fails_leaves_the_others_alone(tmp_path, train, capsys):
+    path = str(write_grid(tmp_path, slots=1))
+    train("small-ssr-s1", "fail")
+    assert cli.main(["ablate", path]) == 1
+    out = capsys.readouterr().out
+    assert "[2/4] small-ssr-s1: failed (exit code 3) after" in out
+    assert "small-ssr-s1 failed; the end of" in out and "ValueError: no such thing" in out
+    assert out.index("[4/4] small-filter-s1: finished") < out.index("ValueError: no such thing")
+    begun = [name for what, name in events(tmp_path) if what == "begin"]
+    assert begun == [f"small-{label}-s{seed}" for label in ("ssr", "filter") for seed in (0, 1)]
+    train("small-ssr-s1", "")
+    assert cli.main(["ablate", path]) == 0  # mended: only what failed is run again
+    assert [name for what, name in events(tmp_path) if what == "begin"][4:] == ["small-ssr-s1"]
+
+
+def test_ctrl_c_stops_all_and_the_same_call_goes_on(tmp_path, train, capsys):
+    grid = ablate.load_grid(write_grid(tmp_path))
+    train("small-ssr-s0", "stop")
+    train("small-ssr-s1", "stop")
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        ablate.run_grid(grid, say=lines.append)
+    states = {run.config.name: run.config.folder / "status.json" for run in grid.runs}
+    assert [path.exists() and json.loads(path.read_text())["state"] for path in states.values()] == (
+        ["stopped", "stopped", False, False]
+    )
+    assert sum("stopped after" in line for line in lines) == 2 and not any("failed" in line for line in lines)
+    assert cli.main(["ablate", str(tmp_path / "small.yaml")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    train("small-ssr-s0", "")
+    train("small-ssr-s1", "")
+    assert set(ablate.run_grid(grid, say=lines.append).values()) == {"finished"}
+
+
+def test_the_second_interrupt_is_passed_on(tmp_path):
+    code = (
+        "import os, signal, sys, time\n"
+        "seen = []\n"
+        "def told(*_):\n"
+        "    seen.append(1)\n"
+        "    os.kill(os.getppid(), signal.SIGTERM) if len(seen) == 1 else sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, told)\n"
+        "os.kill(os.getppid(), signal.SIGINT)\n"
+        "while True: time.sleep(0.01)\n"
+    )
+    endings: list[Ending] = []
+    job = Job("one", (sys.executable, "-S", "-c", code), tmp_path / "one.log")
+    later = Job("later", (sys.executable, "-c", ""), tmp_path / "later.log")
+    done = run_in_slots([job, later], 1, on_start=lambda _: None, on_end=lambda _, ending: endings.append(ending))
+    assert not done and [(ending.code, ending.asked) for ending in endings] == [(130, True)]
+
+
+def test_a_run_that_another_job_writes_is_left_to_it(tmp_path, train, capsys):
+    path = write_grid(tmp_path)
+    lock = locks.take(tmp_path / "runs" / "small-ssr-s0" / LOCK)
+    assert lock is not None
+    try:
+        assert cli.main(["ablate", str(path)]) == 1
+    finally:
+        os.close(lock)
+    assert "1 of 4 runs: nothing: another job writes it" in capsys.readouterr().out
+    assert "small-ssr-s0" not in {name for _, name in events(tmp_path)} and len(events(tmp_path)) == 6
+
+
+def test_other_settings_under_a_run_s_name(tmp_path, train, capsys):
+    path = write_grid(tmp_path)
+    ablate.run_grid(ablate.load_grid(path), say=lambda _: None)
+    before = events(tmp_path)
+    changed = ablate.load_grid(path, ["optim.lr=0.5"])
+    for call in (ablate.plan, ablate.run_grid, ablate.collect):
+        with pytest.raises(RunExists, match=r"small-ssr-s0 was made with other settings \(optim.lr: 1e-06 -> 0.5\)"):
+            call(changed)
+    assert cli.main(["ablate", str(path), "optim.lr=0.5"]) == 2
+    assert "was made with other settings" in capsys.readouterr().err and events(tmp_path) == before
+
+
+def test_dry_run(tmp_path, capsys):
+    assert cli.main(["ablate", str(write_grid(tmp_path)), "--dry-run", "optim.lr=1e-3"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(" start ") == 4 and "replay.mode=filter seed=1" in out
+    assert not (tmp_path / "runs").exists()
+    assert cli.main(["ablate", str(tmp_path / "small.yaml"), "--dry-run", "optim.lrr=1"]) == 2
+    assert "did you mean 'optim.lr'?" in capsys.readouterr().err
+
+
+def test_slots_share_the_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
+    assert [slot_environment(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["2,3", "5,7"]
+    assert slot_environment(0, 1) == {}
+    with pytest.raises(ValueError, match="slots=5, but 4 GPUs are visible"):
+        slot_environment(0, 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert slot_environment(3, 9) == {}
+
+
+def test_the_end_of_a_log(tmp_path):
+    path = tmp_path / "log"
+    assert log_end(path) == ""
+    path.write_bytes(b"one\ntwo \xff\nthree\n")
+    assert log_end(path, 2) == "two \ufffd\nthree"
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> ablate.Grid:
+    """A grid of four made-up runs, one of them still going."""
+    folder = tmp_path_factory.mktemp("grid")
+    grid = ablate.load_grid(write_grid(folder))
+    for number, run in enumerate(grid.runs):
+        write_run(run.config.folder, stages=(2, 2), queries=6, held_out=8, seed=number)
+        (run.config.folder / "config.yaml").write_text(to_yaml(run.config))
+        state = "running" if number == 3 else "finished"
+        (run.config.folder / "status.json").write_text(json.dumps({"state": state}))
+    return grid
+
+
+def test_collect_reads_run_files(finished):
+    table = ablate.save_table(finished)
+    assert list(table.columns[:4]) == ["run", "replay", "label", "seed"]
+    run = finished.runs[0].config
+    mine = table[table["run"] == run.name].set_index(["measure", "stage"])
+    summary = json.loads((run.folder / "evaluation" / "rethinker.json").read_text())["modes"]
+    for mode in ("plain", "forced", "bound"):
+        row = mine.loc[(f"test/{mode}/pass@1", "rethinker")]
+        expected = summary[mode]["pass@1"]
+        assert [row[key] for key in ("value", "low", "high", "n")] == [
+            expected[key] for key in ("value", "low", "high", "n")
+        ]
+        assert row["queries"] == 8 and (row["episode"], row["step"]) == (4, 16)
+    lines = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    episodes = [line for line in lines if line["record"] == "episode"]
+    effective = [line["queries/effective"] for line in episodes[2:]]
+    assert mine.loc[("queries/effective", "rethinker"), "value"] == pytest.approx(sum(effective) / 2)
+    assert mine.loc[("queries/effective", "rethinker"), "n"] == 2
+    assert mine.loc[("replay/skipped_steps", "rethinker"), "value"] == 1  # episode 3
+    assert mine.loc[("tokens/generated", "rethinker"), "value"] == episodes[-1]["tokens/generated"]
+    assert mine.loc[("seconds", "reasoner"), "value"] == episodes[1]["seconds"]
+    validations = [line["validation/accuracy"] for line in lines if line["record"] == "validation"]
+    assert list(table[(table["run"] == run.name) & (table["measure"] == VALIDATION)]["value"]) == validations
+    assert mine.loc[("test/plain/pass@1", "start"), "episode"].item() == 0
+    for saved in (pd.read_parquet(finished.folder / "table.parquet"), pd.read_csv(finished.folder / "table.csv")):
+        pd.testing.assert_frame_equal(saved, table, check_dtype=False)
+
+
+def test_runs_that_are_not_finished_are_not_compared(finished):
+    comparison = compare(ablate.collect(finished), "filter").set_index(["label", "measure"])
+    assert comparison.loc[("ssr", TEST), "seeds"] == 2 and comparison.loc[("filter", TEST), "seeds"] == 1
+    assert comparison.loc[("filter", TEST), "interval"] == "over queries"
+    assert comparison.loc[("ssr", TEST), "pairs"] == 1
+    assert pd.isna(comparison.loc[("ssr", TEST), "difference_low"])
+
+
+def test_a_grid_that_has_not_begun(tmp_path):
+    table = ablate.collect(ablate.load_grid(write_grid(tmp_path)))
+    assert list(table["state"].unique()) == ["not begun"] and list(table["value"]) == [0.0] * 4
+    assert compare(table, "filter").empty and in_words(compare(table, "filter")) == ""
+    for name, text in (("fig5", "No run has been validated"), ("table3", "No run of the grid is finished")):
+        with pytest.raises(plots.NoData, match=text):
+            plots_ablation.draw(table, name)
+
+
+# -- means and differences, by hand -----------------------------------------------------------------------------------
+
+VALUES = {"ssr": {0: 0.80, 1: 0.70, 2: 0.75}, "filter": {0: 0.60, 1: 0.65, 2: 0.55}, "grpo": {1: 0.5}}
+
+
+def made_up(values: dict[str, dict[int, float]], measure: str = TEST, state: str = "finished") -> pd.DataFrame:
+    rows = [
+        {"run": f"g-{label}-s{seed}", "label": label, "seed": seed, "state": state, "stage": stage, "episode": episode}
+        | {"step": 4 * episode, "measure": measure, "value": part * value, "low": value - 0.1, "high": value + 0.1}
+        | {"n": 40, "queries": 10}
+        for label, seeds in values.items()
+        for seed, value in seeds.items()
+        for stage, episode, part in (("start", 0, 0.5), ("train", 2, 1.0))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_quantiles_of_t():
+    """Against the printed table (e.g. Abramowitz and Stegun, table 26.10)."""
+    printed = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042, 120: 1.980}
+    assert {freedom: round(t95(freedom), 3) for freedom in printed} == printed
+    for wrong in (lambda: t95(0), lambda: over_seeds([0.5])):
+        with pytest.raises(ValueError, match="at least"):
+            wrong()
+
+
+def test_means_and_paired_differences():
+    found = compare(made_up(VALUES), "filter").set_index("label")
+    # ssr: mean 0.75, standard deviation 0.05; t(2) = 4.302653: 4.302653 * 0.05 / sqrt(3) = 0.124207
+    ssr = found.loc["ssr"]
+    assert [ssr["value"], ssr["low"], ssr["high"]] == pytest.approx([0.75, 0.625793, 0.874207], abs=1e-6)
+    assert (ssr["n"], ssr["queries"], ssr["seeds"], ssr["seed_list"]) == (120, 10, 3, "0, 1, 2")
+    # differences 0.20, 0.05, 0.20: mean 0.15, standard deviation sqrt(0.0075); 4.302653 * 0.05 = 0.215133
+    assert [ssr["difference"], ssr["difference_low"], ssr["difference_high"]] == pytest.approx(
+        [0.15, -0.065133, 0.365133], abs=1e-6
+    )
+    assert pd.isna(found.loc["filter", "difference"])
+    grpo = found.loc["grpo"]  # one seed: the run's own interval, and one pair
+    assert [grpo["value"], grpo["low"], grpo["high"], grpo["interval"]] == [0.5, 0.4, 0.6, "over queries"]
+    assert grpo["difference"] == pytest.approx(-0.15) and grpo["pairs"] == 1 and pd.isna(grpo["difference_low"])
+    start = compare(made_up(VALUES), stage="start").set_index("label")
+    assert start.loc["ssr", "value"] == pytest.approx(0.375) and "difference" not in start
+
+
+def test_intervals_end_where_shares_end():
+    two = {"a": {0: 0.1, 1: 0.9}, "b": {0: 0.9, 1: 0.1}}
+    shares = compare(made_up(two), "b").set_index("label").loc["a"]
+    assert (shares["low"], shares["high"], shares["difference_low"], shares["difference_high"]) == (0, 1, -1, 1)
+    seconds = compare(made_up({"a": {0: 10.0, 1: 90.0}}, "seconds")).iloc[0]
+    assert seconds["low"] == 0 and seconds["high"] == pytest.approx(50 + 12.706205 * 40)
+
+
+def test_wrong_comparisons():
+    with pytest.raises(ValueError, match="baseline 'x': the table has ssr, filter, grpo"):
+        compare(made_up(VALUES), "x")
+    table = made_up(VALUES)
+    table.loc[(table["run"] == "g-ssr-s1") & (table["stage"] == "train"), "episode"] = 7
+    with pytest.raises(ValueError, match="ssr: its runs ended after"):
+        compare(table)
+
+
+def test_words_and_tables():
+    comparison = compare(made_up(VALUES), "filter")
+    line = next(line for line in in_words(comparison).splitlines() if "ssr" in line)
+    assert line == (
+        "  ssr     0.750 [0.626, 0.874] t over seeds; n = 120, seeds 0, 1, 2; against filter +0.150 [-0.065, +0.365], "
+        "3 paired by seed"
+    )
+    assert wide(comparison, [TEST, "seconds"]).loc["grpo"].to_dict() == {TEST: "0.500 [0.400, 0.600]"}
+
+
+def test_curves_wait_for_every_run():
+    table = made_up({"a": {0: 0.4, 1: 0.6}}, VALIDATION, "running")
+    late = table[(table["seed"] == 0) | (table["stage"] == "start")]
+    assert list(curves(table)["episode"]) == [0, 2] and list(curves(late)["episode"]) == [0]
+    last = curves(table).iloc[-1]
+    assert last["value"] == pytest.approx(0.5) and last["seeds"] == 2 and last["step"] == 8
+    assert (last["low"], last["high"]) == (0, 1)  # 0.5 -+ 12.7 * 0.1
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theme", plots.THEMES.values(), ids=plots.THEMES)
+def test_figures(finished, theme):
+    table = ablate.collect(finished)
+    drawing = plots_ablation.draw(table, "fig5", theme, "filter")
+    assert "n\u00a0=\u00a08 validation queries a point" in drawing.caption and "Seeds: 0, 1." in drawing.caption
+    assert "1 of 4 runs are not finished." in drawing.caption
+    (axis,) = drawing.figure.axes
+    assert len(axis.lines) == 4 + 2 and [text.get_text() for text in axis.get_legend().get_texts()] == ["ssr", "filter"]
+    assert ElementTree.fromstring(plots.render(drawing, "svg")).tag.endswith("svg")
+    drawing = plots_ablation.draw(table, "table3", theme, "filter")
+    assert "8 queries, n\u00a0=\u00a032 to 64 responses a label" in drawing.caption
+    assert "Student's t over seeds (ticks: single runs) or of the one run over queries" in drawing.caption
+    assert [len(axis.get_yticklabels()) for axis in drawing.figure.axes] == [2, 2]
+
+
+def test_captions_say_what_is_there():
+    table = made_up(VALUES)
+    words = plots_ablation.draw(table, "table3").caption
+    assert "Seeds: ssr 0, 1, 2; filter 0, 1, 2; grpo 1." in words and "Right:" not in words
+    words = plots_ablation.draw(table, "table3", baseline="filter").caption
+    assert "1 to 3 pairs a label, with its t interval over the pairs." in words
+    assert "All 7 runs are finished." in words
+    with pytest.raises(ValueError, match="no figure 'pie'"):
+        plots_ablation.draw(table, "pie")
+
+
+def test_figures_as_files(tmp_path):
+    paths = plots_ablation.save_figures(made_up(VALUES), tmp_path, "filter")
+    assert [path.name for path in paths] == [
+        f"table3-{theme}.{kind}" for theme in ("light", "dark") for kind in ("svg", "png")
+    ]
+
+
+# -- one real grid ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_real_grid(tmp_path, world, guesser, capsys):
+    settings = [
+        f"runs_dir={tmp_path / 'runs'}",
+        f"model.path={guesser}",
+        *(f"data.{split}={world / split}.parquet" for split in ("train", "validation", "test")),
+        "rollout.engine=transformers",
+        "rollout.max_new_tokens=64",
+        "evaluation.modes=[plain]",
+        "evaluation.samples=2",
+        "tracking.save_every=0",
+    ]
+    path = str(write_grid(tmp_path, common=settings, seeds=[0]))
+    assert cli.main(["ablate", path]) == 0
+    table = pd.read_parquet(tmp_path / "runs" / "small" / "table.parquet")
+    for label in ("ssr", "filter"):
+        mine = table[table["label"] == label]
+        assert set(mine["state"]) == {"finished"} and {TEST, VALIDATION, "seconds"} <= set(mine["measure"])
+        assert (tmp_path / "runs" / f"small-{label}-s0" / "report.html").exists()
+    assert "test/plain/pass@1 (95% intervals)" in capsys.readouterr().out
+    assert cli.main(["ablate", path]) == 0
+    assert "2 of 2 runs: nothing: finished" in capsys.readouterr().out

@@ -1,0 +1,148 @@
+"""Runs for notebooks: made once, loaded afterwards, and loud where they fail. (Notebook 00 makes a real one.)"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rethinker import demo_run
+from rethinker.config import to_yaml
+from rethinker.launch import RunBusy
+from rethinker.repository import enter_repository, repository_root
+from rethinker.run_folder import check_folder, run_state
+
+ROOT = Path(__file__).parents[1]
+
+
+class PretendedJob:
+    """Prints two lines and ends in ``state``."""
+
+    def __init__(self, state: str):
+        self.state, self.looks = state, 0
+
+    @property
+    def alive(self) -> bool:
+        self.looks += 1
+        return self.looks < 3
+
+    def tail(self, n: int) -> list[str]:
+        return ["episode 1", "episode 2"][: min(self.looks, n)]
+
+    def status(self) -> SimpleNamespace:
+        return SimpleNamespace(state=self.state, __str__=lambda: self.state)
+
+
+def pretend_training(monkeypatch, state: str = "finished") -> list:
+    """Instead of training, write the files of a run that ended in ``state``; returns the configs that were started."""
+    calls: list = []
+
+    def start(config, resume, home):
+        assert resume and home == ROOT
+        if run_state(config.folder) == "finished":
+            check_folder(config, resume=True)
+            return PretendedJob("finished")
+        calls.append(config)
+        config.folder.mkdir(parents=True, exist_ok=True)
+        (config.folder / "config.yaml").write_text(to_yaml(config))
+        (config.folder / "status.json").write_text(json.dumps({"state": state}))
+        return PretendedJob(state)
+
+    monkeypatch.setattr(demo_run.jobs, "start", start)
+    monkeypatch.setattr(demo_run, "POLL", 0.0)
+    monkeypatch.setattr(demo_run, "write_report", lambda folder: (folder / "report.html").write_text("page"))
+    return calls
+
+
+def test_made_once(tmp_path, monkeypatch, capsys):
+    calls = pretend_training(monkeypatch)
+    folder = demo_run.demo_run(tmp_path)
+    assert folder == tmp_path / "demo" and demo_run.demo_run(tmp_path) == folder and len(calls) == 1
+    assert capsys.readouterr().out == "episode 1\nepisode 2\n" * 2 and (folder / "report.html").is_file()
+    (config,) = calls
+    assert [stage.episodes for stage in config.stages] == [4, 24] and config.for_stage(1).rethink.fraction == 0.5
+    assert config.rollout.engine == "transformers" and config.launch.processes <= 2
+    for split in (config.data.train, config.data.validation, config.data.test):
+        assert (ROOT / split).is_file()
+    assert demo_run.run_or_demo("", tmp_path) == folder == demo_run.run_or_demo(folder)
+    assert demo_run.demo_run(tmp_path, "another") == tmp_path / "another" and len(calls) == 2
+
+
+def test_another_run_in_the_folder_is_an_error(tmp_path, monkeypatch):
+    calls = pretend_training(monkeypatch)
+    folder = demo_run.demo_run(tmp_path)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("seed: 0", "seed: 5", 1))
+    with pytest.raises(ValueError, match=r"made with other settings \(seed: 5 -> 0\)"):
+        demo_run.demo_run(tmp_path)
+    assert len(calls) == 1
+
+
+def test_a_stopped_run_is_an_error_and_goes_on(tmp_path, monkeypatch):
+    pretend_training(monkeypatch, "stopped")
+    with pytest.raises(RuntimeError, match="call again to go on"):
+        demo_run.demo_run(tmp_path)
+    calls = pretend_training(monkeypatch)
+    assert demo_run.demo_run(tmp_path).is_dir() and len(calls) == 1
+
+
+def test_what_is_no_run_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"not the folder of a run \(no config.yaml\)"):
+        demo_run.run_or_demo(tmp_path)
+
+
+def test_a_run_that_another_kernel_started_is_waited_for(tmp_path, monkeypatch):
+    folder = demo_run_folder(tmp_path, monkeypatch)
+
+    def busy(*_, **__):
+        raise RunBusy("somebody")
+
+    monkeypatch.setattr(demo_run.jobs, "start", busy)
+    monkeypatch.setattr(demo_run.jobs, "Job", lambda path: PretendedJob("finished") if path == folder else None)
+    assert demo_run.demo_run(tmp_path) == folder
+
+
+def demo_run_folder(tmp_path, monkeypatch) -> Path:
+    pretend_training(monkeypatch)
+    return demo_run.demo_run(tmp_path)
+
+
+def test_an_interrupt_saves_and_stops(tmp_path, monkeypatch, capsys):
+    pretend_training(monkeypatch)
+    done: list[str] = []
+    job = PretendedJob("stopped")
+    job.stop, job.wait = lambda: done.append("stop"), lambda: done.append("wait")
+    monkeypatch.setattr(demo_run.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        demo_run._follow(job)
+    assert done == ["stop", "wait"] and "saving and stopping" in capsys.readouterr().out
+
+
+def test_one_at_a_time(tmp_path):
+    """The second waits for the first; threads with files of their own exclude each other as processes do."""
+    lock, order = tmp_path / "deep" / ".lock", []
+
+    def work(name: str) -> None:
+        with demo_run._alone(lock):
+            order.append(f"{name} in")
+            time.sleep(0.05)
+            order.append(f"{name} out")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
+
+
+def test_the_root_is_found_from_anywhere(tmp_path, monkeypatch):
+    assert repository_root(ROOT / "notebooks") == repository_root(ROOT) == ROOT
+    assert repository_root(tmp_path) == ROOT  # where the package lies
+    monkeypatch.chdir(ROOT / "tests")
+    enter_repository()
+    assert Path.cwd() == ROOT

@@ -1,0 +1,323 @@
+"""Runs and reports reach a server (tests/wandb_server.py, on loopback) as the W&B libraries send them; no key stays."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+
+import pytest
+import wandb
+from synthetic_run import write_run
+from wandb_server import ENTITY, Artifact, WandbServer, serve
+
+from rethinker.checkpoint import point
+from rethinker.cli import main
+from rethinker.config import RunConfig, TrackingConfig, load_config, to_yaml
+from rethinker.files import atomic_write_text
+from rethinker.glossary import RECORDS, ROLLOUT_COLUMNS
+from rethinker.measure import histogram
+from rethinker.schema import ConfigError
+from rethinker.tracking import Tracker
+from rethinker.wandb_mirror import artifact_name, axes, evaluation_numbers, whole_groups
+from rethinker.wandb_report import report_blocks
+
+KEY = secrets.token_hex(20)
+
+
+@pytest.fixture(autouse=True)
+def no_html(monkeypatch):
+    """report.html has tests of its own; its figures take seconds."""
+    monkeypatch.setattr("rethinker.cli._write_report", lambda run: None)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder without netrc, a key in the environment, no W&B settings of the machine."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ENTITY", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("NETRC", str(folder / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(folder / "config"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    wandb.teardown()
+    yield folder
+    wandb.teardown()
+
+
+@pytest.fixture
+def server(home, monkeypatch):
+    with serve(KEY) as state:
+        monkeypatch.setenv("WANDB_BASE_URL", state.url)
+        yield state
+        wandb.teardown()
+
+
+def run_config(folder, **settings) -> RunConfig:
+    config = RunConfig(name="run", runs_dir=str(folder), tracking=TrackingConfig(wandb=True, **settings))
+    atomic_write_text(config.folder / "config.yaml", to_yaml(config))
+    return config
+
+
+def row(qid: str, index: int, images: list[str]) -> dict:
+    values = dict.fromkeys(ROLLOUT_COLUMNS)
+    return values | {"qid": qid, "sample_id": f"1/{qid}/{index}", "images": images, "text": f"answer {index}"}
+
+
+ESTIMATE = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8, "clusters": 4}
+SUMMARY = {"modes": {"plain": {"greedy": ESTIMATE, "pass@1": ESTIMATE, "rethinking": ESTIMATE, "independent": None}}}
+
+
+def live(config: RunConfig, episodes: range, image_files: list[str]) -> None:
+    """What a training process does to its tracker."""
+    writer = Tracker(config)
+    for episode in episodes:
+        writer.log("step", "s", episode, 2 * episode, {"loss/total": 0.125 * episode, "loss/kl": None})
+        metrics = {"queries/effective": 0.25 * episode, "advantages/before": histogram([-1.0, 0.0, 1.0, 1.0])}
+        writer.log("episode", "s", episode, 2 * episode, metrics)
+        first, second = row("a", 0, [image_files[0]]), row("b", 0, [])
+        writer.rollouts(episode, [first, second, row("a", 1, [image_files[0]]), row("b", 1, [])])
+    atomic_write_text(config.folder / "evaluation" / "s.json", json.dumps(SUMMARY))
+    writer.evaluation("s")
+    writer.close()
+
+
+def write_checkpoint(config: RunConfig) -> None:
+    checkpoints = config.folder / "checkpoints"
+    for step in (2, 4):
+        folder = checkpoints / f"step-{step:06d}"
+        (folder / "model").mkdir(parents=True)
+        (folder / "model" / "model.safetensors").write_bytes(f"weights of step {step}".encode())
+        (folder / "optimizer.safetensors").write_bytes(f"moments of step {step}".encode())
+        (folder / "replay.json").write_text("{}")
+        (folder / "trainer.json").write_text(json.dumps({"trainer": {"progress": {"step": step, "episode": 1}}}))
+    point(checkpoints, "best", checkpoints / "step-000002")
+    point(checkpoints, "last", checkpoints / "step-000004")
+
+
+def no_key_under(folder) -> None:
+    for file in folder.rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+
+
+def named(server: WandbServer, start: str) -> list[Artifact]:
+    return [artifact for artifact in server.artifacts if artifact.name.startswith(start)]
+
+
+def check_inputs(server: WandbServer, run_id: str) -> None:
+    """Lineage: data by digest and config, both used by the run."""
+    (data,), (config,) = named(server, "data-"), named(server, "config-run")
+    for artifact in (data, config):
+        assert artifact.committed and artifact.used_by == [run_id]
+    assert json.loads(data.files["digests.json"])["train"]["path"] == RunConfig().data.train
+    assert b"name: run" in config.files["config.yaml"]
+
+
+def check_table(server: WandbServer, run_id: str, columns: int) -> None:
+    """The table of the last episode: whole groups, with the image in the row."""
+    table = named(server, f"run-{run_id}-responses")[-1]
+    content = json.loads(table.files["responses.table.json"])
+    assert content["columns"][0] == "image" and len(content["columns"]) == columns
+    at = content["columns"].index("sample_id")
+    assert [line[at] for line in content["data"]] == ["1/a/0", "1/a/1", "1/b/0"]
+    image = content["data"][0][0]
+    assert image["_type"] == "image-file" and table.files[image["path"]].startswith(b"\x89PNG")
+    assert content["data"][2][0] is None
+
+
+def test_an_online_run_arrives(tmp_path, server, image_files):
+    config = run_config(
+        tmp_path,
+        wandb_mode="online",
+        wandb_group="pair",
+        wandb_tags=("a", "b"),
+        wandb_responses=3,
+        wandb_checkpoints=True,
+    )
+    write_checkpoint(config)
+    live(config, range(1, 3), image_files)
+    assert server.unknown == [] and server.refused == []
+    (name,) = server.runs
+    run = server.runs[name]
+    assert name == (config.folder / "wandb_id").read_text() and run.complete
+    assert run.fields["groupName"] == "pair" and run.fields["jobType"] == "train"
+    assert run.fields["tags"] == ["a", "b"] and run.fields["displayName"] == "run"
+    episodes = [line for line in run.history if "queries/effective" in line]
+    assert [(line["episode"], line["queries/effective"]) for line in episodes] == [(1, 0.25), (2, 0.5)]
+    assert [line["loss/total"] for line in run.history if "loss/total" in line] == [0.125, 0.25]
+    assert episodes[0]["advantages/before"]["_type"] == "histogram"
+    assert sum(episodes[0]["advantages/before"]["values"]) == 4
+    assert run.summary["evaluation/s/plain/pass@1_low"] == 0.25
+    check_table(server, name, len(ROLLOUT_COLUMNS))
+    check_inputs(server, name)
+    models = named(server, "checkpoint-run")
+    assert sorted(sorted(artifact.aliases) for artifact in models) == [["best", "latest"], ["last", "latest"]]
+    for artifact in models:
+        step = json.loads(artifact.fields["metadata"])["step"]
+        assert step == (2 if "best" in artifact.aliases else 4) and artifact.committed
+        assert artifact.files["model/model.safetensors"] == f"weights of step {step}".encode()
+        assert {"optimizer.safetensors", "trainer.json", "replay.json"} <= artifact.files.keys()
+    no_key_under(tmp_path)
+    assert KEY not in json.dumps([run.fields, run.lines])
+
+
+def test_offline_recordings_are_sent_later(tmp_path, server, image_files, capsys):
+    """Two processes of one run, the second went on with it; nothing is asked of a server before the one command."""
+    config = run_config(tmp_path, wandb_responses=3)
+    live(config, range(1, 3), image_files)
+    live(config, range(3, 4), image_files)
+    assert not server.operations
+    run = str(config.folder)
+    assert main(["sync", run]) == 0
+    name = (config.folder / "wandb_id").read_text()
+    assert f"2 recordings sent; {server.url}/{ENTITY}/rethinker/runs/{name}" in capsys.readouterr().out
+    assert server.unknown == [] and list(server.runs) == [name]
+    found = [line["episode"] for line in server.runs[name].history if "queries/effective" in line]
+    assert found == [1, 2, 3]
+    check_table(server, name, len(ROLLOUT_COLUMNS))
+    assert any(name in artifact.used_by for artifact in named(server, "data-"))
+    before = dict(server.operations)
+    assert main(["sync", run]) == 0
+    assert "nothing new to send, 2 sent before" in capsys.readouterr().out
+    assert server.operations["UpsertBucket"] == before["UpsertBucket"]
+    no_key_under(tmp_path)
+
+
+@pytest.fixture
+def finished(tmp_path, server):
+    """A run of made-up numbers that W&B has."""
+    folder = write_run(tmp_path / "runs" / "made-up", stages=(2, 2), queries=4, held_out=6)
+    atomic_write_text(folder / "wandb_id", "0123456789abcdef")
+    server.on_UpsertBucket({"name": "0123456789abcdef", "project": "rethinker"})
+    return folder
+
+
+def panels(report: dict) -> list[dict]:
+    blocks = json.loads(report["spec"])["blocks"]
+    grids = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
+    return [panel for grid in grids for panel in grid["panelBankSectionConfig"]["panels"]]
+
+
+def test_a_report_arrives(server, finished, capsys):
+    assert main(["report", str(finished), "--wandb"]) == 0
+    assert "W&B report (draft): " + server.url in capsys.readouterr().out
+    assert main(["report", str(finished), "--wandb", "--publish"]) == 0
+    draft, published = server.reports
+    assert (draft["type"], published["type"]) == ("runs/draft", "runs") and server.unknown == []
+    text = json.dumps(draft)
+    assert draft["displayName"] == "Rethinker: made-up" and KEY not in text
+    shown = [metric for panel in panels(draft) for metric in panel["config"].get("metrics", ())]
+    for metric in ("queries/effective", "validation/accuracy", "advantages/after", "evaluation/start/plain/pass@1"):
+        assert metric in shown, metric
+    assert "0123456789abcdef" in text and "Paired by query" in text
+    no_key_under(finished.parent)
+
+
+def test_a_run_that_is_not_on_the_server(server, finished, capsys):
+    server.runs.clear()
+    assert main(["report", str(finished), "--wandb"]) == 2
+    assert f"`rethinker sync {finished}`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["sync"], ["report", "--wandb"]])
+def test_without_key_or_network(home, finished_offline, monkeypatch, capsys, command):
+    with serve("another key") as other:
+        monkeypatch.setenv("WANDB_BASE_URL", other.url)
+        assert main([*command, str(finished_offline)]) == 2
+        assert "refuses the key" in capsys.readouterr().err and not other.runs
+        wandb.teardown()
+    with socket.socket() as closed:  # bound, not listening
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        assert main([*command, str(finished_offline)]) == 2
+        assert "cannot be reached" in capsys.readouterr().err
+        wandb.teardown()
+        monkeypatch.delenv("WANDB_API_KEY")
+        assert main([*command, str(finished_offline)]) == 2
+        assert "no W&B key" in capsys.readouterr().err
+
+
+@pytest.fixture
+def finished_offline(tmp_path):
+    """A run with something to send, which nobody looks into."""
+    folder = write_run(tmp_path / "runs" / "made-up", stages=(1,), queries=3, held_out=4)
+    atomic_write_text(folder / "wandb_id", "0123456789abcdef")
+    atomic_write_text(folder / "wandb" / "offline-run-20260101_000000-0123456789abcdef" / "run.wandb", "")
+    return folder
+
+
+def test_mistakes(tmp_path, finished_offline, capsys):
+    assert main(["sync", "nowhere"]) == 2
+    assert "nowhere is not the folder of a run" in capsys.readouterr().err
+    other = write_run(tmp_path / "other", stages=(1,), queries=3, held_out=4)
+    assert main(["sync", str(other)]) == 2
+    assert "train with tracking.wandb=true" in capsys.readouterr().err
+    assert main(["report", str(other), "--wandb"]) == 2
+    assert "was not recorded for W&B" in capsys.readouterr().err
+    assert main(["report", str(other), "--publish"]) == 2
+    assert "give --wandb, too" in capsys.readouterr().err
+    atomic_write_text(other / "wandb_id", "00")
+    atomic_write_text(other / "config.yaml", "tracking: {wandb_project: mine}\n")
+    assert main(["report", str(other), str(finished_offline), "--wandb"]) == 2
+    assert "the runs have mine, rethinker" in capsys.readouterr().err
+
+
+def test_blocks_of_a_report(tmp_path):
+    """One run set a group, filtered by ids; Figs 2, 5, 6, 7 have their panels; the words are the run's."""
+    runs = []
+    for number, group in enumerate(("ssr", "ssr", "grpo")):
+        run = write_run(tmp_path / f"run-{number}", stages=(2, 2), queries=4, held_out=6, seed=number)
+        atomic_write_text(
+            run / "config.yaml", f"name: run-{number}\nseed: {number}\ntracking: {{wandb_group: {group}}}\n"
+        )
+        atomic_write_text(run / "wandb_id", f"id{number}")
+        runs.append(run)
+    blocks = report_blocks(runs, entity="e", project="p")
+    grids = [block for block in blocks if type(block).__name__ == "PanelGrid"]
+    for grid in grids:
+        assert [(found.name, found.groupby) for found in grid.runsets] == [("ssr", ["group"]), ("grpo", [])]
+        assert grid.runsets[0].filters == "Metric('ID') in ['id0', 'id1']"
+    plots = {panel.title: panel for grid in grids for panel in grid.panels if hasattr(panel, "title")}
+    assert plots["Queries by their first responses"].y[0] == "queries/effective"
+    assert plots["Validation, greedy"].x == "episode"
+    assert plots["Advantages, after"].y == ["advantages/after"]
+    assert "evaluation/start/forced/pass@1" in plots["Held-out accuracy"].metrics
+    words = "\n".join(block.text for block in blocks if type(block).__name__ == "MarkdownBlock")
+    assert "**run-2**: 4 episodes" in words and "| start | plain |" in words
+    (lists,) = (block for block in blocks if type(block).__name__ == "UnorderedList")
+    assert "ssr: 2 runs, seeds 0, 1. Intervals are over held-out queries, not over seeds." in lists.items
+
+
+def test_every_metric_has_the_axis_of_its_record():
+    found = axes()
+    assert found["responses"] == "episode"
+    for record, names in RECORDS.items():
+        for name in names:
+            assert found[f"{name.partition('/')[0]}/*"] == ("step" if record == "step" else "episode"), name
+
+
+def test_whole_groups():
+    rows = [{"qid": qid, "index": index} for qid, index in (("a", 0), ("b", 0), ("a", 1), ("b", 1))]
+    assert [(item["qid"], item["index"]) for item in whole_groups(rows, 3)] == [("a", 0), ("a", 1), ("b", 0)]
+    assert whole_groups(rows, 0) == []
+
+
+def test_names():
+    numbers = evaluation_numbers("stage.1", {"modes": {"bound": {"greedy": ESTIMATE, "outcomes": {"sampled": {}}}}})
+    assert numbers == {f"evaluation/stage_1/bound/greedy{end}": ESTIMATE[name] for name, end in ENDS}
+    assert artifact_name("data", "data/a b.parquet") == "data-data-a-b.parquet"
+    assert len(artifact_name("data", "x" * 500)) <= 128
+
+
+ENDS = (("value", ""), ("low", "_low"), ("high", "_high"))
+
+
+@pytest.mark.parametrize("key", ["wandb_group=a", "wandb_responses=3", "wandb_checkpoints=true", "wandb_tags=[a]"])
+def test_a_stage_cannot_set_them(key):
+    name, value = key.split("=")
+    with pytest.raises(ConfigError, match=f"'tracking.{name}' is for the whole run"):
+        load_config(None, [f"stages=[{{name: a, overrides: {{tracking: {{{name}: {value}}}}}}}]"])

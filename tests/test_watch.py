@@ -1,0 +1,314 @@
+"""Following a run's files, and the two views of it: the terminal's and the notebook's."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from IPython.display import HTML, Image
+from rich.console import Console
+from synthetic_run import write_run
+
+from rethinker import cli, jobs, live, locks, watch
+from rethinker.files import append_json_line, atomic_write_text
+from rethinker.jobs import Job, JobStatus
+from rethinker.launch import LOCK
+from rethinker.run_folder import STATUS_FILE
+from rethinker.watch import RunReader, sparkline
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished run of six and eight episodes; not to be written to."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / "run")
+    (folder / STATUS_FILE).write_text('{"state": "finished"}')
+    return folder
+
+
+def line(folder: Path, episode: int, record: str = "episode", **metrics) -> None:
+    place = {"record": record, "stage": "a", "episode": episode, "step": 2 * episode, "seconds": 10.0 * episode}
+    append_json_line(folder / "metrics.jsonl", place | metrics)
+
+
+def numbers(reader: RunReader) -> list[int]:
+    return [record["episode"] for record in reader.episodes]
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_reader_reads_what_is_new(tmp_path):
+    reader = RunReader(tmp_path)
+    assert not reader.update() and reader.episodes == [] and reader.rollouts() is None and reader.responses(3) == []
+    for episode in (1, 2, 3):
+        line(tmp_path, episode, "step")
+        line(tmp_path, episode)
+        assert reader.update() and not reader.update()
+        assert numbers(reader) == list(range(1, episode + 1))
+    assert len(reader.steps) == 3 and reader.validations == []
+
+
+def test_old_lines_are_not_read_again(tmp_path, monkeypatch):
+    for episode in range(1, 201):
+        line(tmp_path, episode)
+    reader = RunReader(tmp_path)
+    reader.update()
+    line(tmp_path, 201)
+    seen: list[bytes] = []
+    add = RunReader._add
+    monkeypatch.setattr(RunReader, "_add", lambda self, path, text: (seen.append(text), add(self, path, text))[1])
+    reader.update()
+    assert len(seen) == 1 and numbers(reader)[-1] == 201
+
+
+def test_a_half_written_line_waits(tmp_path):
+    line(tmp_path, 1)
+    whole = json.dumps({"record": "episode", "episode": 2, "step": 4, "stage": "ä", "seconds": 1.0}, ensure_ascii=False)
+    reader = RunReader(tmp_path)
+    reader.update()
+    data = (whole + "\n").encode()
+    start = (tmp_path / "metrics.jsonl").stat().st_size
+    for cut in (5, data.index("ä".encode()) + 1, len(data)):  # the second cut is inside the letter
+        with (tmp_path / "metrics.jsonl").open("rb+") as file:
+            file.truncate(start)
+            file.seek(start)
+            file.write(data[:cut])
+        assert reader.update() == (cut == len(data))
+    assert numbers(reader) == [1, 2] and reader.episodes[1]["stage"] == "ä"
+
+
+def rewrite(folder: Path, episodes: list[int], **metrics) -> None:
+    """As Tracker.forget_after does: a new file in the old one's place."""
+    rows = [{"record": "episode", "stage": "a", "episode": e, "step": e, "seconds": 1.0} | metrics for e in episodes]
+    atomic_write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_resume_is_noticed(tmp_path):
+    for episode in (1, 2, 3, 4):
+        line(tmp_path, episode)
+    reader = RunReader(tmp_path)
+    reader.update()
+    rewrite(tmp_path, [1, 2])
+    assert reader.update() and numbers(reader) == [1, 2]
+    rewrite(tmp_path, [1, 2, 3, 4, 5, 6, 7], note="x" * 100)  # longer than what was read
+    assert reader.update() and numbers(reader) == [1, 2, 3, 4, 5, 6, 7]
+    text = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(text.replace("xx", "yy"))  # the same file, as long, with another text
+    assert reader.update() and reader.episodes[0]["note"].startswith("yy")
+    (tmp_path / "metrics.jsonl").unlink()
+    assert reader.update() and reader.episodes == []
+
+
+def test_a_broken_line_is_an_error(tmp_path):
+    line(tmp_path, 1)
+    for broken in ("{]", "[1]", '{"record": "other"}'):
+        (tmp_path / "metrics.jsonl").write_text(broken + "\n")
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: not a record of a run"):
+            RunReader(tmp_path).update()
+
+
+def test_time_left(tmp_path):
+    reader = RunReader(tmp_path)
+    assert reader.seconds_left(5) is None
+    for episode in (1, 2, 3):
+        line(tmp_path, episode)
+    reader.update()
+    assert reader.seconds_left(5) == 20.0 and reader.seconds_left(2) == 0.0
+
+
+def test_responses_of_the_newest_episode(run):
+    reader = RunReader(run)
+    reader.update()
+    path = reader.rollouts()
+    assert path is not None and path.name == "episode-00014.parquet"
+    shown = reader.responses(5)
+    assert len({response.qid for response in shown}) == 5 and shown == reader.responses(5)
+    assert all("<image>" not in response.question and response.images for response in shown)
+    assert len(reader.responses(99)) == 24 and reader.responses(0) == []
+
+
+def test_a_forced_trajectory_goes_first(run, tmp_path):
+    (tmp_path / "rollouts").mkdir()
+    for number in (8, 9):
+        name = f"rollouts/episode-{number:05d}.parquet"
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    table = pd.read_parquet(tmp_path / "rollouts" / "episode-00009.parquet")
+    queries = table["qid"].unique()
+    forced, kept = (set(table["qid"][rows]) for rows in (table["pass"] == "forced", table["kept"].astype(bool)))
+    shown = RunReader(tmp_path).responses(len(queries))
+    assert [response.qid for response in shown] == list(queries)
+    assert {response.qid for response in shown if response.second is not None} == forced and kept
+    assert all(response.correct for response in shown if response.qid in kept)
+    assert all(response.first and response.second for response in shown if response.qid in forced)
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "top", "bars"),
+    [
+        ([0.0, 0.5, 1.0], 10, 1.0, "▁▅█"),
+        ([0, 1, 2, 4], 10, None, "▁▃▅█"),
+        ([0.0, 0.0, 1.0, 1.0], 2, 1.0, "▁█"),
+        ([None, 1.0], 10, 1.0, " █"),
+        ([0.0, 0.0], 10, None, "▁▁"),
+        ([], 10, None, ""),
+        ([2.0, -1.0], 10, 1.0, "█▁"),
+    ],
+)
+def test_sparklines(values, width, top, bars):
+    assert sparkline(values, width, top) == bars
+
+
+# -- the terminal -----------------------------------------------------------------------------------------------------
+
+
+def printed(run: Path, **options) -> str:
+    console = Console(width=110, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    watch.follow(run, console=console, **options)
+    return console.export_text()
+
+
+def test_the_terminal_shows_a_finished_run(run):
+    text = printed(run, responses=2)
+    assert "run  finished  rethinker  episode 14/1  step 56" in text and " left" not in text
+    for _, label, _ in watch.SHOWN:
+        assert label in text
+    reader = RunReader(run)
+    reader.update()
+    assert f"validation, greedy ({len(reader.validations)})" in text and "episodes 1 to 14" in text and "▁" in text
+    assert text.count("(gold ") == 2 and "[train-" in text
+    assert all(len(row) <= 110 for row in text.splitlines())
+
+
+def test_the_terminal_follows_a_run_to_its_end(tmp_path):
+    """The run is this test: a lock that is held, lines that come."""
+    folder = tmp_path / "run"
+    atomic_write_text(folder / "config.yaml", "stages: [{name: a, episodes: 3}]\n")
+    atomic_write_text(folder / STATUS_FILE, '{"state": "running"}')
+    lock = locks.take(folder / LOCK)
+    assert lock is not None
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    found: list[JobStatus] = []
+    thread = threading.Thread(target=lambda: found.append(watch.follow(folder, every=0.05, console=console)))
+    thread.start()
+    for episode in (1, 2, 3):
+        line(folder, episode, **{"accuracy/first": 0.5})
+    atomic_write_text(folder / STATUS_FILE, '{"state": "finished"}')
+    os.close(lock)
+    thread.join(20)
+    assert [(status.state, status.episode) for status in found] == [("finished", 3)]
+    assert "finished  a  episode 3/3" in console.export_text()
+
+
+def test_the_command(run, tmp_path, capsys):
+    assert cli.main(["watch", str(run), "--once", "--responses", "1"]) == 0
+    assert "effective samples, trained on" in capsys.readouterr().out
+    assert cli.main(["watch", str(tmp_path)]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+    atomic_write_text(tmp_path / "config.yaml", "name: x\n")
+    assert cli.main(["watch", str(tmp_path)]) == 1  # it never ran: a failure
+    assert "no episode has ended yet" in capsys.readouterr().out
+
+
+# -- the notebook -----------------------------------------------------------------------------------------------------
+
+
+class Page:
+    """What a notebook would show: outputs in order, each with everything that it showed."""
+
+    def __init__(self) -> None:
+        self.outputs: list[list] = []
+
+    def display(self, content, display_id):
+        assert display_id is True
+        self.outputs.append([content])
+        return self
+
+    def update(self, content, place):
+        self.outputs[place].append(content)
+
+
+@pytest.fixture
+def page(monkeypatch) -> Page:
+    page = Page()
+
+    class Handle:
+        def __init__(self, place: int) -> None:
+            self.place = place
+
+        def update(self, content) -> None:
+            page.update(content, self.place)
+
+    def display(content, display_id):
+        page.display(content, display_id)
+        return Handle(len(page.outputs) - 1)
+
+    monkeypatch.setattr(live, "display", display)
+    return page
+
+
+def test_the_notebook_shows_a_finished_run(run, page):
+    status = live.watch(run, responses=3)
+    assert status.state == "finished"
+    head, figure, said = (output[-1] for output in page.outputs)
+    assert "run: finished" in head.data and "episode 14/1" in head.data
+    assert isinstance(figure, Image) and figure.data.startswith(b"\x89PNG")
+    assert said.data.count('class="one"') == said.data.count("data:image/png;base64,") == 3
+    assert "3 &lt; 5 &amp; so on" in said.data and "Responses of episode 14" in said.data
+
+
+def test_the_notebook_is_renewed_in_place(tmp_path, page):
+    """Three outputs whatever happens; what has not changed is not sent again."""
+    write_run(tmp_path / "full", stages=(3,), queries=4, held_out=6)
+    lines = (tmp_path / "full" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    folder = tmp_path / "run"
+    atomic_write_text(folder / "config.yaml", "stages: [{name: a, episodes: 3}]\n")
+    atomic_write_text(folder / STATUS_FILE, '{"state": "running"}')
+    lock = locks.take(folder / LOCK)
+    assert lock is not None
+    screen = live._Screen(Job(folder), 2, live.LIGHT)
+    screen.look()
+    screen.look()
+    assert [len(output) for output in page.outputs] == [1, 1, 1]
+    assert all(isinstance(output[0], HTML) for output in page.outputs)
+    (folder / "rollouts").mkdir()
+    first = next(index for index, text in enumerate(lines) if '"episode", "episode": 1' in text) + 1
+    (folder / "metrics.jsonl").write_text("".join(lines[:first]))
+    name = "rollouts/episode-00001.parquet"
+    (folder / name).write_bytes((tmp_path / "full" / name).read_bytes())
+    assert screen.look().state == "running"
+    screen.look()
+    assert [len(output) for output in page.outputs] == [2, 2, 2]
+    assert live.watch(folder, every=0.02, timeout=0.1).state == "running"  # another cell: three outputs of its own
+    assert len(page.outputs) == 6
+    assert live.watch(folder, every=60, until=1).episode == 1
+    os.close(lock)
+    assert live.watch(folder, theme="dark").state == "failed"
+
+
+def test_an_interrupt_ends_the_watching_only(tmp_path, page, monkeypatch):
+    folder = tmp_path / "run"
+    atomic_write_text(folder / "config.yaml", "name: run\n")
+    lock = locks.take(folder / LOCK)
+    assert lock is not None
+
+    def interrupt(self, timeout):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs.Job, "wait", interrupt)
+    assert live.watch(folder).state == "starting"
+    console = Console(width=80, file=open(os.devnull, "w"))  # noqa: SIM115
+    assert watch.follow(folder, console=console).state == "starting"
+    os.close(lock)
+
+
+def test_relative_images_start_where_the_job_did(run, tmp_path, monkeypatch):
+    response = RunReader(run).responses(1)[0]
+    home, name = Path(response.images[0]).parent, Path(response.images[0]).name
+    relative = type(response)(**{field: getattr(response, field) for field in response.__slots__} | {"images": (name,)})
+    monkeypatch.chdir(tmp_path)
+    assert "data:image/png" in live._one(relative, home)
+    assert "cannot be read any more" in live._one(relative, Path())
