@@ -8,7 +8,7 @@ is in ``plots_training``, ``plots_vanishing``, ``plots_reflection`` and ``plots_
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ __all__ = [
     "draw",
     "finish",
     "render",
+    "save_drawings",
     "save_figures",
 ]
 
@@ -76,11 +77,16 @@ def render(drawing: Drawing, kind: str) -> bytes:
 
 def save_figures(run: str | Path, folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:
     """Write ``<name>-<theme>.svg`` and ``.png`` for every figure that the run has data for; returns the paths."""
+    return save_drawings(names or FIGURES, lambda name, theme: draw(run, name, theme), folder)
+
+
+def save_drawings(names: Iterable[str], draw_one: Callable[[str, Theme], Drawing], folder: str | Path) -> list[Path]:
+    """Write what ``draw_one`` makes of every name and theme; a figure without data is left out. Returns the paths."""
     written = []
-    for name in names or FIGURES:
+    for name in names:
         for theme in THEMES.values():
             try:
-                drawing = draw(run, name, theme)
+                drawing = draw_one(name, theme)
             except NoData:
                 continue
             for kind in ("svg", "png"):

@@ -17,11 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rethinker.ablation_table import TEST, VALIDATION, compare, curves
-from rethinker.files import atomic_write_bytes
 from rethinker.plot_style import (
     DASHES,
     LIGHT,
-    THEMES,
     Drawing,
     NoData,
     Theme,
@@ -31,7 +29,7 @@ from rethinker.plot_style import (
     settings,
     share_axis,
 )
-from rethinker.plots import finish, render
+from rethinker.plots import finish, save_drawings
 
 MARKERS = ("o", "D", "s", "^", "v", "P")
 
@@ -50,17 +48,7 @@ def draw(table: pd.DataFrame, name: str, theme: Theme = LIGHT, baseline: str | N
 
 def save_figures(table: pd.DataFrame, folder: str | Path, baseline: str | None = None) -> list[Path]:
     """Write ``<name>-<theme>.svg`` and ``.png`` for every figure that the table has data for; returns the paths."""
-    written = []
-    for name in FIGURES:
-        for theme in THEMES.values():
-            try:
-                drawing = draw(table, name, theme, baseline)
-            except NoData:
-                continue
-            for kind in ("svg", "png"):
-                path = Path(folder) / f"{name}-{theme.name}.{kind}"
-                written.append(atomic_write_bytes(path, render(drawing, kind)))
-    return written
+    return save_drawings(FIGURES, lambda name, theme: draw(table, name, theme, baseline), folder)
 
 
 def _unfinished(table: pd.DataFrame) -> str:
