@@ -22,9 +22,10 @@ from rethinker.config import RunConfig, load_config, to_yaml
 from rethinker.files import atomic_write_text
 from rethinker.glossary import ROLLOUT_COLUMNS
 from rethinker.repository import repository_root
+from rethinker.run_folder import STATUS_FILE
 from rethinker.wandb_mirror import Mirror
 
-FILES = ("metrics.jsonl", "provenance.json")  # of the run, copied
+FILES = ("metrics.jsonl", "provenance.json", STATUS_FILE)  # of the run, copied
 SOURCE = "shared_from.json"  # marks a folder that this module made
 
 

@@ -166,9 +166,9 @@ def aggregation_table(toy: ToyBatch, clip_low: float, clip_high: float, max_leng
         return loss.item()
 
     divides = {
-        "sequence_mean": "each response by its own tokens, then by 2 responses",
+        "sequence_mean": f"each response by its own tokens, then by {count} responses",
         "token_mean": f"by {tokens} tokens",
-        "constant": f"by 2 responses x {max_length} tokens",
+        "constant": f"by {count} responses x {max_length} tokens",
     }
     rows = [
         {
