@@ -190,7 +190,8 @@ def test_the_grids_of_the_repository(name, monkeypatch):
 
 def test_runs_side_by_side_and_once(tmp_path, train):
     grid = ablate.load_grid(write_grid(tmp_path))
-    train("small-ssr-s0", "meet")  # ends only if another has begun: two at once
+    for name in ("small-ssr-s0", "small-ssr-s1"):
+        train(name, "meet")  # neither ends before the other has begun: two at once
     lines: list[str] = []
     assert set(ablate.run_grid(grid, say=lines.append).values()) == {"finished"}
     names = [run.config.name for run in grid.runs]
