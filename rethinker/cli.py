@@ -170,8 +170,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def ablate(arguments: argparse.Namespace) -> int:
-    from rethinker.ablate import load_grid, plan, run_grid, save_table
-    from rethinker.ablation_table import compare, in_words
+    from rethinker.ablation.grid import load_grid
+    from rethinker.ablation.run import plan, run_grid, save_table
+    from rethinker.ablation.table import compare, in_words
 
     grid = load_grid(arguments.grid, arguments.overrides)
     if arguments.dry_run:

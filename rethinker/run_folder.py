@@ -55,7 +55,7 @@ def best_model(run: Path) -> Path:
 def run_state(folder: Path) -> str | None:
     """ "starting", "running", "stopped" or "finished" as was last said of it; None if it never started.
 
-    A run that was killed stands as it stood: ``rethinker.jobs`` knows whether it lives.
+    A run that was killed stands as it stood: ``rethinker.launch`` knows whether it lives.
     """
     path = folder / STATUS_FILE
     return json.loads(path.read_text(encoding="utf-8"))["state"] if path.exists() else None

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rethinker.glossary import RECORDS
-from rethinker.jobs import Job, JobStatus
+from rethinker.jobs.handle import Job, JobStatus
 from rethinker.run_files import load_episode
 
 SHOWN = (  # metric of an episode, its name in a view, largest value (None: of its own)

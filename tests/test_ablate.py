@@ -12,14 +12,17 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
-from rethinker import ablate, cli, locks, plots, plots_ablation
-from rethinker.ablation_table import TEST, VALIDATION, compare, curves, in_words, wide
+from rethinker import cli, locks, plots
+from rethinker.ablation import run as ablation
+from rethinker.ablation.grid import Grid, load_grid
+from rethinker.ablation.slots import Ending, Job, log_end, run_in_slots, slot_environment
+from rethinker.ablation.table import TEST, VALIDATION, compare, curves, in_words, wide
 from rethinker.config import to_yaml
 from rethinker.evaluation.statistics import over_seeds, t95
-from rethinker.launch import LOCK
+from rethinker.figures import ablation as figures
+from rethinker.jobs.claim import LOCK
 from rethinker.run_folder import RunExists
 from rethinker.schema import ConfigError
-from rethinker.slots import Ending, Job, log_end, run_in_slots, slot_environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +56,7 @@ def train(tmp_path, monkeypatch):
     """The fake train command; ``train(run, what)`` plans what it does."""
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
-    monkeypatch.setattr(ablate, "train_command", lambda file: (sys.executable, "-S", str(script), os.fspath(file)))
+    monkeypatch.setattr(ablation, "train_command", lambda file: (sys.executable, "-S", str(script), os.fspath(file)))
     # -S leaves site-packages out, which makes a start quick; yaml is found by its folder
     import yaml
 
@@ -99,7 +102,7 @@ def test_a_grid(tmp_path):
         "q": {"0": [], "5": ["rethink.fraction=0.5"]},
     }
     path = write_grid(tmp_path, axes=axes, seeds=[3, 1], baseline="none-0")
-    grid = ablate.load_grid(path, ["optim.lr=1e-3", "slots=1"])
+    grid = load_grid(path, ["optim.lr=1e-3", "slots=1"])
     assert [run.config.name for run in grid.runs] == [
         f"small-{replay}-{q}-s{seed}" for replay in ("ssr", "none") for q in (0, 5) for seed in (3, 1)
     ]
@@ -108,7 +111,7 @@ def test_a_grid(tmp_path):
     assert last.config.optim.lr == 1e-3 and last.config.tracking.wandb_group == "small"
     assert dict(last.labels) == {"replay": "none", "q": "5"} and last.label == "none-5"
     assert grid.folder == tmp_path / "runs" / "small" and grid.slots == 1
-    other = ablate.load_grid(path, ["seeds=[7]", "name=other", "baseline=ssr-5"])
+    other = load_grid(path, ["seeds=[7]", "name=other", "baseline=ssr-5"])
     assert [run.config.seed for run in other.runs] == [7] * 4 and other.folder.name == "other"
 
 
@@ -144,7 +147,7 @@ def test_a_grid(tmp_path):
 def test_mistakes_are_found_before_anything_runs(tmp_path, changes, text):
     path = write_grid(tmp_path, **changes)
     with pytest.raises(ConfigError) as caught:
-        ablate.load_grid(path)
+        load_grid(path)
     assert str(caught.value).startswith(f"{path}: ") and text in str(caught.value)
 
 
@@ -157,14 +160,14 @@ def test_yaml_that_is_no_grid(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=expected):
-            ablate.load_grid(path)
+            load_grid(path)
 
 
 def test_a_label_that_yaml_reads_as_a_bool(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text("base: x.yaml\naxes: {a: {true: []}}\n")
     with pytest.raises(ConfigError, match="reads the label as True; put it into quotes"):
-        ablate.load_grid(path)
+        load_grid(path)
 
 
 def test_the_folder_of_a_run_is_no_place_for_a_table(tmp_path):
@@ -172,13 +175,13 @@ def test_the_folder_of_a_run_is_no_place_for_a_table(tmp_path):
     (tmp_path / "runs" / "small").mkdir(parents=True)
     (tmp_path / "runs" / "small" / "config.yaml").write_text("name: small\n")
     with pytest.raises(ConfigError, match="is the folder of a run: choose another name"):
-        ablate.load_grid(path)
+        load_grid(path)
 
 
 @pytest.mark.parametrize("name", ["smoke", "grid"])
 def test_the_grids_of_the_repository(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    grid = ablate.load_grid(f"experiments/ablations/{name}.yaml")
+    grid = load_grid(f"experiments/ablations/{name}.yaml")
     assert grid.baseline in grid.labels and len(grid.runs) == len(grid.labels) * {"smoke": 2, "grid": 3}[name]
     if name == "grid":  # one part less from label to label
         parts = [(run.config.replay.mode, run.config.for_stage(1).rethink.fraction) for run in grid.runs[::3]]
@@ -189,11 +192,11 @@ def test_the_grids_of_the_repository(name, monkeypatch):
 
 
 def test_runs_side_by_side_and_once(tmp_path, train):
-    grid = ablate.load_grid(write_grid(tmp_path))
+    grid = load_grid(write_grid(tmp_path))
     for name in ("small-ssr-s0", "small-ssr-s1"):
         train(name, "meet")  # neither ends before the other has begun: two at once
     lines: list[str] = []
-    assert set(ablate.run_grid(grid, say=lines.append).values()) == {"finished"}
+    assert set(ablation.run_grid(grid, say=lines.append).values()) == {"finished"}
     names = [run.config.name for run in grid.runs]
     assert sorted(name for what, name in events(tmp_path) if what == "begin") == sorted(names)
     alive = most = 0
@@ -202,11 +205,11 @@ def test_runs_side_by_side_and_once(tmp_path, train):
         most = max(most, alive)
     assert most == 2
     assert any(line.startswith("[1/4] small-ssr-s0: started, log ") for line in lines)
-    assert list(ablate.plan(grid)["to do"]) == ["nothing: finished"] * 4
-    assert ablate.run_grid(grid, say=lines.append) == dict.fromkeys(names, "finished")
+    assert list(ablation.plan(grid)["to do"]) == ["nothing: finished"] * 4
+    assert ablation.run_grid(grid, say=lines.append) == dict.fromkeys(names, "finished")
     assert len(events(tmp_path)) == 8 and "4 of 4 runs: nothing: finished" in lines
-    more = ablate.load_grid(tmp_path / "small.yaml", ["seeds=[0,1,2]"])
-    ablate.run_grid(more, say=lines.append)
+    more = load_grid(tmp_path / "small.yaml", ["seeds=[0,1,2]"])
+    ablation.run_grid(more, say=lines.append)
     assert sorted({name for what, name in events(tmp_path)[8:]}) == ["small-filter-s2", "small-ssr-s2"]
     assert len(pd.read_csv(grid.folder / "table.csv")) == 6
 
@@ -227,12 +230,12 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path, train, capsys):
 
 
 def test_ctrl_c_stops_all_and_the_same_call_goes_on(tmp_path, train, capsys):
-    grid = ablate.load_grid(write_grid(tmp_path))
+    grid = load_grid(write_grid(tmp_path))
     train("small-ssr-s0", "stop")
     train("small-ssr-s1", "stop")
     lines: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        ablate.run_grid(grid, say=lines.append)
+        ablation.run_grid(grid, say=lines.append)
     states = {run.config.name: run.config.folder / "status.json" for run in grid.runs}
     assert [path.exists() and json.loads(path.read_text())["state"] for path in states.values()] == (
         ["stopped", "stopped", False, False]
@@ -242,7 +245,7 @@ def test_ctrl_c_stops_all_and_the_same_call_goes_on(tmp_path, train, capsys):
     assert "the same command goes on" in capsys.readouterr().err
     train("small-ssr-s0", "")
     train("small-ssr-s1", "")
-    assert set(ablate.run_grid(grid, say=lines.append).values()) == {"finished"}
+    assert set(ablation.run_grid(grid, say=lines.append).values()) == {"finished"}
 
 
 def test_the_second_interrupt_is_passed_on(tmp_path):
@@ -277,10 +280,10 @@ def test_a_run_that_another_job_writes_is_left_to_it(tmp_path, train, capsys):
 
 def test_other_settings_under_a_run_s_name(tmp_path, train, capsys):
     path = write_grid(tmp_path)
-    ablate.run_grid(ablate.load_grid(path), say=lambda _: None)
+    ablation.run_grid(load_grid(path), say=lambda _: None)
     before = events(tmp_path)
-    changed = ablate.load_grid(path, ["optim.lr=0.5"])
-    for call in (ablate.plan, ablate.run_grid, ablate.collect):
+    changed = load_grid(path, ["optim.lr=0.5"])
+    for call in (ablation.plan, ablation.run_grid, ablation.collect):
         with pytest.raises(RunExists, match=r"small-ssr-s0 was made with other settings \(optim.lr: 1e-06 -> 0.5\)"):
             call(changed)
     assert cli.main(["ablate", str(path), "optim.lr=0.5"]) == 2
@@ -317,10 +320,10 @@ def test_the_end_of_a_log(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> ablate.Grid:
+def finished(tmp_path_factory) -> Grid:
     """A grid of four made-up runs, one of them still going."""
     folder = tmp_path_factory.mktemp("grid")
-    grid = ablate.load_grid(write_grid(folder))
+    grid = load_grid(write_grid(folder))
     for number, run in enumerate(grid.runs):
         write_run(run.config.folder, stages=(2, 2), queries=6, held_out=8, seed=number)
         (run.config.folder / "config.yaml").write_text(to_yaml(run.config))
@@ -330,7 +333,7 @@ def finished(tmp_path_factory) -> ablate.Grid:
 
 
 def test_collect_reads_run_files(finished):
-    table = ablate.save_table(finished)
+    table = ablation.save_table(finished)
     assert list(table.columns[:4]) == ["run", "replay", "label", "seed"]
     run = finished.runs[0].config
     mine = table[table["run"] == run.name].set_index(["measure", "stage"])
@@ -358,7 +361,7 @@ def test_collect_reads_run_files(finished):
 
 
 def test_runs_that_are_not_finished_are_not_compared(finished):
-    comparison = compare(ablate.collect(finished), "filter").set_index(["label", "measure"])
+    comparison = compare(ablation.collect(finished), "filter").set_index(["label", "measure"])
     assert comparison.loc[("ssr", TEST), "seeds"] == 2 and comparison.loc[("filter", TEST), "seeds"] == 1
     assert comparison.loc[("filter", TEST), "interval"] == "over queries"
     assert comparison.loc[("ssr", TEST), "pairs"] == 1
@@ -366,12 +369,12 @@ def test_runs_that_are_not_finished_are_not_compared(finished):
 
 
 def test_a_grid_that_has_not_begun(tmp_path):
-    table = ablate.collect(ablate.load_grid(write_grid(tmp_path)))
+    table = ablation.collect(load_grid(write_grid(tmp_path)))
     assert list(table["state"].unique()) == ["not begun"] and list(table["value"]) == [0.0] * 4
     assert compare(table, "filter").empty and in_words(compare(table, "filter")) == ""
     for name, text in (("fig5", "No run has been validated"), ("table3", "No run of the grid is finished")):
         with pytest.raises(plots.NoData, match=text):
-            plots_ablation.draw(table, name)
+            figures.draw(table, name)
 
 
 # -- means and differences, by hand -----------------------------------------------------------------------------------
@@ -459,14 +462,14 @@ def test_curves_wait_for_every_run():
 
 @pytest.mark.parametrize("theme", plots.THEMES.values(), ids=plots.THEMES)
 def test_figures(finished, theme):
-    table = ablate.collect(finished)
-    drawing = plots_ablation.draw(table, "fig5", theme, "filter")
+    table = ablation.collect(finished)
+    drawing = figures.draw(table, "fig5", theme, "filter")
     assert "n\u00a0=\u00a08 validation queries a point" in drawing.caption and "Seeds: 0, 1." in drawing.caption
     assert "1 of 4 runs are not finished." in drawing.caption
     (axis,) = drawing.figure.axes
     assert len(axis.lines) == 4 + 2 and [text.get_text() for text in axis.get_legend().get_texts()] == ["ssr", "filter"]
     assert ElementTree.fromstring(plots.render(drawing, "svg")).tag.endswith("svg")
-    drawing = plots_ablation.draw(table, "table3", theme, "filter")
+    drawing = figures.draw(table, "table3", theme, "filter")
     assert "8 queries, n\u00a0=\u00a032 to 64 responses a label" in drawing.caption
     assert "Student's t over seeds (ticks: single runs) or of the one run over queries" in drawing.caption
     assert [len(axis.get_yticklabels()) for axis in drawing.figure.axes] == [2, 2]
@@ -474,17 +477,17 @@ def test_figures(finished, theme):
 
 def test_captions_say_what_is_there():
     table = made_up(VALUES)
-    words = plots_ablation.draw(table, "table3").caption
+    words = figures.draw(table, "table3").caption
     assert "Seeds: ssr 0, 1, 2; filter 0, 1, 2; grpo 1." in words and "Right:" not in words
-    words = plots_ablation.draw(table, "table3", baseline="filter").caption
+    words = figures.draw(table, "table3", baseline="filter").caption
     assert "1 to 3 pairs a label, with its t interval over the pairs." in words
     assert "All 7 runs are finished." in words
     with pytest.raises(ValueError, match="no figure 'pie'"):
-        plots_ablation.draw(table, "pie")
+        figures.draw(table, "pie")
 
 
 def test_figures_as_files(tmp_path):
-    paths = plots_ablation.save_figures(made_up(VALUES), tmp_path, "filter")
+    paths = figures.save_figures(made_up(VALUES), tmp_path, "filter")
     assert [path.name for path in paths] == [
         f"table3-{theme}.{kind}" for theme in ("light", "dark") for kind in ("svg", "png")
     ]

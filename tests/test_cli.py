@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rethinker import cli, held_out, launch
+from rethinker import cli, held_out
 from rethinker.config import load_config, to_yaml
 from rethinker.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS, to_markdown
+from rethinker.jobs import claim
 from rethinker.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -194,8 +195,8 @@ def test_accelerate_files(tmp_path, text, expected):
     if text:
         path.write_text(text)
     with pytest.raises(ConfigError, match=expected):
-        launch.check_accelerate_file(str(path))
-    launch.check_accelerate_file(str(ROOT / "experiments" / "accelerate" / "gpus-8.yaml"))
+        claim.check_accelerate_file(str(path))
+    claim.check_accelerate_file(str(ROOT / "experiments" / "accelerate" / "gpus-8.yaml"))
 
 
 def test_how_to_call_again(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rethinker import demo_run
 from rethinker.config import to_yaml
+from rethinker.lab import demo_run
 from rethinker.launch import RunBusy
 from rethinker.repository import enter_repository, repository_root
 from rethinker.run_folder import check_folder, run_state
@@ -52,7 +52,7 @@ def pretend_training(monkeypatch, state: str = "finished") -> list:
         (config.folder / "status.json").write_text(json.dumps({"state": state}))
         return PretendedJob(state)
 
-    monkeypatch.setattr(demo_run.jobs, "start", start)
+    monkeypatch.setattr(demo_run.launch, "start", start)
     monkeypatch.setattr(demo_run, "POLL", 0.0)
     monkeypatch.setattr(demo_run, "write_report", lambda folder: (folder / "report.html").write_text("page"))
     return calls
@@ -101,8 +101,8 @@ def test_a_run_that_another_kernel_started_is_waited_for(tmp_path, monkeypatch):
     def busy(*_, **__):
         raise RunBusy("somebody")
 
-    monkeypatch.setattr(demo_run.jobs, "start", busy)
-    monkeypatch.setattr(demo_run.jobs, "Job", lambda path: PretendedJob("finished") if path == folder else None)
+    monkeypatch.setattr(demo_run.launch, "start", busy)
+    monkeypatch.setattr(demo_run.launch, "Job", lambda path: PretendedJob("finished") if path == folder else None)
     assert demo_run.demo_run(tmp_path) == folder
 
 

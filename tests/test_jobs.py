@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from rethinker import cli, jobs, launch, locks
-from rethinker.config import RunConfig, load_config
-from rethinker.job_files import last_words
-from rethinker.jobs import Job
+from rethinker import cli, launch, locks
+from rethinker.config import RunConfig, load_config, to_yaml
+from rethinker.jobs import claim, foreground, handle
+from rethinker.jobs.files import last_words
+from rethinker.jobs.handle import Job
 from rethinker.run_folder import STOP_FILE, WRITER_LOCK, RunExists, run_state
 from rethinker.schema import ConfigError
 
@@ -64,7 +65,7 @@ say("finished")
 def fake(monkeypatch):
     """``fake("endless")``: jobs are stand-ins that do this."""
     monkeypatch.setattr(
-        jobs,
+        handle,
         "train_command",
         lambda file, *, resume: [sys.executable, "-Sc", FAKE, str(file), *(["again"] if resume else [])],
     )
@@ -96,7 +97,7 @@ def wait_for(condition) -> None:
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path):
     yield
-    for file in tmp_path.rglob(launch.CONFIG_FILE):
+    for file in tmp_path.rglob(claim.CONFIG_FILE):
         if (job := Job(file.parents[1])).alive:
             os.kill(job.record["pid"], signal.SIGKILL)
             job.wait(10)
@@ -147,10 +148,10 @@ def test_who_asks_does_not_disturb_who_takes(tmp_path):
 def test_a_job_that_finishes(config, fake, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as a notebook's kernel does
     fake("finish")
-    job = jobs.start(config)
+    job = launch.start(config)
     assert job.status().alive
     status = job.wait(20)
-    assert status == jobs.JobStatus("finished", 4, 4, "a", 6.0, 0)
+    assert status == launch.JobStatus("finished", 4, 4, "a", 6.0, 0)
     assert str(status) == "finished, episode 4/4, a" and repr(job) == "<Job run: finished, episode 4/4, a>"
     assert job.tail(5) == ["started"] and "episode 4 of 4, a (100%)" in job._repr_html_()
     assert job.config == config and job == Job(config.folder) and job.name == "run"
@@ -160,7 +161,7 @@ def test_a_job_that_finishes(config, fake, monkeypatch):
 
 def test_stop_and_resume(config, fake):
     fake("endless")
-    job = jobs.start(config)
+    job = launch.start(config)
     wait_for(lambda: job.status().episode >= 2)
     assert job.status().state == "running" and job.status().exit_code is None
     assert job.stop().state in ("stopping", "stopped")
@@ -175,7 +176,7 @@ def test_stop_and_resume(config, fake):
 
 def test_stop_before_it_trains_is_not_lost(config, fake):
     fake("endless")
-    job = jobs.start(config)
+    job = launch.start(config)
     job.stop()
     assert job.wait(20).state == "stopped"
 
@@ -184,18 +185,18 @@ def test_stop_of_an_earlier_life_is_forgotten(config, fake):
     fake("finish")
     config.folder.mkdir()
     (config.folder / STOP_FILE).touch()
-    assert jobs.start(config).wait(20).state == "finished"
+    assert launch.start(config).wait(20).state == "finished"
 
 
 def test_starting_and_waiting(config, fake):
     fake("starting")
-    job = jobs.start(config)
-    assert job.status() == jobs.JobStatus("starting", 0, 4, "", 0.0, None)
+    job = launch.start(config)
+    assert job.status() == launch.JobStatus("starting", 0, 4, "", 0.0, None)
     started = time.monotonic()
     assert job.wait(0.2).state == "starting" and time.monotonic() - started >= 0.2
     assert "not begun (0%)" in job._repr_html_()
     status = job.kill()
-    assert status.state == "failed" and status.exit_code == -launch.KILL_SIGNAL
+    assert status.state == "failed" and status.exit_code == -foreground.KILL_SIGNAL
 
 
 @pytest.mark.parametrize(
@@ -207,17 +208,17 @@ def test_starting_and_waiting(config, fake):
 )
 def test_a_crash_is_a_failure_with_its_last_words(config, fake, what, code, words):
     fake(what)
-    status = jobs.start(config).wait(20)
+    status = launch.start(config).wait(20)
     assert (status.state, status.exit_code, status.error) == ("failed", code, words)
     html = Job(config.folder)._repr_html_()
     assert "failed (exit code" in html and "<boom>" not in html
     fake("finish")
-    assert jobs.ensure(config).wait(20).state == "finished"  # what was wrong has been mended: the same call goes on
+    assert launch.ensure(config).wait(20).state == "finished"  # what was wrong has been mended: the same call goes on
 
 
 def test_a_killed_job_is_a_failure_and_frees_the_folder(config, fake):
     fake("endless")
-    job = jobs.start(config)
+    job = launch.start(config)
     wait_for(lambda: job.status().episode >= 1)
     os.kill(job.record["pid"], signal.SIGKILL)
     status = job.wait(20)
@@ -233,7 +234,7 @@ def test_last_words_of_a_log_without_an_exception():
 
 def test_episodes_are_those_that_have_ended(config, fake):
     fake("finish")
-    job = jobs.start(config)
+    job = launch.start(config)
     job.wait(20)
     with (job.folder / "metrics.jsonl").open("a") as file:
         file.write('{"record": "step", "stage": "a", "episode": 5, "step": 9, "seconds": 7}\n{"record": "ep')
@@ -245,10 +246,10 @@ def test_episodes_are_those_that_have_ended(config, fake):
 
 def test_two_jobs_never_write_one_folder(config, fake, capsys, tmp_path):
     fake("endless")
-    job = jobs.start(config)
+    job = launch.start(config)
     wait_for(lambda: job.status().state == "running")
     pid = job.record["pid"]
-    for start in (jobs.start, launch.train):
+    for start in (launch.start, launch.train):
         with pytest.raises(launch.RunBusy, match=rf"run is being written by another job \(process {pid} on "):
             start(config, resume=True)
     with pytest.raises(launch.RunBusy):
@@ -270,7 +271,7 @@ def test_of_many_who_start_at_once_one_wins(config, fake):
 
     def start(_: int) -> bool:
         try:
-            jobs.start(config)
+            launch.start(config)
         except launch.RunBusy:
             return False
         return True
@@ -282,14 +283,14 @@ def test_of_many_who_start_at_once_one_wins(config, fake):
 def test_of_many_who_ensure_at_once_all_get_the_one(config, fake):
     fake("endless")
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: jobs.ensure(config).record["pid"], range(8)))
+        found = list(pool.map(lambda _: launch.ensure(config).record["pid"], range(8)))
     assert (config.folder / "launch.log").read_text() == "started\n" and len(set(found)) == 1
 
 
 def test_a_writer_without_its_launcher_still_has_the_folder(config, fake):
     """Both who waited and accelerate's launcher were killed with SIGKILL; a worker goes on."""
     fake("finish")
-    jobs.start(config).wait(20)
+    launch.start(config).wait(20)
     (config.folder / "status.json").write_text('{"state": "running"}')
     lock = locks.take(config.folder / WRITER_LOCK)
     assert lock is not None
@@ -299,22 +300,22 @@ def test_a_writer_without_its_launcher_still_has_the_folder(config, fake):
         job = Job(config.folder)
         assert job.status().state == "running"
         with pytest.raises(launch.RunBusy, match=f"still being written by process {orphan.pid}, whose launcher was k"):
-            jobs.start(config, resume=True)
-        assert not locks.is_held(config.folder / launch.LOCK)
+            launch.start(config, resume=True)
+        assert not locks.is_held(config.folder / claim.LOCK)
         assert job.kill().state == "failed" and orphan.wait() == -signal.SIGKILL
-    assert jobs.start(config, resume=True).wait(20).state == "finished"
+    assert launch.start(config, resume=True).wait(20).state == "finished"
 
 
 def test_another_process_of_the_same_number_is_not_signalled(config, fake, monkeypatch):
     fake("endless")
-    monkeypatch.setattr(jobs, "KILL_PATIENCE", 0.2)
-    monkeypatch.setattr(jobs, "LAST_PATIENCE", 0.2)
-    job = jobs.start(config)
+    monkeypatch.setattr(handle, "KILL_PATIENCE", 0.2)
+    monkeypatch.setattr(handle, "LAST_PATIENCE", 0.2)
+    job = launch.start(config)
     real = job.record
-    file = job.folder / launch.RECORD_FILE
+    file = job.folder / claim.RECORD_FILE
     with subprocess.Popen(["sleep", "60"]) as bystander:
         file.write_text(json.dumps(real | {"pid": bystander.pid}))
-        (job.folder / launch.LAUNCHER_FILE).write_text(
+        (job.folder / claim.LAUNCHER_FILE).write_text(
             json.dumps({"pid": bystander.pid, "process": "other", "exit_code": None})
         )
         with pytest.raises(RuntimeError, match="does not die: end the processes"):
@@ -330,8 +331,8 @@ def test_another_process_of_the_same_number_is_not_signalled(config, fake, monke
 
 def test_kill_insists(config, fake, monkeypatch):
     fake("deaf")
-    monkeypatch.setattr(jobs, "KILL_PATIENCE", 0.3)
-    job = jobs.start(config)
+    monkeypatch.setattr(handle, "KILL_PATIENCE", 0.3)
+    job = launch.start(config)
     wait_for(lambda: job.status().state == "running")
     time.sleep(0.1)
     assert job.kill().exit_code == -signal.SIGKILL
@@ -339,13 +340,13 @@ def test_kill_insists(config, fake, monkeypatch):
 
 def test_a_process_is_known_by_its_start():
     with subprocess.Popen(["sleep", "60"]) as one, subprocess.Popen(["sleep", "60"]) as two:
-        words = [launch.process_started(process.pid) for process in (one, one, two)]
+        words = [claim.process_started(process.pid) for process in (one, one, two)]
         assert words[0] == words[1] and None not in words
         one.kill()
         time.sleep(0.05)
-        assert launch.process_started(one.pid) is None  # dead, though nobody has buried it
+        assert claim.process_started(one.pid) is None  # dead, though nobody has buried it
         two.kill()
-    assert launch.process_started(one.pid) is None
+    assert claim.process_started(one.pid) is None
 
 
 # -- finding and ensuring ---------------------------------------------------------------------------------------------
@@ -354,13 +355,13 @@ def test_a_process_is_known_by_its_start():
 def test_find(tmp_path, fake):
     fake("finish")
     runs = tmp_path / "runs"
-    first, second = (jobs.start(make_config(runs, f"name={name}")) for name in ("b", "a"))
+    first, second = (launch.start(make_config(runs, f"name={name}")) for name in ("b", "a"))
     (runs / "notes").mkdir()
-    assert jobs.find(runs) == [second, first] and jobs.find(runs / "a") == second
+    assert launch.find(runs) == [second, first] and launch.find(runs / "a") == second
     for job in (first, second):
         job.wait(20)
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        jobs.find(tmp_path / "nowhere")
+        launch.find(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="notes is not the folder of a run"):
         Job(runs / "notes")
 
@@ -371,7 +372,7 @@ def test_a_run_that_was_started_otherwise(config):
     (config.folder / "config.yaml").write_text("name: run\n")
     (config.folder / "status.json").write_text('{"state": "stopped"}')
     job = Job(config.folder)
-    assert job.status() == jobs.JobStatus("stopped", 0, 1, "", 0.0, None)
+    assert job.status() == launch.JobStatus("stopped", 0, 1, "", 0.0, None)
     with (job.folder / "config.yaml").open("a") as file:  # and with a key that this version does not know
         file.write("old: 1\nstages: [{name: a, episodes: 2}, {name: b, episodes: 3}, {name: c}]\n")
     assert job.status().episodes == 6
@@ -380,32 +381,32 @@ def test_a_run_that_was_started_otherwise(config):
 
 def test_ensure(config, fake, tmp_path):
     fake("endless")
-    job = jobs.ensure(config)
+    job = launch.ensure(config)
     pid = job.record["pid"]
-    assert jobs.ensure(config).record["pid"] == pid  # running: returned
+    assert launch.ensure(config).record["pid"] == pid  # running: returned
     other = make_config(tmp_path, "optim.lr=1e-3", "seed=4")
     with pytest.raises(RunExists, match=r"was made with other settings \(optim.lr: 1e-06 -> 0.001, seed: 0 -> 4\)"):
-        jobs.ensure(other)
+        launch.ensure(other)
     job.stop()
     assert job.wait(20).state == "stopped"
     with pytest.raises(RunExists, match="was made with other settings"):
-        jobs.ensure(other)
+        launch.ensure(other)
     fake("finish")
-    assert jobs.ensure(config).wait(20).state == "finished" and job.record["pid"] != pid  # stopped: resumed
+    assert launch.ensure(config).wait(20).state == "finished" and job.record["pid"] != pid  # stopped: resumed
     pid, log = job.record["pid"], (job.folder / "launch.log").read_text()
-    assert jobs.ensure(config).record["pid"] == pid and (job.folder / "launch.log").read_text() == log  # loaded
+    assert launch.ensure(config).record["pid"] == pid and (job.folder / "launch.log").read_text() == log  # loaded
     with pytest.raises(RunExists, match="was made with other settings"):
-        jobs.ensure(other)
+        launch.ensure(other)
     with pytest.raises(RunExists, match="exists already"):
-        jobs.start(config)
+        launch.start(config)
 
 
 def test_a_bad_setting_is_an_error_at_once(tmp_path, fake):
     fake("finish")
     with pytest.raises(ConfigError, match=r"model\.dtype='bfloat16' with model\.lora_rank=0"):
-        jobs.start(make_config(tmp_path, "model.dtype=bfloat16"))
+        launch.start(make_config(tmp_path, "model.dtype=bfloat16"))
     with pytest.raises(ConfigError, match=r"launch\.accelerate='missing\.yaml'"):
-        jobs.start(make_config(tmp_path, "launch.accelerate=missing.yaml"))
+        launch.start(make_config(tmp_path, "launch.accelerate=missing.yaml"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -414,7 +415,7 @@ def test_relative_paths_start_where_the_job_did(tmp_path, fake, monkeypatch):
     (tmp_path / "home").mkdir()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "home")
-    job = jobs.start(make_config(Path("runs")))
+    job = launch.start(make_config(Path("runs")))
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert job.stop().alive or job.status().state == "stopped"
     assert job.wait(20).state == "stopped"
@@ -422,19 +423,19 @@ def test_relative_paths_start_where_the_job_did(tmp_path, fake, monkeypatch):
     assert job.resume().wait(20).state == "finished"
     assert job.folder == tmp_path / "home" / "runs" / "run" and not list((tmp_path / "elsewhere").iterdir())
     assert job.config.runs_dir == "runs" and job.record["home"] == str(tmp_path / "home")
-    assert jobs.find(tmp_path / "home" / "runs") == [job]
+    assert launch.find(tmp_path / "home" / "runs") == [job]
 
 
 def test_no_secret_is_written(config, fake, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "s3cret-k3y")
     fake("finish")
-    jobs.start(config).wait(20)
+    launch.start(config).wait(20)
     files = [path for path in config.folder.rglob("*") if path.is_file()]
     assert len(files) >= 6 and not [path for path in files if b"s3cret-k3y" in path.read_bytes()]
 
 
 def test_a_kernel_needs_no_torch():
-    code = "import sys, rethinker.jobs, rethinker.live, rethinker.watch; print('torch' in sys.modules)"
+    code = "import sys, rethinker.launch, rethinker.lab.live, rethinker.watch; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 
@@ -443,9 +444,9 @@ def test_a_kernel_needs_no_torch():
 
 KERNEL = """
 import sys
-from rethinker import jobs
+from rethinker import launch
 from rethinker.config import load_config
-print(jobs.ensure(load_config(sys.argv[1])))
+print(launch.ensure(load_config(sys.argv[1])))
 """
 
 
@@ -467,10 +468,10 @@ def test_a_job_outlives_who_started_it(tmp_path, world, guesser):
         "stages=[{name: a, episodes: 8}]",
     )
     file = tmp_path / "config.yaml"
-    file.write_text(launch.to_yaml(config))
+    file.write_text(to_yaml(config))
     first = subprocess.run([sys.executable, "-c", KERNEL, file], capture_output=True, text=True, check=True)
     assert "<Job run: starting, episode 0/8>" in first.stdout
-    job = jobs.find(config.folder)
+    job = launch.find(config.folder)
     assert isinstance(job, Job) and job.status().state == "starting"
     wait_for_seconds(lambda: job.status().episode >= 1 or not job.alive, 200)
     assert job.status().state == "running", job.status()
@@ -480,7 +481,7 @@ def test_a_job_outlives_who_started_it(tmp_path, world, guesser):
     status = job.wait(120)
     assert status.state == "stopped" and 1 <= status.episode < 8 and status.exit_code == 0, status
     assert "stopped and saved" in job.tail(1)[0] and (job.folder / "checkpoints" / "last").exists()
-    status = jobs.ensure(config).wait(200)
+    status = launch.ensure(config).wait(200)
     assert status.state == "finished" and status.episode == 8, job.tail(30)
     assert (job.folder / "report.html").exists() and json.loads((job.folder / "provenance.json").read_text())[
         "processes"

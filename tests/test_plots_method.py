@@ -8,8 +8,10 @@ from xml.etree import ElementTree
 import pytest
 from synthetic_run import write_run
 
-from rethinker import method_pages, method_tables, plots_method, teaching
-from rethinker.plot_style import THEMES, NoData
+from rethinker import method_tables
+from rethinker.figures import method
+from rethinker.figures.style import THEMES, NoData
+from rethinker.lab import pages, teaching
 from rethinker.plots import render
 
 
@@ -25,11 +27,11 @@ def sweep():
 
 def drawings(run: Path, sweep, theme):
     return {
-        "clipped": plots_method.clipped_objective(0.2, 0.35, 3.0, theme),
-        "advantages": plots_method.advantages_by_correct(teaching.advantages_by_correct(8), theme),
-        "alpha": plots_method.alpha_sweep(sweep, 500, 7, theme),
-        "buffer": plots_method.buffer_life(run, theme),
-        "triggers": plots_method.triggers(run, theme),
+        "clipped": method.clipped_objective(0.2, 0.35, 3.0, theme),
+        "advantages": method.advantages_by_correct(teaching.advantages_by_correct(8), theme),
+        "alpha": method.alpha_sweep(sweep, 500, 7, theme),
+        "buffer": method.buffer_life(run, theme),
+        "triggers": method.triggers(run, theme),
     }
 
 
@@ -53,7 +55,7 @@ def test_captions(run, sweep):
 def test_what_is_not_there(tmp_path):
     run = write_run(tmp_path / "run", stages=(1,), queries=4, held_out=6)
     with pytest.raises(NoData, match="Nothing was forced"):
-        plots_method.triggers(run)
+        method.triggers(run)
     path = run / "metrics.jsonl"
     text = path.read_text()
     assert '"replay/buffer_size": ' in text
@@ -61,7 +63,7 @@ def test_what_is_not_there(tmp_path):
 
     path.write_text(re.sub(r'"replay/buffer_size": [0-9.]+', '"replay/buffer_size": 0', text))
     with pytest.raises(NoData, match="kept no sample"):
-        plots_method.buffer_life(run)
+        method.buffer_life(run)
 
 
 def test_tables_of_a_run(run):
@@ -72,5 +74,5 @@ def test_tables_of_a_run(run):
     assert (draws["abs(A)"] > 0).all() and (draws["draws a sample"] * draws["samples"]).round().sum() > 0
     contents = method_tables.run_contents(run).set_index("name")
     assert contents.loc["rollouts", "files"] == 5 and "report.html" not in contents.index
-    page = method_pages.changed_html(run, 3)
+    page = pages.changed_html(run, 3)
     assert 1 <= page.count("<hr>") + 1 <= 3 and "second look" in page

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rethinker.config import RethinkConfig
+from rethinker.lab.second_look import SecondLooks, first_table, kept_table, parts_table, placement_table
 from rethinker.rethink import TRIGGERS
-from rethinker.second_look import SecondLooks, first_table, kept_table, parts_table, placement_table
 from rethinker.types import Query
 
 
@@ -83,7 +83,7 @@ def test_mistakes_are_named(looks, query):
 
 
 def test_the_forms_do_what_the_calls_do(looks, query):
-    widgets = pytest.importorskip("rethinker.widgets")
+    widgets = pytest.importorskip("rethinker.lab.widgets")
     form = widgets.grading_form([query])
     *_, button, output = form.children
     button.click()

@@ -8,9 +8,9 @@ import shutil
 import pytest
 from synthetic_run import STAGES, write_run
 
-from rethinker import share
 from rethinker.config import load_config
 from rethinker.files import atomic_write_text
+from rethinker.lab import share
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rethinker import method_pages, teaching
+from rethinker.lab import pages, teaching
 from rethinker.types import Query
 
 
@@ -83,9 +83,9 @@ def test_queries_in_tables():
 
 
 def test_pages_are_escaped():
-    grid = method_pages.query_grid(QUERIES)
+    grid = pages.query_grid(QUERIES)
     assert "a&lt;1&gt;" in grid and "How many &lt;b&gt;?" in grid and "–" in grid  # no query of sum at level 2
     assert "Sum again" not in grid  # the first of a kind and level
-    page = method_pages.tokens_html([("<a>", 1, "y1", -0.5), ("\n", 2, "trigger", None), ("", 3, "end", -1.0)])
+    page = pages.tokens_html([("<a>", 1, "y1", -0.5), ("\n", 2, "trigger", None), ("", 3, "end", -1.0)])
     assert "&lt;a&gt;" in page and "<a>" not in page and "not sampled" in page and "log p = -0.500" in page
     assert "the second look" not in page  # the legend names what is there

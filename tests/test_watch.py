@@ -13,10 +13,11 @@ from IPython.display import HTML, Image
 from rich.console import Console
 from synthetic_run import write_run
 
-from rethinker import cli, jobs, live, locks, watch
+from rethinker import cli, locks, watch
 from rethinker.files import append_json_line, atomic_write_text
-from rethinker.jobs import Job, JobStatus
-from rethinker.launch import LOCK
+from rethinker.jobs.claim import LOCK
+from rethinker.lab import live
+from rethinker.launch import Job, JobStatus
 from rethinker.run_folder import STATUS_FILE
 from rethinker.watch import RunReader, sparkline
 
@@ -298,7 +299,7 @@ def test_an_interrupt_ends_the_watching_only(tmp_path, page, monkeypatch):
     def interrupt(self, timeout):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jobs.Job, "wait", interrupt)
+    monkeypatch.setattr(Job, "wait", interrupt)
     assert live.watch(folder).state == "starting"
     console = Console(width=80, file=open(os.devnull, "w"))  # noqa: SIM115
     assert watch.follow(folder, console=console).state == "starting"

@@ -13,8 +13,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from summary import growth, spread
 from world import Point
 
+from rethinker.figures.style import LIGHT, legend, panels, settings
 from rethinker.files import atomic_write_bytes
-from rethinker.plot_style import LIGHT, legend, panels, settings
 from rethinker.plots import Drawing, render
 
 TIMES = ("step_s", "generation_s", "training_s")

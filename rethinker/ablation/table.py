@@ -101,7 +101,7 @@ def compare(table: pd.DataFrame, baseline: str | None = None, stage: str | None 
     """Mean over seeds of every label and measure, with its interval and, given a ``baseline``, the paired difference.
 
     Args:
-        table: of ``ablate.collect``. Runs that are not finished are left out: they would be compared too early.
+        table: of ``ablation.run.collect``. Runs that are not finished are left out: they would be compared too early.
         baseline: the label that is subtracted, seed by seed.
         stage: a stage's name or "start"; None: the last value of each run.
 

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from rethinker import method_tables
-from rethinker.plot_style import LIGHT, Drawing, NoData, Theme, legend, panels, settings, share_axis
-from rethinker.plots import finish
+from rethinker.figures.output import finish
+from rethinker.figures.style import LIGHT, Drawing, NoData, Theme, legend, panels, settings, share_axis
 from rethinker.run_files import run_seed
 
 ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.97)}  # between panel and title

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rethinker.launch import CONFIG_FILE
+from rethinker.jobs.claim import CONFIG_FILE
 
 LINE_BYTES = 1 << 16  # of metrics.jsonl that its last line is looked for in; an episode's has some 4,000
 

@@ -16,7 +16,7 @@ from rethinker import diagnostics
 from rethinker import reflection as tables
 from rethinker.diagnostics import KEYS
 from rethinker.evaluation.statistics import clustered
-from rethinker.plot_style import (
+from rethinker.figures.style import (
     DASHES,
     LIGHT,
     Drawing,

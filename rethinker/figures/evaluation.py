@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from rethinker import diagnostics
-from rethinker.plot_style import Drawing, NoData, Theme, legend, panels, share_axis
+from rethinker.figures.style import Drawing, NoData, Theme, legend, panels, share_axis
 
 
 def fig7(run: Path, theme: Theme) -> Drawing:

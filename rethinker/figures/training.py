@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from rethinker import diagnostics
-from rethinker.plot_style import (
+from rethinker.figures.style import (
     Drawing,
     NoData,
     Theme,

@@ -1,4 +1,4 @@
-"""Training in the background: start a run from a notebook, find it again, watch, stop and resume it.
+"""A run in the background, in hand: start it from a notebook, watch, stop and resume it.
 
 ``start`` runs ``rethinker train`` in a session of its own, so it outlives the kernel that started it; its output goes
 to ``runs/<name>/launch.log``. All that a later kernel needs to find it is in ``runs/<name>/job/``, and whether it lives
@@ -23,20 +23,18 @@ from typing import Any, Literal
 
 from rethinker import locks
 from rethinker.config import RunConfig, check_trainable, load_config
-from rethinker.job_files import config_file, is_run, last_line, last_words, planned_episodes, read_object
-from rethinker.launch import (
+from rethinker.jobs.claim import (
     CONFIG_FILE,
-    KILL_SIGNAL,
     LAUNCHER_FILE,
     LOCK,
     LOCK_VARIABLE,
     RECORD_FILE,
-    RunBusy,
     claim,
-    hang_up,
     process_started,
     write_record,
 )
+from rethinker.jobs.files import config_file, is_run, last_line, last_words, planned_episodes, read_object
+from rethinker.jobs.foreground import KILL_SIGNAL, hang_up
 from rethinker.run_folder import STOP_FILE, WRITER_LOCK, check_settings, run_state
 
 State = Literal["starting", "running", "stopping", "finished", "stopped", "failed"]
@@ -45,7 +43,6 @@ LOG_FILE = "launch.log"
 KILL_PATIENCE = 45.0  # seconds: torchrun gives its workers 30
 LAST_PATIENCE = 10.0  # seconds for SIGKILL, after that
 POLL = 0.1  # seconds between looks at a lock
-ATTEMPTS = 20  # of ``ensure``, POLL seconds apart: who won the lock writes its config within milliseconds
 KERNELS_OWN = ("CLICOLOR_FORCE", "FORCE_COLOR", "MPLBACKEND")  # a kernel's variables that are not for its jobs
 LOG_BYTES = 1 << 20  # of a log that are read
 
@@ -96,7 +93,7 @@ class Job:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Who started it last (``launch.write_record``); {} where neither `rethinker train` nor ``start`` did."""
+        """Who started it last (``claim.write_record``); {} where neither `rethinker train` nor ``start`` did."""
         return read_object(self.folder / RECORD_FILE)
 
     @property
@@ -169,11 +166,11 @@ class Job:
             if record and record["host"] != socket.gethostname():
                 raise RuntimeError(f"{self.name} runs on {record['host']}: kill it there, or stop() it from here")
             late = time.monotonic() > deadline
-            if _is_same(record):
+            if is_same(record):
                 if not asked or late:
                     with suppress(ProcessLookupError):
                         os.kill(record["pid"], signal.SIGKILL if late else KILL_SIGNAL)
-            elif _is_same(launcher):
+            elif is_same(launcher):
                 if not asked or late:
                     hang_up(launcher["pid"], signal.SIGKILL if late else signal.SIGHUP)
             elif (writer := _writer(self.folder)) is not None:  # its launcher is gone; the other ranks die with it
@@ -270,42 +267,7 @@ def train_command(config_file: Path, *, resume: bool) -> list[str]:
     return command + (["--resume"] if resume else [])
 
 
-def find(path: str | Path) -> Job | list[Job]:
-    """The job of a run's folder; of a folder of runs, all of them by name, running and ended.
-
-    Raises FileNotFoundError where there is no such folder.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is not a folder")
-    if is_run(path):
-        return Job(path)
-    return [Job(folder) for folder in sorted(path.iterdir()) if folder.is_dir() and is_run(folder)]
-
-
-def ensure(config: RunConfig) -> Job:
-    """The run of ``config``, whatever it takes: a finished one is loaded, one that runs is returned, one that was
-    stopped, killed or failed goes on from its last checkpoint, a new one is started.
-
-    Raises RunExists, which names them, where the run of this name has other settings.
-    """
-    folder = config.folder
-    for attempt in range(ATTEMPTS):
-        if is_run(folder) and (job := Job(folder)).alive:
-            check_settings(folder, config_file(folder), config)
-            # Another kernel may have just started it, and not yet written whom it started.
-            if _is_same(job.record) or attempt == ATTEMPTS - 1:
-                return job
-            time.sleep(POLL)
-            continue
-        try:
-            return start(config, resume=(folder / "config.yaml").exists())
-        except RunBusy:  # another kernel is faster: its job, once it is there, is ours too
-            time.sleep(POLL)
-    return start(config, resume=(folder / "config.yaml").exists())
-
-
-def _is_same(record: dict[str, Any]) -> bool:
+def is_same(record: dict[str, Any]) -> bool:
     """Whether the process of a record lives, and its number is not another's by now."""
     return bool(record) and record["process"] is not None and process_started(record["pid"]) == record["process"]
 

@@ -14,10 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rethinker import jobs, locks
+from rethinker import launch, locks
 from rethinker.config import load_config
 from rethinker.datasets.visual_math import make_data
-from rethinker.launch import RunBusy
 from rethinker.report import write_report
 from rethinker.repository import repository_root
 
@@ -79,9 +78,9 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     folder = root / run.folder
     with _alone(folder.parent / f".{run.name}.lock"):
         try:
-            job = jobs.start(run, resume=True, home=root)
-        except RunBusy:  # of a kernel that is no more: its job lives on
-            job = jobs.Job(folder)
+            job = launch.start(run, resume=True, home=root)
+        except launch.RunBusy:  # of a kernel that is no more: its job lives on
+            job = launch.Job(folder)
         _follow(job)
         status = job.status()
         if status.state != "finished":
@@ -91,7 +90,7 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
-def _follow(job: jobs.Job) -> None:
+def _follow(job: launch.Job) -> None:
     """Print what a job says until it ends."""
     said = 0
     try:
@@ -106,7 +105,7 @@ def _follow(job: jobs.Job) -> None:
         raise
 
 
-def _print_from(job: jobs.Job, line: int) -> int:
+def _print_from(job: launch.Job, line: int) -> int:
     """Print the lines of a job's output from number ``line`` on; returns how many."""
     lines = job.tail(sys.maxsize)[line:]
     if lines:

@@ -16,8 +16,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from rethinker.ablation_table import TEST, VALIDATION, compare, curves
-from rethinker.plot_style import (
+from rethinker.ablation.table import TEST, VALIDATION, compare, curves
+from rethinker.figures.output import finish, save_drawings
+from rethinker.figures.style import (
     DASHES,
     LIGHT,
     Drawing,
@@ -29,13 +30,12 @@ from rethinker.plot_style import (
     settings,
     share_axis,
 )
-from rethinker.plots import finish, save_drawings
 
 MARKERS = ("o", "D", "s", "^", "v", "P")
 
 
 def draw(table: pd.DataFrame, name: str, theme: Theme = LIGHT, baseline: str | None = None) -> Drawing:
-    """Figure ``name`` of ``FIGURES`` from the table of ``ablate.collect``; ``baseline``: see ``compare``.
+    """Figure ``name`` of ``FIGURES`` from the table of ``ablation.run.collect``; ``baseline``: see ``compare``.
 
     Raises NoData where the runs have not come so far, ValueError for an unknown figure or baseline.
     """

@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from rethinker import report_page
-from rethinker.jobs import Job, JobStatus
-from rethinker.plot_style import LIGHT, THEMES, Drawing, Theme, legend, line, panels, settings, share_axis
+from rethinker.figures.style import LIGHT, THEMES, Drawing, Theme, legend, line, panels, settings, share_axis
+from rethinker.jobs.handle import Job, JobStatus
 from rethinker.plots import render
 from rethinker.watch import RunReader, ShownResponse, headline
 

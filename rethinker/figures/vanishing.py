@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from rethinker import diagnostics
-from rethinker.plot_style import (
+from rethinker.figures.style import (
     DASHES,
     Drawing,
     Theme,

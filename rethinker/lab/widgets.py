@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import ipywidgets
 from IPython.display import HTML, display
 
-from rethinker.method_pages import query_card, tokens_html
+from rethinker.lab.pages import query_card, tokens_html
+from rethinker.lab.second_look import SecondLooks, kept_table
+from rethinker.lab.teaching import grade_table
 from rethinker.rethink import TRIGGERS
-from rethinker.second_look import SecondLooks, kept_table
-from rethinker.teaching import grade_table
 from rethinker.types import Query
 
 WIDE = {"layout": ipywidgets.Layout(width="60em"), "style": {"description_width": "7em"}}

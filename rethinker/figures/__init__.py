@@ -1,0 +1,1 @@
+"""The figures: what each shows, one style for all."""

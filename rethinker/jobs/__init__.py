@@ -1,0 +1,1 @@
+"""Runs as jobs: started once, locked, found again, stopped, resumed."""
