@@ -6,8 +6,6 @@ import argparse
 import json
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,14 +13,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
-from rethinker import checkpoint, locks
+from rethinker import checkpoint
 from rethinker.config import RunConfig, check_trainable, load_config, to_yaml
 from rethinker.datasets.io import describe_dropped
 from rethinker.datasets.order import QueryOrder
+from rethinker.distributed import check_accelerator
 from rethinker.evaluation.evaluate import validate
 from rethinker.evaluation.result import Evaluation
 from rethinker.files import atomic_write_text
@@ -34,7 +33,7 @@ from rethinker.policy.loading import Policy, load_policy
 from rethinker.provenance import check_engine, record_start
 from rethinker.replay import make_selector
 from rethinker.rollout import make_engine
-from rethinker.run_folder import BEST, LAST, STATUS_FILE, STOP_FILE, WRITER_LOCK, RunExists, check_folder
+from rethinker.run_folder import BEST, LAST, STATUS_FILE, STOP_FILE, check_folder, sole_writer
 from rethinker.seeding import stable_seed
 from rethinker.tracking import Tracker
 from rethinker.trainer import Progress, Trainer
@@ -307,31 +306,6 @@ class Experiment:
             atomic_write_text(self.folder / STATUS_FILE, json.dumps(status))
 
 
-def check_accelerator(accelerator: Any) -> None:
-    """Raises RuntimeError where processes were started in a way that cannot train, or would train another loss."""
-    started, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    if started != accelerator.num_processes:
-        raise RuntimeError(
-            f"{started} processes were started but accelerate sees {accelerator.num_processes}: each would "
-            "train alone; start the run with `rethinker train` or `accelerate launch`"
-        )
-    if "LOCAL_WORLD_SIZE" in os.environ and here != started:
-        raise RuntimeError(f"{here} of {started} processes are on this machine: a run has to be on one machine")
-    kind, plain = accelerator.distributed_type, ("NO", "MULTI_CPU", "MULTI_GPU")
-    if kind not in [DistributedType[name] for name in plain]:
-        raise RuntimeError(f"accelerate: distributed_type {kind.value} is not supported, only {', '.join(plain)}")
-    if accelerator.mixed_precision != "no":
-        raise RuntimeError(
-            f"accelerate: mixed_precision {accelerator.mixed_precision} would change the loss; set it to no "
-            "(model.dtype says what the weights are)"
-        )
-    if accelerator.gradient_accumulation_steps != 1:
-        raise RuntimeError(
-            f"accelerate: gradient_accumulation_steps {accelerator.gradient_accumulation_steps} would change the loss; "
-            "set it to 1 (optim.micro_batch_tokens makes the parts of a batch)"
-        )
-
-
 def due(every: int, count: int) -> bool:
     """Whether something that happens every ``every`` times (0: never) happens now."""
     return every > 0 and count % every == 0
@@ -348,24 +322,6 @@ def main() -> None:
     config = load_config(arguments.config)
     with sole_writer(config.folder):
         Experiment(config, resume=arguments.resume).run()
-
-
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """While this process, if it is the main one, writes the run, no other does: not even where its launcher was killed
-    and somebody starts the run anew. Raises RunExists where another process writes it."""
-    if int(os.environ.get("RANK", "0")):
-        yield
-        return
-    lock = locks.take(folder / WRITER_LOCK)
-    if lock is None:
-        raise RunExists(f"{folder} is being written by another process")
-    os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 if __name__ == "__main__":

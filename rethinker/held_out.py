@@ -11,12 +11,12 @@ from rethinker.config import RunConfig, data_source
 from rethinker.datasets.io import Dropped, describe_dropped, load_queries
 from rethinker.evaluation.evaluate import evaluate
 from rethinker.evaluation.result import Evaluation
+from rethinker.experience import encode_triggers
 from rethinker.grading import grade_many
 from rethinker.policy.loading import Policy, load_policy
 from rethinker.rollout import make_engine
 from rethinker.rollout.base import RolloutEngine
 from rethinker.seeding import stable_seed
-from rethinker.trainer import encode_triggers
 from rethinker.types import Query, Sampling
 
 

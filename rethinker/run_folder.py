@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rethinker import locks
 from rethinker.config import RunConfig, load_config, to_dict
 
 BEST = "best"  # the link to the checkpoint with the best validation accuracy
@@ -76,3 +80,21 @@ def differences(before: Any, after: Any, where: str = "") -> str:
         ]
         return ", ".join(parts[:3])
     return f"{where}: {before} -> {after}"
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """While this process, if it is the main one, writes the run, no other does: not even where its launcher was killed
+    and somebody starts the run anew. Raises RunExists where another process writes it."""
+    if int(os.environ.get("RANK", "0")):
+        yield
+        return
+    lock = locks.take(folder / WRITER_LOCK)
+    if lock is None:
+        raise RunExists(f"{folder} is being written by another process")
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    try:
+        yield
+    finally:
+        os.close(lock)

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from rethinker.config import RunConfig, load_config, to_yaml
 from rethinker.datasets.io import write_parquet
-from rethinker.experiment import Experiment, check_accelerator
+from rethinker.distributed import check_accelerator
+from rethinker.experiment import Experiment
 from rethinker.glossary import EPISODE, STEP, VALIDATION
 from rethinker.held_out import read_source
 from rethinker.run_folder import STOP_FILE, RunExists, run_state

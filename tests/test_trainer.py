@@ -374,7 +374,7 @@ def test_a_gap_that_is_no_number_is_found_out(policy, four, tmp_path, monkeypatc
     run = Run(small_config(tmp_path, "rollout.canary=0.01"), policy, four, script())
     monkeypatch.setattr(run.engine, "logprob", float("nan"))
     with pytest.raises(RuntimeError, match="differ by nan"):
-        run.trainer.check_engine(Episode(1, "stage", firsts=run.trainer.roll_out(four[:1])))
+        run.trainer.check_engine(Episode(1, "stage", firsts=run.trainer.experience.roll_out(four[:1], 1)))
 
 
 class Mute(ScriptedEngine):

@@ -15,7 +15,7 @@ from channel import Driver, digest
 from meter import Meter, scoring_part
 from world import LEARNING_RATE, SEED, Point, check_lengths, grade_by_parity, never_sampled
 
-import rethinker.trainer
+import rethinker.experience
 from rethinker.config import RunConfig, load_config
 from rethinker.experiment import Experiment
 from rethinker.policy.loading import Policy
@@ -91,7 +91,7 @@ def main() -> None:
     job = driver.receive()
     assert job is not None
     torch.set_num_threads(1)
-    rethinker.trainer.grade_many = grade_by_parity  # type: ignore[assignment]
+    rethinker.experience.grade_many = grade_by_parity  # type: ignore[assignment]
     meter = Meter()
     points = [Point(**settings) for settings in job["points"]]
     runs = {point.name: MeasuredRun(point, job, meter) for point in points}

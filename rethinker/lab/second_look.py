@@ -15,6 +15,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from rethinker.config import ModelConfig, RethinkConfig
+from rethinker.experience import encode_triggers, first_sample
 from rethinker.grading import grade_many
 from rethinker.grpo import Scale, group_advantages
 from rethinker.policy.loading import Policy, load_policy
@@ -22,7 +23,6 @@ from rethinker.rethink import TRIGGERS, RethinkPlan, choose, contains_reflection
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.transformers import TransformersEngine
 from rethinker.seeding import stable_seed
-from rethinker.trainer import encode_triggers, first_sample
 from rethinker.types import Group, Query, Request, Response, Sample, Sampling
 
 PartName = Literal["y1", "trigger", "y2", "end"]
