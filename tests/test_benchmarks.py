@@ -200,7 +200,7 @@ def test_the_peer_makes_the_same_step_with_each_image_once_a_response(results):
 def test_growth_has_every_point_and_a_picture(results):
     found = json.loads((results / "growth.json").read_text())
     assert [line["axis"] for line in found["curves"]] == ["pixels", "group", "tokens", "queries"]
-    for line in [*found["curves"], found["training_half"]]:
+    for line in [*found["curves"], *found["training_halves"]]:
         assert len(line["step_s"]) == len(line["values"]) == len(line["growth"]["training_s"]) + 1
         assert all(len(found["steps"][name]) == 2 for name in line["points"])
     assert (results / "growth.svg").read_text().startswith("<?xml")

@@ -26,8 +26,8 @@ from channel import ENVIRONMENT, Worker, WorkerFailed
 from curves import (
     CURVES,
     QUICK_CURVES,
-    QUICK_TRAINING_HALF,
-    TRAINING_HALF,
+    QUICK_TRAINING_HALVES,
+    TRAINING_HALVES,
     draw,
     points_of,
     save_picture,
@@ -197,8 +197,8 @@ def job(
 
 def grow(options: argparse.Namespace, folder: Path, console: Console) -> None:
     """Our step at every point, the points in turn; writes growth.json and the picture."""
-    curves, half = (QUICK_CURVES, QUICK_TRAINING_HALF) if options.quick else (CURVES, TRAINING_HALF)
-    points = points_of([*curves, half])
+    curves, halves = (QUICK_CURVES, QUICK_TRAINING_HALVES) if options.quick else (CURVES, TRAINING_HALVES)
+    points = points_of([*curves, *halves])
     side = Side("growth", "ours.py", options.ours[0])
     total = WARM_UP + options.steps
     files = {
@@ -215,12 +215,18 @@ def grow(options: argparse.Namespace, folder: Path, console: Console) -> None:
             console.print(f"growth  {kind}  {len(points)} points  {time.perf_counter() - begun:.1f} s")
     counted = {name: of_point[WARM_UP:] for name, of_point in steps.items()}
     summaries = [summarise_curve(line, counted) for line in curves]
-    half_summary = summarise_curve(half, counted)
-    console.print(growth_table([*summaries, half_summary]))
+    half_summaries = [summarise_curve(line, counted) for line in halves]
+    console.print(growth_table([*summaries, *half_summaries]))
     write(
         options,
         "growth.json",
-        {"forward": side.forward, "worker": ready, "curves": summaries, "training_half": half_summary, "steps": steps},
+        {
+            "forward": side.forward,
+            "worker": ready,
+            "curves": summaries,
+            "training_halves": half_summaries,
+            "steps": steps,
+        },
     )
     save_picture(draw(curves, summaries), options.out)
 

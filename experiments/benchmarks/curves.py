@@ -51,7 +51,10 @@ CURVES = (
     curve("tokens", "tokens a response", (64, 128, 256, 512), replace(BASE, queries=4)),  # 8 would take too long
     curve("queries", "queries a step", (4, 8, 16, 32), BASE),
 )
-TRAINING_HALF = curve("group", "responses a query", (8, 16), Point(pixels=448, queries=4))
+# How the training half grows with G is a matter of how long responses are beside their prompt of 270 tokens.
+TRAINING_HALVES = tuple(
+    curve("group", "responses a query", (8, 16), Point(pixels=448, queries=4, tokens=tokens)) for tokens in (16, 32, 64)
+)
 
 TINY = Point(pixels=56, queries=2, group=8, tokens=4)
 QUICK_CURVES = (
@@ -60,7 +63,7 @@ QUICK_CURVES = (
     curve("tokens", "tokens a response", (4, 8), TINY),
     curve("queries", "queries a step", (2, 4), TINY),
 )
-QUICK_TRAINING_HALF = curve("group", "responses a query", (8, 16), replace(TINY, pixels=112))
+QUICK_TRAINING_HALVES = (curve("group", "responses a query", (8, 16), replace(TINY, pixels=112)),)
 
 
 def points_of(curves: Sequence[Curve]) -> list[Point]:
