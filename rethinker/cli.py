@@ -1,4 +1,4 @@
-"""The command line: ``rethinker train | evaluate | report | figures | make-data | ...``, one function a command."""
+"""The command line: ``rethinker train | launch | evaluate | report | figures | ...``, one function a command."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 import json
 import logging
 import shlex
-import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rethinker import notebooks
+from rethinker.jobs import commands as job_commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = top.add_subparsers(dest="command", required=True)
 
-    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
@@ -55,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("config", help="YAML file, e.g. experiments/tiny.yaml")
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 optim.lr=3e-5")
     sub.add_argument("--resume", action="store_true", help="go on with the run of this name, if there is one")
+
+    job_commands.add_commands(command)
 
     sub = command("evaluate", evaluate, "Evaluate a checkpoint on data.test in the modes plain, forced and bound.")
     sub.add_argument("config", help="YAML file, e.g. runs/<name>/config.yaml")
@@ -81,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--wandb", action="store_true", help="also save one W&B Report on all of them, as a draft")
     sub.add_argument("--publish", action="store_true", help="with --wandb: published, not a draft")
 
-    sub = command("sync", sync, "Send what runs recorded offline (tracking.wandb=true) to Weights & Biases.")
+    sub = command("sync", sync, "Send to Weights & Biases what runs recorded (tracking.wandb=true) and have not sent.")
     sub.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="a folder of runs stands for all of them")
 
     sub = command("figures", figures, "Draw the figures of a run's report as SVG and PNG, light and dark.")
@@ -116,7 +118,9 @@ def parser() -> argparse.ArgumentParser:
 def train(arguments: argparse.Namespace) -> int:
     from rethinker import launch
     from rethinker.config import check_trainable, load_config
+    from rethinker.jobs.foreground import INTERRUPTED
     from rethinker.run_folder import check_folder, run_state
+    from rethinker.wandb_sync import check_key
 
     config = load_config(arguments.config, arguments.overrides)
     check_trainable(config)
@@ -124,16 +128,22 @@ def train(arguments: argparse.Namespace) -> int:
     check_folder(config, resume=arguments.resume or finished)
     report_file = config.folder / "report.html"
     if finished:
+        if not report_file.exists():  # who waited for it was killed before it could write one
+            _write_report(config.folder)
         print(f"{config.folder} is finished; its report: {report_file}")
         return 0
     for path in (config.data.train, config.data.validation, config.data.test):
         if path and path.startswith("data/generated/") and not Path(path).exists():
             print(f"drawing the visual-math world into {Path(path).parent}")
             _make_data(Path(path).parent)
+    check_key(config)
     started = time.monotonic()
     code = launch.train(config, resume=arguments.resume)
     state = run_state(config.folder)
-    again = shlex.join([*_called_as(), "train", arguments.config, *arguments.overrides, "--resume"])
+    again = shlex.join([*job_commands.called_as(), "train", arguments.config, *arguments.overrides, "--resume"])
+    if code == INTERRUPTED:
+        print(f"go on with: {again}")
+        return code
     if code:
         print(f"rethinker train: ended early (exit code {code}); once mended go on with: {again}", file=sys.stderr)
         return code
@@ -184,7 +194,7 @@ def ablate(arguments: argparse.Namespace) -> int:
         print("stopped and saved; the same command goes on", file=sys.stderr)
         return 130
     table = save_table(grid)
-    print(in_words(compare(table, grid.baseline)) or "no run is finished yet: there is nothing to compare")
+    print(in_words(compare(table, grid.baseline)))
     print(f"written: {grid.folder / 'table.parquet'}, {grid.folder / 'table.csv'}")
     return 0 if set(outcomes.values()) == {"finished"} else 1
 
@@ -215,9 +225,11 @@ def report(arguments: argparse.Namespace) -> int:
 def sync(arguments: argparse.Namespace) -> int:
     from rethinker.wandb_sync import sync
 
+    code = 0
     for done in sync(_runs(arguments.folders)):
         print(done)
-    return 0
+        code = 1 if done.cut_short else code
+    return code
 
 
 def figures(arguments: argparse.Namespace) -> int:
@@ -296,15 +308,6 @@ def _runs(folders: Sequence[Path]) -> list[Path]:
         inside = sorted(path.parent for path in folder.glob("*/config.yaml"))
         runs += [folder] if (folder / "config.yaml").exists() or not inside else inside
     return list(dict.fromkeys(runs))
-
-
-def _called_as() -> list[str]:
-    """The words that call this program again: "rethinker" where the shell finds it, else as it was called."""
-    called = Path(sys.argv[0])
-    if called.name != "rethinker":  # python -m rethinker.cli
-        return [sys.executable, "-m", "rethinker.cli"]
-    found = shutil.which("rethinker")
-    return ["rethinker" if found and Path(found).resolve() == called.resolve() else sys.argv[0]]
 
 
 def _make_data(out: Path, train: int = 4000, validation: int = 120, test: int = 360, seed: int = 0) -> None:

@@ -11,160 +11,22 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rethinker.schema import ConfigError, build, option
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The policy: a Qwen2.5-VL or Qwen3-VL checkpoint in Hugging Face's layout."""
-
-    path: str = "data/tiny-vlm"  # folder or hub id
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the trained weights
-    min_pixels: int | None = option(None, min=1)  # an image; None: the checkpoint's own (official code: 256*28*28)
-    max_pixels: int | None = option(None, min=1)  # (official code: 1280*28*28)
-    freeze_vision: bool = False
-    forward: Literal["shared", "plain"] = "shared"  # shared: a query's prompt and images once for all its samples
-    autocast: bool = False  # bfloat16 arithmetic on float32 weights in the trainer's forward and backward
-    compile: bool = False  # torch.compile of the decoder layers, in the trainer's forward and backward
-    liger: bool = True  # Liger's kernels, on GPUs where liger-kernel is installed
-    gradient_checkpointing: bool = False
-    lora_rank: int = option(0, min=0)  # 0: all weights are trained (paper)
-    lora_alpha: float = option(32.0, min=0, exclusive=True)
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """ViRL39K's schema: a parquet or JSON lines file, a folder of them, or a Hugging Face data set ("owner/name").
-
-    Image paths are relative to the file. ``path:split`` names a file of a folder or a split of a data set, e.g.
-    ``owner/name:train``. The prompt's two texts hold for the whole run: a stage cannot set them.
-    """
-
-    train: str = "data/generated/visual_math/train.parquet"
-    validation: str | None = None
-    test: str | None = None
-    train_limit: int | None = option(None, min=1)  # queries
-    test_limit: int | None = option(None, min=1)  # queries
-    prompt_suffix: str = ""  # put behind every question (the official code's is in experiments/vl_rethinker_7b.yaml)
-    prompt_hint: str = ""  # the paper's reflection hint, an option of Forced Rethinking
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """How responses are generated."""
-
-    engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vLLM where installed
-    group_size: int = option(8, min=2)  # G responses a query (paper)
-    temperature: float = option(1.0, min=0, exclusive=True)  # (official code)
-    top_p: float = option(1.0, min=0, max=1, exclusive=True)  # (official code: 0.95)
-    max_new_tokens: int = option(2048, min=1)  # a response, forced rethinking included (official code)
-    batch_size: int = option(64, min=1)  # prompts generated at once by the transformers engine
-    canary: float = option(1e-2, min=0)  # nats: largest mean gap engine-trainer after a weight sync; 0: no check
-    gpu_memory_utilization: float = option(0.5, min=0, max=1, exclusive=True)  # vLLM on a GPU
-    tensor_parallel_size: int = option(1, min=1)  # vLLM on GPUs
-
-
-@dataclass(frozen=True)
-class GrpoConfig:
-    """Group advantages and the policy loss; see rethinker/grpo.py for the formulas."""
-
-    advantage_scale: Literal["std", "none"] = "std"  # paper; none: Dr. GRPO, official code
-    ratio: Literal["token", "sequence"] = "token"  # sequence: GSPO
-    objective: Literal["clip", "cispo"] = "clip"
-    aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
-    clip_low: float = option(0.2, min=0, exclusive=True)  # (official code)
-    clip_high: float = option(0.35, min=0, exclusive=True)  # (official code)
-    dual_clip: float | None = option(None, min=1, exclusive=True)
-    kl_coef: float = option(0.0, min=0)  # 0: no reference model is loaded (official code)
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    entropy_coef: float = option(0.0, min=0)
-    importance_cap: float | None = option(
-        2.0, min=1
-    )  # truncated importance sampling, engine against trainer; None: off
-
-
-@dataclass(frozen=True)
-class ReplayConfig:
-    """What a step trains on; see rethinker/replay.py."""
-
-    mode: Literal["grpo", "filter", "ssr", "dynamic_sampling"] = "ssr"
-    alpha: float = option(1.0, min=0)  # exponent of abs(advantage) (official code)
-    lifetime: int = option(1, min=1)  # episodes that a sample stays (paper: 1, cleared at the start of each)
-    capacity: int | None = option(None, min=1)  # samples; None: no bound
-    max_rollouts: int = option(10, min=1)  # dynamic_sampling: roll-outs an episode before it goes on with what it has
-
-
-@dataclass(frozen=True)
-class RethinkConfig:
-    """Forced Rethinking; see rethinker/rethink.py."""
-
-    fraction: float = option(0.0, min=0, max=1)  # q of the eligible first responses; 0: off (stage 1)
-    max_per_query: int = option(2, min=1)  # kept trajectories (paper)
-    temperature: float = option(0.9, min=0, exclusive=True)  # of the second look (official code)
-    room_tokens: int = option(32, min=1)  # smallest budget for a second look
-    placement: Literal["replace", "append"] = "replace"
-    trigger_choice: Literal["blind", "by_correctness"] = "blind"  # by_correctness: official code
-    skip_reflective: bool = False  # leave first responses alone that reflect by themselves (ours)
-    nll_coef: float = option(0.05, min=0)  # (official code)
-    nll_on: Literal["rethinking", "trajectory"] = "rethinking"
-    forced_tokens: Literal["on_policy", "behavior", "mask"] = "on_policy"  # ratio of trigger tokens, ours
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW; a step is one optimiser update on ``train_batch_size`` samples."""
-
-    lr: float = option(1e-6, min=0, exclusive=True)  # (official code)
-    betas: tuple[float, float] = option((0.9, 0.98), min=0, max=1)
-    weight_decay: float = option(0.0, min=0)
-    warmup_steps: int = option(0, min=0)
-    max_grad_norm: float = option(1.0, min=0, exclusive=True)
-    train_batch_size: int = option(512, min=1)  # samples, over all ranks (paper)
-    micro_batch_tokens: int = option(16384, min=1)  # tokens a forward pass on one rank; a single sample may exceed it
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Validation during training and the final evaluation on the test split."""
-
-    every: int = option(5, min=0)  # episodes between validations; 0: only at the ends of stages
-    samples: int = option(4, min=1)  # sampled responses a test query (pass@k)
-    modes: tuple[Literal["plain", "forced", "bound"], ...] = ("plain", "forced", "bound")
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where a run is written besides its folder."""
-
-    wandb: bool = False  # the key comes from WANDB_API_KEY or `wandb login`; it is never written to a file
-    wandb_project: str = "rethinker"
-    wandb_mode: Literal["online", "offline"] = "offline"  # offline: sent later by `rethinker sync`
-    wandb_group: str | None = None  # runs that belong together, e.g. an ablation's seeds (ours)
-    wandb_tags: tuple[str, ...] = ()  # (ours)
-    wandb_responses: int = option(64, min=0)  # rows with images in an episode's table; 0: no tables (ours)
-    wandb_checkpoints: bool = False  # the best and the last one become artifacts when the run ends or stops (ours)
-    save_every: int = option(10, min=0)  # episodes between checkpoints; 0: only at the ends of stages
-
-
-@dataclass(frozen=True)
-class LaunchConfig:
-    """How ``rethinker train`` starts processes, on one machine; the result does not depend on it, up to rounding."""
-
-    accelerate: str | None = None  # a file of `accelerate config`; None: processes on this machine
-    processes: int = option(1, min=1)  # on this machine, where no accelerate file is given
-    threads: int = option(1, min=1)  # CPU threads a process
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """A part of the run with settings of its own, e.g. ``overrides: {rethink: {fraction: 0.5}}``."""
-
-    name: str = "train"
-    episodes: int = option(1, min=1)
-    overrides: dict[str, Any] = field(default_factory=dict)
+from rethinker.settings import (
+    DataConfig,
+    EvaluationConfig,
+    GrpoConfig,
+    LaunchConfig,
+    ModelConfig,
+    OptimConfig,
+    ReplayConfig,
+    RethinkConfig,
+    RolloutConfig,
+    StageConfig,
+    TrackingConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -188,12 +50,16 @@ class RunConfig:
     stages: tuple[StageConfig, ...] = (StageConfig(),)
 
     def __post_init__(self) -> None:
-        samples = self.queries_per_episode * self.rollout.group_size
-        if samples % self.optim.train_batch_size:
+        if self.samples_per_episode % self.optim.train_batch_size:
             raise ConfigError(
-                f"optim.train_batch_size={self.optim.train_batch_size} does not divide the {samples} samples of an "
-                f"episode (queries_per_episode {self.queries_per_episode} x rollout.group_size "
+                f"optim.train_batch_size={self.optim.train_batch_size} does not divide the {self.samples_per_episode} "
+                f"samples of an episode (queries_per_episode {self.queries_per_episode} x rollout.group_size "
                 f"{self.rollout.group_size})"
+            )
+        if self.grpo.objective == "cispo" and self.grpo.dual_clip is not None:
+            raise ConfigError(
+                f"grpo.dual_clip={self.grpo.dual_clip} with grpo.objective='cispo', which bounds its weights by "
+                "clip_low and clip_high alone: set grpo.dual_clip=null, or grpo.objective=clip"
             )
         self._check_rethinking()
         self._check_model()
@@ -217,6 +83,10 @@ class RunConfig:
         model = self.model
         if model.min_pixels and model.max_pixels and model.min_pixels > model.max_pixels:
             raise ConfigError(f"model.min_pixels={model.min_pixels} is above model.max_pixels={model.max_pixels}")
+        if model.lora_rank and not model.lora_targets:
+            raise ConfigError("model.lora_targets=[] with model.lora_rank above 0: nothing would be trained")
+        if self.rollout.engine == "transformers":
+            check_own_weights(self)
 
     def _check_names(self) -> None:
         check_name("name", self.name)
@@ -232,6 +102,16 @@ class RunConfig:
     def folder(self) -> Path:
         """``runs/<name>``."""
         return Path(self.runs_dir) / self.name
+
+    @property
+    def samples_per_episode(self) -> int:
+        """First responses of an episode's groups, over all ranks."""
+        return self.queries_per_episode * self.rollout.group_size
+
+    def batches(self, samples: int) -> int:
+        """Raw batches, and so steps, of an episode with ``samples`` samples; see ``OptimConfig``."""
+        size = self.optim.train_batch_size
+        return min(self.samples_per_episode // size, -(-samples // size))
 
     @property
     def episodes(self) -> int:
@@ -266,6 +146,7 @@ def data_source(text: str) -> tuple[str, str | None]:
     return path, split
 
 
+# What a stage can set is for its training; held-out tests keep the run's own settings (see EvaluationConfig).
 STAGE_SECTIONS = ("grpo", "optim", "replay", "rethink")
 STAGE_KEYS = {  # of other sections: what is not built once for the whole run
     "evaluation": ("every",),
@@ -300,6 +181,16 @@ def check_trainable(config: RunConfig) -> None:
         raise ConfigError(
             "model.dtype='bfloat16' with model.lora_rank=0: an update below 2^-9 of a weight is rounded away; "
             "train all weights in float32, or set model.lora_rank (adapters are float32)"
+        )
+
+
+def check_own_weights(config: RunConfig) -> None:
+    """Raises ConfigError for a ``rollout.dtype`` that the transformers engine cannot have: it runs the policy's own
+    weights, in their type."""
+    if config.rollout.dtype not in ("auto", config.model.dtype):
+        raise ConfigError(
+            f"rollout.dtype={config.rollout.dtype!r} with the transformers engine, which generates with the trained "
+            f"weights themselves (model.dtype={config.model.dtype!r}): set rollout.dtype=auto, or use vLLM"
         )
 
 

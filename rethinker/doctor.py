@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import netrc
 import os
 import shutil
 import subprocess
@@ -21,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlparse
 
 from rethinker.repair import (
     PROCESSOR_IMPORT,
@@ -73,7 +71,17 @@ LIGHT = {
         "assert verify(parse('$1/2$'), parse('$0.5$')), '1/2 is not found equal to 0.5'\n"
         "found = importlib.metadata.version('math-verify')"
     ),
-    "W&B": "import wandb; found = wandb.__version__",
+    # Version, host, and whether wandb finds a key for it: by its own search, as its default host changes with versions.
+    "W&B": (
+        "import json, wandb\nfrom wandb.sdk.lib import wbauth\n"
+        "host = wandb.setup().settings.base_url\n"
+        "try:\n"
+        "    key = wbauth.authenticate_session(host=host, source='doctor', prompt=False, update_session=False)\n"
+        "    stored = 'not logged in' if key is None else ''\n"
+        "except wandb.errors.AuthenticationError:\n"
+        "    stored = 'the key is not a valid one'\n"
+        "found = json.dumps([wandb.__version__, host, stored])"
+    ),
 }
 FIXES = {
     "torch": "make setup (or `make setup EXTRA=gpu`)",
@@ -140,17 +148,14 @@ def check_vllm(result: tuple[bool, str]) -> Check:
 
 
 def check_wandb(worked: bool, found: str) -> Check:
-    """W&B and whether credentials are stored for its host. The key itself is neither kept nor shown."""
+    """W&B and whether it finds a key for its host. The key itself is neither kept nor shown, and nothing is sent."""
     if not worked:
         return Check("W&B", "broken", first_line(found), FIXES["W&B"])
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
-    try:
-        stored = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        stored = False
-    if os.environ.get("WANDB_API_KEY") or stored:
-        return Check("W&B", "ok", f"{found}, logged in to {host}")
-    return Check("W&B", "warning", f"{found}, not logged in", "wandb login (only to upload; runs work without it)")
+    version, host, problem = json.loads(found)
+    if not problem:
+        return Check("W&B", "ok", f"{version}, a key for {host}")
+    fix = "wandb login (only to upload; runs work without it)"
+    return Check("W&B", "warning", f"{version}, {problem} ({host})", fix)
 
 
 def check_checkpoint(folder: Path) -> Check:

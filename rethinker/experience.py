@@ -52,8 +52,8 @@ class Experience:
     def collect(self, record: Episode) -> list[Group]:
         """This rank's groups of an episode, with advantages.
 
-        DAPO's dynamic sampling rolls out new queries until the episode is full of groups that have an advantage;
-        everything else rolls out once.
+        DAPO's dynamic sampling rolls out new queries until the episode is full of groups that have an advantage, at
+        most ``replay.max_rollouts`` times; everything else rolls out once.
         """
         wanted, dynamic = self.config.queries_per_episode, self.config.replay.mode == "dynamic_sampling"
         mine: set[str] = set()
@@ -63,9 +63,10 @@ class Experience:
             groups = self.round(queries, record)
             mine.update(group.query.qid for group in groups)
             everyone = {group.query.qid: group for group in gather_object(groups)}
-            record.groups += [everyone[query.qid] for query in queries]
-            if dynamic:
-                record.groups = [group for group in record.groups if any(s.effective for s in group.samples)][:wanted]
+            fresh = [everyone[query.qid] for query in queries]
+            record.all_groups += fresh
+            record.groups += [group for group in fresh if not dynamic or any(s.effective for s in group.samples)]
+            del record.groups[wanted:]
             if len(record.groups) >= wanted or len(queries) < wanted:
                 break
             seen.update(query.qid for query in queries)

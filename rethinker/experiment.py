@@ -28,12 +28,13 @@ from rethinker.files import atomic_write_text
 from rethinker.grading import grade_many
 from rethinker.held_out import most_images, read_source, sampling, test_policy
 from rethinker.memory import keep_freed_memory
+from rethinker.no_effect import without_effect
 from rethinker.policy.forward import PolicyForward
 from rethinker.policy.loading import Policy, load_policy
 from rethinker.provenance import check_engine, record_start
 from rethinker.replay import make_selector
-from rethinker.rollout import make_engine
-from rethinker.run_folder import BEST, LAST, STATUS_FILE, STOP_FILE, check_folder, sole_writer
+from rethinker.rollout import VllmEngine, make_engine
+from rethinker.run_folder import BEST, LAST, STATUS_FILE, STOP_FILE, check_folder, check_writer, sole_writer
 from rethinker.seeding import stable_seed
 from rethinker.tracking import Tracker
 from rethinker.trainer import Progress, Trainer
@@ -44,9 +45,11 @@ from rethinker.update import PolicyUpdate
 class Experiment:
     """Everything that a run needs, built once; ``run()`` does the stages."""
 
-    def __init__(self, config: RunConfig, *, resume: bool = False) -> None:
+    def __init__(self, config: RunConfig, *, resume: bool = False, lock: int | None = None) -> None:
+        """``lock``: what ``sole_writer`` yields."""
         check_trainable(config)
         self.config = config
+        self.lock = lock
         self.folder = config.folder
         torch.set_num_threads(config.launch.threads)
         if not torch.cuda.is_available():
@@ -94,6 +97,11 @@ class Experiment:
             check_engine(self.folder, engine)
         self.engine.sync_weights(self.policy.model)
         self.stop_requested = False
+        unused = without_effect(config, vllm=isinstance(self.engine, VllmEngine))
+        if unused:
+            self.tracker.say(
+                f"[bold]warning[/]: settings that change neither training nor evaluation: {escape('; '.join(unused))}"
+            )
         if self.accelerator.is_main_process:
             record_start(config, engine=engine, processes=self.accelerator.num_processes, anew=not saved)
 
@@ -158,17 +166,8 @@ class Experiment:
         stage, config = self.config.stages[index], self.config.for_stage(index)
         trainer = self.make_trainer(index, config)
         self.tracker.say(f"[bold]{stage.name}[/]: episodes {self.progress.stage_episode + 1} to {stage.episodes}")
-        warned = False
         while self.progress.stage_episode < stage.episodes:
-            metrics = trainer.episode()
-            if config.rethink.fraction and not metrics["rethink/eligible"] and not warned:
-                warned = True
-                reflecting = ", or reflected by itself (rethink.skip_reflective)"
-                self.tracker.say(
-                    f"[bold]warning[/]: no response of episode {self.progress.episode} could be forced to rethink: "
-                    "each was empty, cut off, left no room for a second look (rollout.max_new_tokens, "
-                    f"rethink.room_tokens){reflecting if config.rethink.skip_reflective else ''}"
-                )
+            trainer.episode()
             last, stopping = self.progress.stage_episode == stage.episodes, self.should_stop()
             best = False
             if last or due(config.evaluation.every, self.progress.stage_episode):
@@ -294,7 +293,8 @@ class Experiment:
         self.stop_requested = True
 
     def should_stop(self) -> bool:
-        """Whether any rank was asked to stop; the same answer everywhere."""
+        """Whether any rank was asked to stop; the same answer everywhere. Raises RunMoved as ``check_writer`` does."""
+        check_writer(self.folder, self.lock)
         if self.accelerator.is_main_process and (self.folder / STOP_FILE).exists():
             self.stop_requested = True
         return any(gather_object([self.stop_requested]))
@@ -320,8 +320,8 @@ def main() -> None:
     disable_progress_bar()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks for an orderly stop
     config = load_config(arguments.config)
-    with sole_writer(config.folder):
-        Experiment(config, resume=arguments.resume).run()
+    with sole_writer(config.folder) as lock:
+        Experiment(config, resume=arguments.resume, lock=lock).run()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ EPISODE = {
     "queries/all_correct": "share of queries whose y1 are all correct",
     "queries/all_incorrect": "share of queries whose y1 are all incorrect",
     "accuracy/first": "mean correctness of y1 (pass@1 on training queries, sampled)",
-    "reward/mean": "mean reward of the groups that advantages are computed on, after Forced Rethinking",
+    "reward/mean": "mean reward of the groups that advantages are computed on, after Forced Rethinking (of every "
+    "roll-out: also of groups that dynamic sampling drops)",
     "reflection/share": "share of y1 that reflect by themselves (a reflection word; see rethink.contains_reflection)",
     "reflection/accuracy_with": "accuracy of the y1 that reflect; null if none does",
     "reflection/accuracy_without": "accuracy of the y1 that do not reflect; null if all do",
@@ -20,17 +21,22 @@ EPISODE = {
     "rethink/forced": "share of y1 that were forced to rethink",
     "rethink/kept": "share of y1 with a kept rethought trajectory, which takes their place (placement replace) or "
     "joins the group (append)",
+    "rethink/trained": "share of the kept trajectories that a step of this episode trained on, by GRPO and NLL; ssr, "
+    "filter and dynamic sampling drop those of unanimous groups (advantage 0); null if none was kept",
     "rethink/wrong_to_right": "share of forced responses: first answer wrong, final answer right; null if none",
     "rethink/right_to_wrong": "share of forced responses: first answer right, final answer wrong",
     "rethink/right_to_right": "share of forced responses: right both times",
     "rethink/wrong_to_wrong": "share of forced responses: wrong both times",
-    "advantages/before": "histogram {edges, counts} of the advantages of all samples of the episode (Fig. 6, before)",
+    "advantages/before": "histogram {edges, counts} of the advantages of all samples of the episode, whatever is "
+    "dropped later (Fig. 6, before)",
     "advantages/after": "histogram {edges, counts} of the advantages that were trained on (Fig. 6, after selection)",
-    "replay/effective_before": "share of the episode's samples with a non-zero advantage",
+    "replay/effective_before": "share of the episode's samples with a non-zero advantage, whatever is dropped later",
     "replay/effective_after": "share of the trained samples with a non-zero advantage; null if every step was skipped",
     "replay/share": "share of the trained samples that came from the buffer",
-    "replay/batch_fill": "trained samples per sample of the episode: 1 is full batches (without a buffer: the "
-    "effective share); null if the episode has no sample",
+    "replay/batch_fill": "trained samples by those that the episode's batches are for (queries_per_episode x "
+    "rollout.group_size): 1 is full batches, above 1 has trajectories that rethink.placement=append added",
+    "replay/unfilled": "groups by which the episode falls short of queries_per_episode: dynamic sampling met its "
+    "bound (replay.max_rollouts) or the last query; 0 in the other modes",
     "replay/buffer_size": "samples in the buffer at the end of the episode",
     "replay/age_mean": "mean age of the replayed samples, in episodes; null if none",
     "replay/age_max": "largest age of a replayed sample, in episodes; null if none",
@@ -125,7 +131,7 @@ ROLLOUT_COLUMNS = {
     "grade_reason": "how the verdict was reached",
     "reflects": "contains a reflection of its own (never looks at the forced trigger)",
     "reward": "reward; null for a trajectory that was not kept and for a y1 that gave way",
-    "advantage": "advantage; null in the same cases",
+    "advantage": "advantage; null in the same cases (groups that dynamic sampling drops have theirs)",
     "replays": "times this sample was drawn from the buffer in this episode",
     "trigger": "kind of the forced trigger; null for y1",
     "first_text": "y1 of a forced trajectory",

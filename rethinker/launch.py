@@ -1,7 +1,7 @@
 """Launch training from a notebook or the command line: ``start``, ``find``, ``ensure``, and ``train``, which waits.
 
     job = launch.ensure(load_config("experiments/tiny.yaml"))     # started, found again, gone on with, or loaded
-    job.status(), job.tail(), job.wait(), job.stop(), job.resume()
+    job.status(), job.tail(), job.follow(), job.wait(), job.stop(), job.resume()
 
 Training runs in processes of its own (accelerate's), so a kernel that is restarted finds its job again. Who may write a
 folder is settled in ``jobs.claim``. Nothing here is from the paper.
@@ -10,31 +10,17 @@ folder is settled in ``jobs.claim``. Nothing here is from the paper.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from rethinker.config import RunConfig
-from rethinker.jobs.claim import RunBusy
+from rethinker.jobs.claim import RunBusy, is_same
 from rethinker.jobs.files import config_file, is_run
 from rethinker.jobs.foreground import train
-from rethinker.jobs.handle import POLL, Job, JobStatus, is_same, start
+from rethinker.jobs.handle import POLL, Job, JobStatus, find, start
 from rethinker.run_folder import check_settings
 
 __all__ = ["Job", "JobStatus", "RunBusy", "ensure", "find", "start", "train"]
 
-ATTEMPTS = 20  # of ``ensure``, POLL seconds apart: who won the lock writes its config within milliseconds
-
-
-def find(path: str | Path) -> Job | list[Job]:
-    """The job of a run's folder; of a folder of runs, all of them by name, running and ended.
-
-    Raises FileNotFoundError where there is no such folder.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is not a folder")
-    if is_run(path):
-        return Job(path)
-    return [Job(folder) for folder in sorted(path.iterdir()) if folder.is_dir() and is_run(folder)]
+ATTEMPTS = 100  # of ``ensure``, POLL seconds apart: who won the lock writes its files within milliseconds, mostly
 
 
 def ensure(config: RunConfig) -> Job:

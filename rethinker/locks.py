@@ -16,16 +16,21 @@ from pathlib import Path
 PATIENCE = 0.5  # seconds: who asks whether a lock is held holds it for some microseconds
 
 
+class NoLocks(ValueError):
+    """The file system has no locks, so nobody could tell who writes a run."""
+
+
 def take(path: Path, patience: float = PATIENCE) -> int | None:
     """The descriptor that holds the lock of ``path`` (made, with its folder, where missing); None: another holds it.
 
-    ``patience``: seconds to try for. ``os.close`` of the descriptor, or the end of the process, frees the lock.
+    ``patience``: seconds to try for. ``os.close`` of the descriptor, or the end of the process, frees the lock. Raises
+    NoLocks where the file system has none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + patience
     try:
-        while not _try(descriptor, fcntl.LOCK_EX):
+        while not _try(path, descriptor, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 os.close(descriptor)
                 return None
@@ -37,28 +42,35 @@ def take(path: Path, patience: float = PATIENCE) -> int | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock of ``path``. Needs the right to read it; a file that is missing is not held."""
+    """Whether a process holds the lock of ``path``. Needs the right to read it; a file that is missing is not held.
+    Raises NoLocks as ``take`` does."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        return not _try(descriptor, fcntl.LOCK_SH)  # two who ask do not disturb each other
+        return not _try(path, descriptor, fcntl.LOCK_SH)  # two who ask do not disturb each other
     finally:
         os.close(descriptor)
 
 
 def is_lock_of(descriptor: int, path: Path) -> bool:
-    """Whether ``descriptor``, which another process handed down, is open on ``path``."""
+    """Whether ``descriptor`` is open on the file that ``path`` names now: one that was handed down may be another's,
+    and one that was kept may be of a file that has been moved or removed."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except OSError:
         return False
 
 
-def _try(descriptor: int, kind: int) -> bool:
+def _try(path: Path, descriptor: int, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise NoLocks(
+            f"{path} cannot be locked ({error.strerror}): its file system has no locks for files; "
+            "keep the runs on a local disk (runs_dir=...)"
+        ) from error
     return True

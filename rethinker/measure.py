@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from rethinker.config import RunConfig
 from rethinker.rethink import contains_reflection, outcomes
 from rethinker.types import Group, Sample
 
@@ -20,14 +21,19 @@ ADVANTAGE_EDGES = tuple(-3.0625 + 0.125 * i for i in range(50))
 class Episode:
     """What happened in an episode, over all ranks.
 
-    ``firsts``: y1 of every query; ``candidates``: every forced trajectory; ``groups``: what advantages were computed
-    on; ``trained``: the samples of all steps.
+    ``queries``: groups that it is to train on, of ``group_size`` first responses. ``firsts``: y1 of every query;
+    ``candidates``: every forced trajectory; ``all_groups``: what advantages were computed on, of every roll-out;
+    ``groups``: those of them that it trains on, all but what dynamic sampling dropped; ``trained``: the samples of all
+    steps.
     """
 
     number: int
     stage: str
+    queries: int
+    group_size: int
     firsts: list[Group] = field(default_factory=list)
     candidates: list[Sample] = field(default_factory=list)
+    all_groups: list[Group] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     trained: list[Sample] = field(default_factory=list)
     eligible: int = 0
@@ -58,7 +64,8 @@ def histogram(advantages: Sequence[float]) -> dict[str, list[float]]:
 def episode_metrics(episode: Episode) -> dict[str, Any]:
     """The metrics of glossary.EPISODE that the records alone determine."""
     firsts = [sample for group in episode.firsts for sample in group.samples]
-    samples = [sample for group in episode.groups for sample in group.samples]
+    samples = [sample for group in episode.all_groups for sample in group.samples]
+    trained = {_key(sample) for sample in episode.trained}
     reflects = [contains_reflection(sample.response.text) for sample in firsts]
     correct = [sample.grade.correct for sample in firsts]
     generated = [*firsts, *episode.candidates]
@@ -79,6 +86,7 @@ def episode_metrics(episode: Episode) -> dict[str, Any]:
         "rethink/eligible": episode.eligible / len(firsts),
         "rethink/forced": forced["forced"] / len(firsts),
         "rethink/kept": forced["kept"] / len(firsts),
+        "rethink/trained": share(_key(sample) in trained for sample in samples if sample.rethinking is not None),
         "rethink/wrong_to_right": of_forced("wrong->right"),
         "rethink/right_to_wrong": of_forced("right->wrong"),
         "rethink/right_to_right": of_forced("right->right"),
@@ -88,7 +96,8 @@ def episode_metrics(episode: Episode) -> dict[str, Any]:
         "replay/effective_before": share(sample.effective for sample in samples),
         "replay/effective_after": share(sample.effective for sample in episode.trained),
         "replay/share": share(sample.replayed for sample in episode.trained),
-        "replay/batch_fill": len(episode.trained) / len(samples) if samples else None,
+        "replay/batch_fill": len(episode.trained) / (episode.queries * episode.group_size),
+        "replay/unfilled": episode.queries - len(episode.groups),
         "replay/skipped_steps": episode.skipped_steps,
         "rollout/rounds": episode.rounds,
         "rollout/responses": len(generated),
@@ -102,6 +111,24 @@ def episode_metrics(episode: Episode) -> dict[str, Any]:
         "grader/failures": sum(sample.grade.reason.startswith(("error", "timeout")) for sample in generated),
         "grader/no_answer": sum(sample.grade.reason == "no boxed answer" for sample in generated),
     }
+
+
+def episode_warnings(config: RunConfig, metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What a person should know of an episode with these metrics, by the metric that shows it."""
+    found = {}
+    if config.rethink.fraction and not metrics["rethink/eligible"]:
+        reflecting = ", or reflected by itself (rethink.skip_reflective)"
+        found["rethink/eligible"] = (
+            "no response could be forced to rethink: each was empty, cut off, left no room for a second look "
+            f"(rollout.max_new_tokens, rethink.room_tokens){reflecting if config.rethink.skip_reflective else ''}"
+        )
+    if metrics["replay/unfilled"]:
+        found["replay/unfilled"] = (
+            f"dynamic sampling found {config.queries_per_episode - metrics['replay/unfilled']} of "
+            f"{config.queries_per_episode} groups with an advantage in {metrics['rollout/rounds']} roll-outs "
+            "(replay.max_rollouts, or no query was left): the episode trains on fewer samples"
+        )
+    return found
 
 
 def replay_ages(episode: Episode) -> dict[str, float | None]:
@@ -122,7 +149,7 @@ def generated_tokens(sample: Sample) -> int:
 
 def rollout_rows(episode: Episode) -> list[dict[str, Any]]:
     """One row a response of the episode, columns as in glossary.ROLLOUT_COLUMNS."""
-    in_groups = {_key(sample): sample for group in episode.groups for sample in group.samples}
+    in_groups = {_key(sample): sample for group in episode.all_groups for sample in group.samples}
     placed = _placed(episode)
     replays = Counter(_key(sample) for sample in episode.trained if sample.replayed)
     responses = [*(sample for group in episode.firsts for sample in group.samples), *episode.candidates]
@@ -187,7 +214,7 @@ def _placed(episode: Episode) -> dict[Key, Key]:
             kept[candidate.query.qid].append(_key(candidate))
     return {
         candidate: _key(sample)
-        for group in episode.groups
+        for group in episode.all_groups
         for candidate, sample in zip(
             kept[group.query.qid], (s for s in group.samples if s.rethinking is not None), strict=True
         )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from rethinker.evaluation.statistics import clustered
+from rethinker.config import load_config
+from rethinker.evaluation.statistics import clustered, wilson
 from rethinker.run_files import load_metrics, load_rollouts
 
 CONTENTS = {
@@ -42,13 +43,33 @@ def buffer_life(run: str | Path) -> pd.DataFrame:
 
 
 def draws_by_advantage(run: str | Path) -> pd.DataFrame:
-    """How often a sample was drawn in the episode that made it, by its abs(A): samples, draws, draws a sample."""
-    rows = load_rollouts(run, ["advantage", "replays"]).dropna(subset=["advantage"])
+    """How often samples were drawn in the episode that made them, by abs(A), beside what the law expects.
+
+    samples, draws with the 95% interval of their number (Wilson's, of their share of all), ``expected``: the draws that
+    fell on an episode's own samples, given to them by abs(A) ** alpha with the stage's ``replay.alpha``. That is exact
+    where an episode is one step; of several, samples of the first step can be drawn in the later ones too. The last two
+    columns are the same by sample. Empty where nothing was drawn.
+    """
+    rows = load_rollouts(run, ["episode", "stage", "advantage", "replays"]).dropna(subset=["advantage"])
     rows = rows[rows["advantage"] != 0]
-    table = rows.assign(size=rows["advantage"].abs().round(3)).groupby("size", as_index=False)
-    found = table.agg(samples=("replays", "size"), draws=("replays", "sum"))
-    found["draws a sample"] = (found["draws"] / found["samples"]).round(2)
-    return found.rename(columns={"size": "abs(A)"})
+    drawn = int(rows["replays"].sum())
+    columns = ["abs(A)", "samples", "draws", "low", "high", "expected", "draws a sample", "expected a sample"]
+    if not drawn:
+        return pd.DataFrame(columns=columns)
+    config = load_config(Path(run) / "config.yaml")
+    alphas = {stage.name: config.for_stage(number).replay.alpha for number, stage in enumerate(config.stages)}
+    rows = rows.assign(size=rows["advantage"].astype(float).abs())
+    weights = rows["size"] ** rows["stage"].map(alphas)
+    shares = weights / weights.groupby(rows["episode"]).transform("sum")
+    rows["expected"] = shares * rows.groupby("episode")["replays"].transform("sum")
+    found = rows.groupby(rows["size"].round(3).rename("abs(A)")).agg(
+        samples=("replays", "size"), draws=("replays", "sum"), expected=("expected", "sum")
+    )
+    ends = [wilson(int(draws), drawn) for draws in found["draws"]]
+    found["low"], found["high"] = ([drawn * end for end in side] for side in zip(*ends, strict=True))
+    for name in ("draws", "expected"):
+        found[f"{name} a sample"] = found[name] / found["samples"]
+    return found.reset_index()[columns]
 
 
 def trigger_table(run: str | Path) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import argparse
 import ast
 import difflib
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -193,13 +194,26 @@ def run_notebook(notebook: Path, output: Path, values: Mapping[str, Any] | None 
 
 
 def _forget_paths(output: Path) -> None:
-    """Papermill's absolute paths tell of the machine and nothing else."""
+    """Absolute paths tell of the machine and nothing else: papermill's own, and those below the repository that the
+    notebook showed become relative to it."""
     content = json.loads(output.read_text(encoding="utf-8"))
     record = content["metadata"].get("papermill", {})
     for key in ("input_path", "output_path"):
         if record.get(key):
             record[key] = Path(record[key]).name
-    atomic_write_text(output, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    root = re.compile(re.escape(str(repository_root())) + r"(/|(?![\w.-]))")
+    text = json.dumps(_relative(content, root), indent=1, ensure_ascii=False)
+    atomic_write_text(output, text + "\n")
+
+
+def _relative(content: Any, root: re.Pattern[str]) -> Any:
+    if isinstance(content, str):
+        return root.sub(lambda found: "" if found[1] else ".", content)
+    if isinstance(content, list):
+        return [_relative(item, root) for item in content]
+    if isinstance(content, dict):
+        return {key: item if key.startswith("image/") else _relative(item, root) for key, item in content.items()}
+    return content
 
 
 def run_notebooks(params: Path, names: Sequence[str] = (), out: Path | None = None) -> list[Result]:

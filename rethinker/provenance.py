@@ -16,6 +16,7 @@ import torch
 
 from rethinker.config import RunConfig, data_source
 from rethinker.files import atomic_write_text
+from rethinker.run_folder import free_settings
 
 FILE = "provenance.json"
 
@@ -25,7 +26,8 @@ PACKAGES = (
 
 
 def record_start(config: RunConfig, *, engine: str, processes: int, anew: bool) -> None:
-    """Write ``provenance.json`` in the run's folder: what started it, and in "starts" an entry for every start.
+    """Write ``provenance.json`` in the run's folder: what started it, and in "starts" an entry for every start,
+    with the settings that may change from one to the next.
 
     ``anew``: the run starts from its beginning; an older file there is replaced.
     """
@@ -33,6 +35,7 @@ def record_start(config: RunConfig, *, engine: str, processes: int, anew: bool) 
     now = provenance(config, engine=engine, processes=processes)
     first = now if anew or not path.exists() else json.loads(path.read_text(encoding="utf-8"))
     start = {name: now[name] for name in ("started", "git", "versions", "engine")}
+    start["settings"] = free_settings(config)
     first["starts"] = [*first.get("starts", ()), start]
     atomic_write_text(path, json.dumps(first, indent=1))
 

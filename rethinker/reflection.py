@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pyarrow import ArrowException
 from rethinker.diagnostics import KEYS, OUTCOMES
 from rethinker.evaluation.statistics import Z95, clustered
 from rethinker.grading import extract_boxed, grade_many
-from rethinker.rethink import REFLECTION_PATTERN
+from rethinker.rethink import REFLECTION_PATTERN, TRIGGERS
 from rethinker.run_files import Stamp, load_evaluations, load_rollouts, rollout_stamps
 
 PAYS = ("what", "key", "value", "low", "high", "groups", "queries", "with_reflection", "without_reflection")
@@ -56,11 +57,15 @@ def reflection_over_time(run: str | Path, by: str | None = None) -> pd.DataFrame
 
 
 def reflection_by(run: str | Path, by: str | None = None) -> pd.DataFrame:
-    """A stage (and ``by``): the share of y1 that reflect with its interval, n responses, clusters queries."""
+    """A stage (and ``by``): the share of y1 that reflect with its interval, n responses, clusters queries.
+
+    Stages come in the order of the run, in each what it is split by in its own.
+    """
     rows = _first_responses(Path(run), rollout_stamps(run))
+    rows = rows.assign(stage=pd.Categorical(rows["stage"], rows["stage"].unique(), ordered=True))
     keys = ["stage", *_split(by)]
     table = []
-    for key, part in rows.groupby(keys, sort=False):
+    for key, part in rows.groupby(keys, observed=True):
         queries = part.groupby("qid")["reflects"].agg(["sum", "size"])
         estimate = clustered(queries["sum"].tolist(), queries["size"].tolist())
         table.append(dict(zip(keys, key, strict=True)) | estimate.to_dict())
@@ -144,18 +149,20 @@ def _around(value: float, spread: float) -> dict[str, float]:
 def self_corrections(run: str | Path) -> pd.DataFrame:
     """What unforced reflection did to held-out answers: label, responses, queries, counts of ``OUTCOMES``, ungraded.
 
-    Plain responses that reflect are cut where their reflection begins; the answer before it is graded and compared
-    with the verdict on the whole. ``rescued``: share right after it, of those wrong before; ``lost``: share wrong
-    after it, of those right before; with intervals. ``ungraded``: responses without an answer before it.
+    Sampled plain responses that reflect (greedy ones are others: the same policy, decoded in another way) are cut where
+    their reflection begins; the answer before it is graded and compared with the verdict on the whole. ``rescued``:
+    share right after it, of those wrong before; ``lost``: share wrong after it, of those right before; with intervals.
+    ``ungraded``: responses without an answer before it.
     """
     table = []
     for label in load_evaluations(run):
         path = Path(run) / "evaluation" / f"{label}.parquet"
+        names = ["qid", "mode", "greedy", "gold", "question", "text", "correct"]
         try:
-            rows = parquet.read_table(path, columns=["qid", "mode", "gold", "question", "text", "correct"]).to_pandas()
+            rows = parquet.read_table(path, columns=names).to_pandas()
         except (ArrowException, OSError) as error:
             raise ValueError(f"{path} cannot be read ({error}); evaluate again") from error
-        rows = rows[rows["mode"] == "plain"]
+        rows = rows[(rows["mode"] == "plain") & ~rows["greedy"].astype(bool)]
         found = [REFLECTION_PATTERN.search(text) for text in rows["text"]]
         parts = [
             (row, row["text"][: match.start()])
@@ -193,37 +200,60 @@ def _changes(rows: list[dict[str, Any]], first: list[bool], ungraded: int) -> di
 
 
 def reflection_words(run: str | Path, count: int = 40) -> pd.DataFrame:
-    """Fig. 3: the most frequent words from the reflection on, in y1 that reflect (all episodes).
+    """Fig. 3: the ``count`` most frequent words from the reflection on, in y1 that reflect (all episodes).
 
-    word, responses (that hold it), ``share`` (of the reflecting ones), ``elsewhere`` (share of the y1 that do not
-    reflect which hold it anywhere; NaN if all reflect). ``attrs``: reflecting and other (numbers of responses).
+    word, responses (that hold it), ``share`` (of the reflecting ones) with its interval ``low`` and ``high``,
+    ``before`` (share of the same responses that hold it before the reflection begins) and ``forced`` (share of the
+    forced second looks that hold it after the trigger's words, up to a reflection of their own; NaN if there is none).
+    ``attrs``: reflecting and queries (responses that reflect, and their queries), forced (second looks).
     A word counts once a response; STOP_WORDS, numbers, single letters and LaTeX commands are left out.
     """
-    inside, outside, reflecting, other = _word_counts(Path(run), rollout_stamps(run))
-    rows = [
-        (word, number, number / reflecting, outside[word] / other if other else math.nan)
-        for word, number in sorted(inside.items(), key=lambda item: (-item[1], item[0]))[:count]
-    ]
-    table = pd.DataFrame(rows, columns=["word", "responses", "share", "elsewhere"])
-    table.attrs |= {"reflecting": reflecting, "other": other}
-    return table
+    return _words(Path(run), rollout_stamps(run), count).copy()
 
 
-@lru_cache(maxsize=2)
-def _word_counts(run: Path, stamps: tuple[Stamp, ...]) -> tuple[Counter[str], Counter[str], int, int]:
-    inside: Counter[str] = Counter()
-    outside: Counter[str] = Counter()
-    reflecting = other = 0
-    rows = load_rollouts(run, ["pass", "text"])
-    for text in rows.loc[rows["pass"] == "first", "text"]:
-        match = REFLECTION_PATTERN.search(text)
-        if match:
-            reflecting += 1
-            inside.update(words(text[match.start() :]))
-        else:
-            other += 1
-            outside.update(words(text))
-    return inside, outside, reflecting, other
+@lru_cache(maxsize=2)  # both themes ask
+def _words(run: Path, stamps: tuple[Stamp, ...], count: int) -> pd.DataFrame:
+    rows = load_rollouts(run, ["pass", "qid", "text", "trigger", "first_text"])
+    first, forced = rows[rows["pass"] == "first"], rows[rows["pass"] == "forced"]
+    cut = [(qid, *_split_reflection(text)) for qid, text in zip(first["qid"], first["text"], strict=True)]
+    reflecting = [(qid, before, after) for qid, before, after in cut if after]
+    inside = _counts(after for _, _, after in reflecting)
+    before = _counts(text for _, text, _ in reflecting)
+    second = _counts(_second_look(row) for row in forced.to_dict("records"))
+    shown = sorted(inside, key=lambda word: (-inside[word], word))[:count]
+    sizes = Counter(qid for qid, _, _ in reflecting)
+    holding: dict[str, Counter[str]] = {word: Counter() for word in shown}
+    for qid, _, after in reflecting:
+        for word in words(after) & holding.keys():
+            holding[word][qid] += 1
+    table = []
+    for word in shown:
+        estimate = clustered([holding[word][qid] for qid in sizes], list(sizes.values()))
+        shares = (estimate.value, estimate.low, estimate.high, before[word] / len(reflecting))
+        table.append((word, inside[word], *shares, second[word] / len(forced) if len(forced) else math.nan))
+    found = pd.DataFrame(table, columns=["word", "responses", "share", "low", "high", "before", "forced"])
+    found.attrs |= {"reflecting": len(reflecting), "queries": len(sizes), "forced": len(forced)}
+    return found
+
+
+def _split_reflection(text: str) -> tuple[str, str]:
+    """A response up to where its reflection begins, and the rest ("" where it does not reflect)."""
+    match = REFLECTION_PATTERN.search(text)
+    return (text[: match.start()], text[match.start() :]) if match else (text, "")
+
+
+def _second_look(row: dict[str, Any]) -> str:
+    """What a forced trajectory says after the trigger's words, up to a reflection of its own."""
+    given = row["first_text"] + TRIGGERS[row["trigger"]]
+    return _split_reflection(row["text"].removeprefix(given))[0]
+
+
+def _counts(texts: Iterable[str]) -> Counter[str]:
+    """In how many texts each word is."""
+    found: Counter[str] = Counter()
+    for text in texts:
+        found.update(words(text))
+    return found
 
 
 def words(text: str) -> set[str]:

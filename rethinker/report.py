@@ -21,6 +21,7 @@ from yaml import YAMLError
 from rethinker import diagnostics, gallery, plots
 from rethinker.evaluation.result import load
 from rethinker.evaluation.statistics import paired_difference
+from rethinker.figures.evaluation import count_range, one_measure
 from rethinker.files import atomic_write_text
 from rethinker.report_page import details, figure, missing, page, response, table
 
@@ -111,15 +112,16 @@ def _headline(run: Path) -> str:
     evaluations = diagnostics.load_evaluations(run)
     if not evaluations:
         return missing("There is no evaluation on held-out queries yet; the numbers appear here after the first one.")
-    cards, values = [], {}
+    cards, labels = [], []
     for label, summary in evaluations.items():
         plain = summary["modes"].get("plain")
         if plain is None:
             continue
         measure = "pass@1" if "pass@1" in plain else "greedy"
         value, interval = _interval(plain[measure])
-        values[label] = measure
-        remarks = [f"95% interval {interval}", f"greedy {_percent(plain['greedy']['value'])}"]
+        labels.append(label)
+        remarks = [f"95% interval {interval}", f"{measure}, {summary['queries']} queries"]
+        remarks += [f"greedy {_percent(plain['greedy']['value'])}"] if measure == "pass@1" else []
         remarks.append(f"{_percent(plain['rethinking']['value'])} reflect by themselves")
         small = "".join(f"<small>{escape(remark)}</small>" for remark in remarks)
         cards.append(
@@ -127,42 +129,43 @@ def _headline(run: Path) -> str:
         )
     if not cards:
         return missing("No evaluation in the mode plain has been made.")
-    first = next(iter(evaluations.values()))
-    measure = "one sampled response (pass@1)" if "pass@1" in values.values() else "the greedy response"
-    text = f"<p>Accuracy on {first['queries']} held-out queries, plain responses, {measure}.</p>"
-    gained, lacking = gains(run, list(values)), absent(run)
+    text = (
+        "<p>Accuracy of plain responses on held-out queries. pass@1: of one sampled response; greedy: of the greedy "
+        "one.</p>"
+    )
+    gained, lacking = gains(run, labels), absent(run)
     text += f'<div class="cards">{"".join(cards)}</div>' + (f"<p>{escape(gained)}</p>" if gained else "")
     return text + (missing(lacking) if lacking else "")
 
 
 def gains(run: Path, labels: list[str]) -> str:
     """Differences between evaluations of the same queries, each query its own control; "" where there are none."""
-    sentences = []
+    paired, remarks = [], []
     means = {label: _means(run, label) for label in labels}
     pairs = list(pairwise(labels))
     for before, after in [*pairs, (labels[0], labels[-1])] if len(labels) > 2 else pairs:
-        if means[before].keys() != means[after].keys():
-            sentences.append(f"{before} and {after} were evaluated on different queries.")
-            continue
-        if len(means[before]) < 2:
-            continue
-        gain = paired_difference(means[before], means[after])
-        assert gain.value is not None and gain.low is not None and gain.high is not None
-        sentences.append(
-            f"{before} → {after}: {100 * gain.value:+.1f} points "
-            f"(95% interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-        )
-    if not sentences:
-        return ""
-    return f"Paired by query, n = {len(means[labels[0]])}: {'; '.join(sentences)}."
+        (first_sampled, first), (second_sampled, second) = means[before], means[after]
+        if first.keys() != second.keys():
+            remarks.append(f"{before} and {after} were evaluated on different queries.")
+        elif first_sampled != second_sampled:
+            remarks.append(f"Only one of {before} and {after} has sampled responses.")
+        elif len(first) > 1:
+            gain = paired_difference(first, second)
+            assert gain.value is not None and gain.low is not None and gain.high is not None
+            words = f"{before} → {after}: {100 * gain.value:+.1f} points "
+            words += f"(95% interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+            paired.append((len(first), words))
+    by_size = [(size, "; ".join(words for other, words in paired if other == size)) for size in dict(paired)]
+    return " ".join([*(f"Paired by query, n = {size}: {words}." for size, words in by_size), *remarks])
 
 
-def _means(run: Path, label: str) -> dict[str, float]:
-    """Mean correctness of every query's plain responses: the sampled ones, or the greedy one if none was sampled."""
+def _means(run: Path, label: str) -> tuple[bool, dict[str, float]]:
+    """Whether responses were sampled; every query's mean correctness, of these or, if not, of the greedy response."""
     evaluation = load(run, label)
     rows = evaluation.rows[evaluation.rows["mode"] == "plain"]
-    rows = rows[rows["greedy"] == (evaluation.samples == 0)]
-    return {str(qid): float(value) for qid, value in rows.groupby("qid")["correct"].mean().items()}
+    sampled = evaluation.samples > 0
+    rows = rows[rows["greedy"] != sampled]
+    return sampled, {str(qid): float(value) for qid, value in rows.groupby("qid")["correct"].mean().items()}
 
 
 def absent(run: Path) -> str:
@@ -231,27 +234,29 @@ def _number(value: float | None) -> str:
 
 
 def _wide(rows: pd.DataFrame, keys: list[str]) -> str:
-    """A line for each of ``keys``, a column for each measure."""
+    """A line for each of ``keys``, a column for each measure, and of how many responses they are."""
     measures = list(rows["measure"].unique())
     lines = []
     for key, part in rows.groupby(keys, sort=False):
         found = part.set_index("measure").to_dict("index")
         cells = [_interval(found[measure]) if measure in found else "–" for measure in measures]
-        lines.append((*key, *cells, f"{part['clusters'].max():.0f}", f"{part['n'].max():.0f}"))
-    return table((*keys, *measures, "queries", "responses"), lines, words=len(keys))
+        greedy = part["measure"] == "greedy"
+        sizes = [count_range(of["n"]) if len(of) else "–" for of in (part[greedy], part[~greedy])]
+        lines.append((*key, *cells, count_range(part["clusters"]), *sizes))
+    return table((*keys, *measures, "queries", "greedy responses", "sampled responses"), lines, words=len(keys))
 
 
 def _by_kind(rows: pd.DataFrame, by: str) -> str:
-    """A line for each kind, a column for each evaluation; sampled accuracy where there is one."""
-    measure = "pass@1" if (rows["measure"] == "pass@1").any() else "greedy"
-    rows = rows[rows["measure"] == measure]
+    """A line for each kind, a column for each evaluation of the same measure; which ones lack it is said."""
+    rows, measure, lacking = one_measure(rows)
     labels = list(rows["label"].unique())
     lines = []
     for key, part in rows.groupby(by):
         found = part.set_index("label").to_dict("index")
         cells = [_interval(found[label]) if label in found else "–" for label in labels]
-        lines.append((key, *cells, f"{part['clusters'].max():.0f}", f"{part['n'].max():.0f}"))
-    return table((f"{by} ({measure})", *labels, "queries", "responses"), lines)
+        lines.append((key, *cells, count_range(part["clusters"]), count_range(part["n"])))
+    shown = table((f"{by} ({measure})", *labels, "queries", "responses"), lines)
+    return shown + (missing(lacking) if lacking else "")
 
 
 def _outcomes(outcomes: pd.DataFrame) -> str:

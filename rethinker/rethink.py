@@ -11,8 +11,8 @@ Differs from arXiv:2504.08837 in:
 - of more than ``max_per_query`` right trajectories of a query the first in group order are kept; the paper does not
   say which;
 - the NLL term covers trigger and y2 by default (``nll_on``); the paper does not say which tokens. It is paid by the
-  kept trajectories that are trained on: SSR and the filter drop those of unanimous groups (advantage 0) before it, and
-  a replayed one pays it again.
+  kept trajectories that are trained on: SSR and the filter drop those of unanimous groups (advantage 0) before it (the
+  metric rethink/trained says how many are left), and a replayed one pays it again.
 
 A trajectory is y1 (EOS removed) + trigger + y2, spliced as token ids: text is never decoded, edited and encoded again.
 Everything is paired by sample id.

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -18,9 +18,7 @@ from rich.markup import escape
 from rethinker.config import RunConfig
 from rethinker.files import append_json_line, atomic_write_bytes, atomic_write_text
 from rethinker.glossary import RECORDS
-
-if TYPE_CHECKING:
-    from rethinker.wandb_mirror import Mirror
+from rethinker.wandb_mirror import Mirror, mirror_errors, recording_mode
 
 
 class Tracker:
@@ -36,7 +34,7 @@ class Tracker:
         self.console = Console(quiet=not enabled, highlight=False, emoji=False)
         self.started = time.perf_counter() - seconds_before
         self._pace = [time.perf_counter()]  # when the last episodes ended, for the time left
-        self.mirror = _mirror(config) if enabled and config.tracking.wandb else None
+        self.mirror = self._twin() if enabled and config.tracking.wandb else None
 
     @property
     def seconds(self) -> float:
@@ -53,8 +51,7 @@ class Tracker:
         line = {"record": record, "stage": stage, "episode": episode, "step": step, "seconds": round(self.seconds, 3)}
         line |= {name: _finite(value) for name, value in metrics.items()}
         append_json_line(self.folder / "metrics.jsonl", line)
-        if self.mirror is not None:
-            self.mirror.log(line)
+        self._mirrored(lambda mirror: mirror.log(line))
 
     def rollouts(self, episode: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the responses of an episode (glossary.ROLLOUT_COLUMNS)."""
@@ -62,14 +59,13 @@ class Tracker:
             return
         frame = pd.DataFrame(list(rows))
         atomic_write_bytes(self.folder / "rollouts" / f"episode-{episode:05d}.parquet", frame.to_parquet(index=False))
-        if self.mirror is not None:
-            self.mirror.responses(episode, rows)
+        self._mirrored(lambda mirror: mirror.responses(episode, rows))
 
     def evaluation(self, label: str) -> None:
         """Say that ``evaluation/<label>.json`` has been written."""
         if self.mirror is not None:
-            text = (self.folder / "evaluation" / f"{label}.json").read_text(encoding="utf-8")
-            self.mirror.evaluation(label, json.loads(text))
+            summary = json.loads((self.folder / "evaluation" / f"{label}.json").read_text(encoding="utf-8"))
+            self._mirrored(lambda mirror: mirror.evaluation(label, summary))
 
     def forget_after(self, episode: int, step: int) -> None:
         """Drop what a killed process wrote after the checkpoint that the run goes on from."""
@@ -110,10 +106,32 @@ class Tracker:
 
     def close(self) -> None:
         """Finish the W&B run, if there is one."""
-        if self.mirror is not None:
-            self.mirror.close()
-            if self.config.tracking.wandb_mode == "offline":
-                self.say(f"recorded for W&B; send it: rethinker sync {escape(str(self.folder))}")
+        self._mirrored(lambda mirror: mirror.close())
+        if self.mirror is not None and self.mirror.mode == "offline":
+            self.say(f"recorded for W&B; send it: {escape(self._sync_command)}")
+
+    @property
+    def _sync_command(self) -> str:
+        return f"rethinker sync {self.folder}"
+
+    def _twin(self) -> Mirror | None:
+        if recording_mode(self.config) == "disabled":
+            self.say("WANDB_MODE=disabled: nothing is recorded for W&B (tracking.wandb=true)")
+            return None
+        return Mirror(self.config)
+
+    def _mirrored(self, act: Callable[[Mirror], None]) -> None:
+        """Do it to the W&B twin, if there is one. The files are what counts: if W&B fails, the run goes on alone."""
+        if self.mirror is None:
+            return
+        try:
+            act(self.mirror)
+        except mirror_errors() as error:
+            self.mirror = None
+            self.say(
+                f"W&B failed ({escape(f'{type(error).__name__}: {error}')}): no more is recorded for it; the files "
+                f"of the run get everything. What was recorded and has not arrived: {escape(self._sync_command)}"
+            )
 
 
 def _number(value: float | None) -> str:
@@ -131,10 +149,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _mirror(config: RunConfig) -> Mirror:
-    """The W&B twin; its module is read only where a run has one."""
-    from rethinker.wandb_mirror import Mirror
-
-    return Mirror(config)

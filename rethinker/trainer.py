@@ -23,7 +23,14 @@ from accelerate.utils import gather_object
 from rethinker.config import RunConfig
 from rethinker.datasets.order import QueryOrder
 from rethinker.experience import Experience
-from rethinker.measure import Episode, episode_metrics, generated_tokens, replay_ages, rollout_rows
+from rethinker.measure import (
+    Episode,
+    episode_metrics,
+    episode_warnings,
+    generated_tokens,
+    replay_ages,
+    rollout_rows,
+)
 from rethinker.policy.batching import arrange, micro_batches
 from rethinker.policy.forward import token_logprobs
 from rethinker.policy.loading import Policy
@@ -76,6 +83,7 @@ class Trainer:
         self.accelerator = accelerator
         self.progress = progress
         self.seconds: dict[str, float] = defaultdict(float)
+        self.warned: set[str] = set()
         self.experience = Experience(
             config, policy=policy, engine=engine, order=order, accelerator=accelerator, timed=self.timed
         )
@@ -86,7 +94,9 @@ class Trainer:
         self.policy.encoder.forget()
         images = self.image_counts()
         with self.timed("episode"):
-            record = Episode(self.progress.episode + 1, self.stage)
+            record = Episode(
+                self.progress.episode + 1, self.stage, self.config.queries_per_episode, self.config.rollout.group_size
+            )
             groups = self.experience.collect(record)
             self.engine.sleep()
             mine = [sample for group in groups for sample in group.samples]
@@ -98,7 +108,7 @@ class Trainer:
             samples = [scored[sample.sample_id] for group in record.groups for sample in group.samples]
             self.selector.start_episode()
             with self.timed("train"):
-                for raw_batch in batches(samples, self.config.optim.train_batch_size):
+                for raw_batch in parts(samples, self.config.batches(len(samples))):
                     batch = self.selector.select(raw_batch)
                     self.step(batch, record, on_policy)
             with self.timed("sync"):
@@ -122,10 +132,8 @@ class Trainer:
 
         Then the behaviour policy's log-probs are those of the update's own forward pass, and nothing is computed twice.
         """
-        replay = self.config.replay
-        keeps = replay.mode == "ssr" and replay.lifetime > 1  # samples of earlier and for later episodes
         size = sum(len(group.samples) for group in record.groups)
-        return size <= self.config.optim.train_batch_size and not keeps
+        return self.config.batches(size) <= 1 and not self.config.replay.outlives
 
     @torch.no_grad()
     def with_behavior_logprobs(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -177,7 +185,8 @@ class Trainer:
         if gap is not None and not gap <= limit:  # NaN is far apart too
             raise RuntimeError(
                 f"after the weight sync of episode {record.number} engine and trainer differ by {gap:.3g} nats a token "
-                f"(rollout.canary={limit}): the engine does not run the trainer's weights or prompts"
+                f"(rollout.canary={limit}): the engine does not run the trainer's weights or prompts. One of lower "
+                "precision (rollout.dtype, model.dtype) differs by rounding alone and needs a larger rollout.canary"
             )
         return gap
 
@@ -203,6 +212,10 @@ class Trainer:
         self.tracker.log("episode", self.stage, record.number, self.progress.step, metrics)
         self.tracker.rollouts(record.number, rollout_rows(record))
         self.tracker.progress(record.number, self.progress.step, metrics)
+        for name, text in episode_warnings(self.config, metrics).items():
+            if name not in self.warned:
+                self.warned.add(name)
+                self.tracker.say(f"[bold]warning[/]: episode {record.number}: {text}")
         return metrics
 
     @contextmanager
@@ -216,10 +229,10 @@ class Trainer:
 TIMES = ("rollout", "grade", "rethink", "logprobs", "train", "sync", "episode")
 
 
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive runs of ``size`` items, the last one maybe shorter."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def parts(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
+    """``count`` consecutive parts of all items, none longer than another by more than one."""
+    for index in range(count):
+        yield items[index * len(items) // count : (index + 1) * len(items) // count]
 
 
 def engine_gaps(samples: Sequence[Sample]) -> tuple[float, int, float]:

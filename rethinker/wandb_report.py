@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from rethinker import diagnostics
 from rethinker.report import absent, gains, progress
 from rethinker.wandb_mirror import RESPONSES, evaluation_key
@@ -95,7 +97,7 @@ def report_blocks(runs: Sequence[Path], *, entity: str, project: str) -> list[An
         ),
         grid(
             line("Queries by their first responses", *shares, plot_type="line" if several else "stacked-area"),
-            line("Effective share", "queries/effective"),
+            line("Effective queries", "queries/effective"),
         ),
         wr.H2("Accuracy during training (Fig. 5)"),
         wr.MarkdownBlock(
@@ -116,7 +118,9 @@ def report_blocks(runs: Sequence[Path], *, entity: str, project: str) -> list[An
         wr.H2("Second looks at test time (Fig. 7)"),
         wr.MarkdownBlock(
             "plain: the model as it is; forced: every response continued after a trigger; bound: wrong responses only, "
-            "which needs the label. The bars have no intervals; those of the table are 95%, with queries as clusters."
+            "which needs the label. A bar's name ends with its measure (pass@1: one sampled response; greedy: an "
+            "evaluation without samples). The bars have no intervals; those of the table are 95%, with queries as "
+            "clusters."
         ),
         grid(wr.BarPlot(title="Held-out accuracy", metrics=fig7_keys(runs), range_x=(0.0, 1.0))),
         *(wr.MarkdownBlock(fig7_words(run)) for run in runs),
@@ -158,7 +162,7 @@ def fig7_keys(runs: Sequence[Path]) -> list[str]:
     keys = []
     for run in runs:
         table = diagnostics.fig7_table(run)
-        for row in table[table["measure"] == _measure(table)].to_dict("records"):
+        for row in _own_measures(table).to_dict("records"):
             keys.append(evaluation_key(row["label"], row["mode"], row["measure"]))
     return list(dict.fromkeys(keys))
 
@@ -168,10 +172,10 @@ def fig7_words(run: Path) -> str:
     table = diagnostics.fig7_table(run)
     if table.empty:
         return f"{run.resolve().name}: no evaluation has been made yet."
-    measure = _measure(table)
-    lines = [f"| {run.resolve().name} | mode | {measure} | queries | responses |", "|---|---|---|---|---|"]
-    for row in table[table["measure"] == measure].to_dict("records"):
-        lines.append(f"| {row['label']} | {row['mode']} | {_estimate(row)} | {row['clusters']:.0f} | {row['n']:.0f} |")
+    lines = [f"| {run.resolve().name} | mode | measure | accuracy | queries | responses |", "|---|---|---|---|---|---|"]
+    for row in _own_measures(table).to_dict("records"):
+        counts = f"{row['clusters']:.0f} | {row['n']:.0f}"
+        lines.append(f"| {row['label']} | {row['mode']} | {row['measure']} | {_estimate(row)} | {counts} |")
     return "\n".join(lines)
 
 
@@ -198,8 +202,10 @@ def caveats(runs: Sequence[Path]) -> list[str]:
     return found
 
 
-def _measure(table: Any) -> str:
-    return "pass@1" if (table["measure"] == "pass@1").any() else "greedy"
+def _own_measures(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of pass@1, and for an evaluation without sampled responses those of greedy; their names say which."""
+    sampled = table["label"].isin(table.loc[table["measure"] == "pass@1", "label"])
+    return table[table["measure"] == sampled.map({True: "pass@1", False: "greedy"})]
 
 
 def _per_episode(runs: Sequence[Path]) -> str:

@@ -14,24 +14,28 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+INJECTED = "injected-parameters"  # papermill's tag
+CELL_TRACES = ("execution", "papermill")  # in a cell's metadata
+RECORDS = ("widgets", "papermill")  # in a notebook's
 
 
 def strip(content: dict[str, Any]) -> int:
-    """Empty the outputs and execution counts of a notebook, in place; returns the number of cells that had any.
+    """Empty the outputs and execution counts of a notebook, in place; returns how many cells and records had any.
 
-    What a session leaves in the metadata (widget states, papermill's record) goes too.
+    What a session leaves goes too: times of execution, papermill's record and the cell of parameters that it adds,
+    states of widgets.
     """
-    found = 0
+    before = content["cells"]
+    content["cells"] = [cell for cell in before if INJECTED not in cell["metadata"].get("tags", ())]
+    found = len(before) - len(content["cells"])
     for cell in content["cells"]:
-        if cell["cell_type"] == "code" and (cell["outputs"] or cell["execution_count"] is not None):
+        traces = [cell["metadata"].pop(key, None) for key in CELL_TRACES]
+        ran = cell["cell_type"] == "code" and (cell["outputs"] or cell["execution_count"] is not None)
+        if ran:
             cell["outputs"], cell["execution_count"] = [], None
-            found += 1
-        for key in ("execution", "papermill"):
-            cell["metadata"].pop(key, None)
-    for key in ("widgets", "papermill"):
-        if content["metadata"].pop(key, None) is not None:
-            found += 1
-    return found
+        found += bool(ran) or any(trace is not None for trace in traces)
+    records = [content["metadata"].pop(key, None) for key in RECORDS]
+    return found + sum(record is not None for record in records)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

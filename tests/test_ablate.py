@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,41 +13,52 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
-from rethinker import cli, locks, plots
+from rethinker import cli, locks, plots, provenance
+from rethinker.ablation import gpus, origin, slots
 from rethinker.ablation import run as ablation
 from rethinker.ablation.grid import Grid, load_grid
-from rethinker.ablation.slots import Ending, Job, log_end, run_in_slots, slot_environment
-from rethinker.ablation.table import TEST, VALIDATION, compare, curves, in_words, wide
+from rethinker.ablation.table import NOT_MEASURED, PROGRESS, TEST, VALIDATION, compare, curves, in_words, wide
 from rethinker.config import to_yaml
 from rethinker.evaluation.statistics import over_seeds, t95
 from rethinker.figures import ablation as figures
-from rethinker.jobs.claim import LOCK
-from rethinker.run_folder import RunExists
+from rethinker.jobs import claim, handle
+from rethinker.jobs.handle import Job
+from rethinker.run_folder import WRITER_LOCK, RunExists
 from rethinker.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
 # What `rethinker train CONFIG --resume` does to files, as $PLAN/<run> says: "" finish, "fail", "meet" (wait until two
-# runs have begun, then finish), "stop" (wait until two have begun, interrupt the parent, answer SIGTERM by stopping).
+# runs have begun, then finish), "hold" (until the file "go" is there), "stop" (wait for STOP), "interrupt" (wait until
+# two runs have begun, interrupt the parent, wait for STOP), "deaf" (interrupt it again at STOP, and go on).
 FAKE = """
 import json, os, pathlib, signal, sys, time, yaml
 config = yaml.safe_load(open(sys.argv[1]))
-root = pathlib.Path(config["runs_dir"]); folder = root / config["name"]; folder.mkdir(parents=True, exist_ok=True)
+root = pathlib.Path(config["runs_dir"]); folder = root / config["name"]
 def say(text):
     with open(root / "events", "a") as file: file.write(f"{text} {config['name']}\\n")
 def end(state, code=0):
     (folder / "status.json").write_text(json.dumps({"state": state})); say("end"); sys.exit(code)
-signal.signal(signal.SIGTERM, lambda *_: end("stopped"))
+def wait(condition):
+    while not condition(): time.sleep(0.01)
 (folder / "config.yaml").write_text(pathlib.Path(sys.argv[1]).read_text())
+(folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
 plan = root / "plan" / config["name"]
 todo = plan.read_text() if plan.exists() else ""
 say("begin")
 if todo == "fail":
     print("first line"); print("ValueError: no such thing", file=sys.stderr); end("running", 3)
-while todo and (root / "events").read_text().count("begin") < 2: time.sleep(0.01)
-if todo == "stop":
+if todo in ("meet", "interrupt"):
+    wait(lambda: (root / "events").read_text().count("begin") >= 2)
+if todo == "hold":
+    wait((root / "go").exists)
+if todo in ("interrupt", "deaf"):
     os.kill(os.getppid(), signal.SIGINT)
-    while True: time.sleep(0.01)
+if todo in ("interrupt", "stop", "deaf"):
+    wait((folder / "STOP").exists)
+    if todo != "deaf": end("stopped")
+    os.kill(os.getppid(), signal.SIGINT)
+    wait(lambda: False)
 end("finished")
 """
 
@@ -56,7 +68,9 @@ def train(tmp_path, monkeypatch):
     """The fake train command; ``train(run, what)`` plans what it does."""
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
-    monkeypatch.setattr(ablation, "train_command", lambda file: (sys.executable, "-S", str(script), os.fspath(file)))
+    monkeypatch.setattr(
+        handle, "train_command", lambda file, *, resume: [sys.executable, "-S", str(script), os.fspath(file)]
+    )
     # -S leaves site-packages out, which makes a start quick; yaml is found by its folder
     import yaml
 
@@ -67,14 +81,16 @@ def train(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(what)
 
-    return plan
+    yield plan
+    for path in (tmp_path / "runs").rglob(claim.CONFIG_FILE):  # of a test that failed
+        Job(path.parents[1]).kill()
 
 
 def write_grid(folder: Path, **changes) -> Path:
     """A grid of two labels and two seeds on a base without data."""
     base = folder / "base.yaml"
     base.write_text(
-        "queries_per_episode: 4\nrollout: {group_size: 4}\noptim: {train_batch_size: 8}\ndata: {train: x}\n"
+        "queries_per_episode: 4\nrollout: {group_size: 4}\noptim: {train_batch_size: 8}\ndata: {train: x, test: y}\n"
     )
     values = {
         "base": str(base),
@@ -87,6 +103,10 @@ def write_grid(folder: Path, **changes) -> Path:
     path = folder / "small.yaml"
     path.write_text(json.dumps({key: value for key, value in (values | changes).items() if value is not None}))
     return path
+
+
+def begun(folder: Path) -> list[str]:
+    return [name for what, name in events(folder) if what == "begin"] if (folder / "runs" / "events").exists() else []
 
 
 def events(folder: Path) -> list[tuple[str, str]]:
@@ -178,14 +198,18 @@ def test_the_folder_of_a_run_is_no_place_for_a_table(tmp_path):
         load_grid(path)
 
 
-@pytest.mark.parametrize("name", ["smoke", "grid"])
-def test_the_grids_of_the_repository(name, monkeypatch):
+@pytest.mark.parametrize(("name", "labels", "seeds"), [("smoke", 2, 2), ("grid", 4, 3), ("grid_7b", 4, 3)])
+def test_the_grids_of_the_repository(name, labels, seeds, monkeypatch):
     monkeypatch.chdir(ROOT)
-    grid = load_grid(f"experiments/ablations/{name}.yaml")
-    assert grid.baseline in grid.labels and len(grid.runs) == len(grid.labels) * {"smoke": 2, "grid": 3}[name]
-    if name == "grid":  # one part less from label to label
+    held_out = [f"data.{split}=my/{split}.parquet" for split in ("validation", "test")]  # as its command gives them
+    grid = load_grid(f"experiments/ablations/{name}.yaml", held_out if name == "grid_7b" else [])
+    assert grid.baseline in grid.labels and len(grid.labels) == labels and len(grid.runs) == labels * seeds
+    assert all(run.config.data.validation and run.config.data.test for run in grid.runs)  # Fig. 5 and Table 3
+    if labels == 4:  # one part less from label to label
         parts = [(run.config.replay.mode, run.config.for_stage(1).rethink.fraction) for run in grid.runs[::3]]
         assert parts == [("ssr", 0.5), ("ssr", 0.0), ("filter", 0.0), ("grpo", 0.0)]
+        rates = [run.config.for_stage(1).optim.lr for run in grid.runs[::3]]
+        assert rates == ([1e-5] * 4 if name == "grid_7b" else [1e-4, 5e-5, 5e-5, 5e-5])  # each its better one
 
 
 # -- running ----------------------------------------------------------------------------------------------------------
@@ -222,24 +246,22 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path, train, capsys):
     assert "[2/4] small-ssr-s1: failed (exit code 3) after" in out
     assert "small-ssr-s1 failed; the end of" in out and "ValueError: no such thing" in out
     assert out.index("[4/4] small-filter-s1: finished") < out.index("ValueError: no such thing")
-    begun = [name for what, name in events(tmp_path) if what == "begin"]
-    assert begun == [f"small-{label}-s{seed}" for label in ("ssr", "filter") for seed in (0, 1)]
+    assert begun(tmp_path) == [f"small-{label}-s{seed}" for label in ("ssr", "filter") for seed in (0, 1)]
+    table = pd.read_csv(tmp_path / "runs" / "small" / "table.csv").set_index("run")
+    assert table.loc["small-ssr-s1", "state"] == "failed"  # its own last word was "running"
     train("small-ssr-s1", "")
     assert cli.main(["ablate", path]) == 0  # mended: only what failed is run again
-    assert [name for what, name in events(tmp_path) if what == "begin"][4:] == ["small-ssr-s1"]
+    assert begun(tmp_path)[4:] == ["small-ssr-s1"]
 
 
 def test_ctrl_c_stops_all_and_the_same_call_goes_on(tmp_path, train, capsys):
     grid = load_grid(write_grid(tmp_path))
-    train("small-ssr-s0", "stop")
+    train("small-ssr-s0", "interrupt")
     train("small-ssr-s1", "stop")
     lines: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         ablation.run_grid(grid, say=lines.append)
-    states = {run.config.name: run.config.folder / "status.json" for run in grid.runs}
-    assert [path.exists() and json.loads(path.read_text())["state"] for path in states.values()] == (
-        ["stopped", "stopped", False, False]
-    )
+    assert list(ablation.collect(grid)["state"]) == ["stopped", "stopped", "not begun", "not begun"]
     assert sum("stopped after" in line for line in lines) == 2 and not any("failed" in line for line in lines)
     assert cli.main(["ablate", str(tmp_path / "small.yaml")]) == 130
     assert "the same command goes on" in capsys.readouterr().err
@@ -248,34 +270,161 @@ def test_ctrl_c_stops_all_and_the_same_call_goes_on(tmp_path, train, capsys):
     assert set(ablation.run_grid(grid, say=lines.append).values()) == {"finished"}
 
 
-def test_the_second_interrupt_is_passed_on(tmp_path):
-    code = (
-        "import os, signal, sys, time\n"
-        "seen = []\n"
-        "def told(*_):\n"
-        "    seen.append(1)\n"
-        "    os.kill(os.getppid(), signal.SIGTERM) if len(seen) == 1 else sys.exit(130)\n"
-        "signal.signal(signal.SIGTERM, told)\n"
-        "os.kill(os.getppid(), signal.SIGINT)\n"
-        "while True: time.sleep(0.01)\n"
+def test_the_second_interrupt_kills(tmp_path, train):
+    grid = load_grid(write_grid(tmp_path, slots=1))
+    train("small-ssr-s0", "deaf")
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        ablation.run_grid(grid, say=lines.append)
+    assert begun(tmp_path) == ["small-ssr-s0"] and not Job(grid.runs[0].config.folder).alive
+    assert any(line.startswith(f"[1/4] small-ssr-s0: killed (exit code {-signal.SIGUSR1})") for line in lines)
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+@pytest.mark.parametrize("lock", [claim.LOCK, WRITER_LOCK])
+def test_a_run_that_lives_outside_the_slots_is_waited_for(tmp_path, train, monkeypatch, lock, finishes):
+    """By whom and on which GPUs nobody knows: nothing is started, and it goes on if it ended unfinished."""
+    grid = load_grid(write_grid(tmp_path, slots=3))
+    config = grid.runs[3].config
+    held = locks.take(config.folder / lock)
+    assert held is not None
+    (config.folder / "config.yaml").write_text(to_yaml(config))
+    assert list(ablation.plan(grid)["to do"]) == ["start"] * 3 + ["wait: another job writes it"]
+    lines: list[str] = []
+    looks: list[Path] = []
+
+    def look(folder: Path) -> bool:
+        looks.append(folder)
+        if looks.count(config.folder) == 3 and folder == config.folder:
+            assert len(lines) == 1  # nothing was started when it was looked at before
+            (folder / "status.json").write_text(json.dumps({"state": "finished" if finishes else "running"}))
+            os.close(held)
+        return claim.is_alive(folder)
+
+    monkeypatch.setattr(slots, "is_alive", look)
+    assert ablation.run_grid(grid, say=lines.append) == {run.config.name: "finished" for run in grid.runs}
+    assert lines[0] == (
+        "[4/4] small-filter-s1: is running already; it may be on any GPU, so nothing is started before it has ended"
     )
-    endings: list[Ending] = []
-    job = Job("one", (sys.executable, "-S", "-c", code), tmp_path / "one.log")
-    later = Job("later", (sys.executable, "-c", ""), tmp_path / "later.log")
-    done = run_in_slots([job, later], 1, on_start=lambda _: None, on_end=lambda _, ending: endings.append(ending))
-    assert not done and [(ending.code, ending.asked) for ending in endings] == [(130, True)]
+    assert len(begun(tmp_path)) == (3 if finishes else 4)
 
 
-def test_a_run_that_another_job_writes_is_left_to_it(tmp_path, train, capsys):
+class Killed(Exception):
+    """What ends ``run_grid`` as a restart of the kernel does: its runs live on."""
+
+
+def abandon(grid: Grid, run: str, **settings) -> None:
+    """``run_grid`` until ``run`` has been started."""
+
+    def say(line: str) -> None:
+        if f"{run}: started" in line:
+            raise Killed
+
+    with pytest.raises(Killed):
+        ablation.run_grid(grid, say=say, **settings)
+
+
+def test_a_run_keeps_its_slot_when_the_kernel_is_restarted(tmp_path, train, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    grid = load_grid(write_grid(tmp_path))
+    train("small-ssr-s0", "hold")
+    abandon(grid, "small-ssr-s0")
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if "small-filter-s0: started" in line or "nothing is started" in line:
+            # The third run: the first one has held slot 0 all the time.
+            (tmp_path / "runs" / "go").touch()
+
+    assert ablation.run_grid(grid, say=say) == {run.config.name: "finished" for run in grid.runs}
+    assert lines[0] == "[1/4] small-ssr-s0: is running already; it keeps its slot"
+    assert "[1/4] small-ssr-s0: finished" in lines  # by its own last word, and nobody started it again
+    assert sorted(begun(tmp_path)) == sorted(run.config.name for run in grid.runs)
+    used = {run.config.name: (run.config.folder / "gpus").read_text() for run in grid.runs}
+    assert [used[name] for name in ("small-ssr-s0", "small-ssr-s1", "small-filter-s0")] == ["2", "3", "3"]
+
+
+def test_a_run_that_dies_in_a_slot_of_an_earlier_call_goes_on(tmp_path, train):
+    grid = load_grid(write_grid(tmp_path, slots=1))
+    train("small-ssr-s0", "hold")
+    abandon(grid, "small-ssr-s0")
+
+    def say(line: str) -> None:
+        if "keeps its slot" in line:
+            Job(grid.runs[0].config.folder).kill()
+            train("small-ssr-s0", "")
+
+    assert set(ablation.run_grid(grid, say=say).values()) == {"finished"}
+    assert [name for what, name in events(tmp_path) if what == "end"] == [run.config.name for run in grid.runs]
+
+
+def test_slots_of_another_size_are_waited_for(tmp_path, train, monkeypatch):
+    """One of two slots has GPU 2; the only slot has both. Also where the grid has no such run any more."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     path = write_grid(tmp_path)
-    lock = locks.take(tmp_path / "runs" / "small-ssr-s0" / LOCK)
-    assert lock is not None
-    try:
-        assert cli.main(["ablate", str(path)]) == 1
-    finally:
-        os.close(lock)
-    assert "1 of 4 runs: nothing: another job writes it" in capsys.readouterr().out
-    assert "small-ssr-s0" not in {name for _, name in events(tmp_path)} and len(events(tmp_path)) == 6
+    train("small-ssr-s0", "hold")
+    abandon(load_grid(path), "small-ssr-s0")
+    smaller, lines = load_grid(path, ["seeds=[1]"]), []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if "is running already" in line:
+            (tmp_path / "runs" / "go").touch()
+
+    assert set(ablation.run_grid(smaller, 1, say=say).values()) == {"finished"}
+    assert lines[0].startswith("small-ssr-s0: is running already; it may be on any GPU")
+    assert [what for what, _ in events(tmp_path)] == ["begin", "end"] * 3
+
+
+def test_what_another_job_finished_meanwhile_is_not_started(tmp_path, train):
+    grid = load_grid(write_grid(tmp_path, slots=1))
+    last = grid.runs[3].config
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if "small-ssr-s0: started" in line:  # planned is all by now
+            last.folder.mkdir(parents=True)
+            (last.folder / "config.yaml").write_text(to_yaml(last))
+            (last.folder / "status.json").write_text('{"state": "finished"}')
+
+    assert ablation.run_grid(grid, say=say) == {run.config.name: "finished" for run in grid.runs}
+    assert begun(tmp_path) == [run.config.name for run in grid.runs[:3]]
+    assert [line for line in lines if "[4/4]" in line] == ["[4/4] small-filter-s1: finished"]
+
+
+def test_one_process_looks_after_a_grid(tmp_path, train, capsys):
+    path = write_grid(tmp_path)
+    grid = load_grid(path)
+    with slots.sole(grid.folder):
+        assert cli.main(["ablate", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert f"process {os.getpid()} on " in error and "looks after the runs of" in error
+        assert cli.main(["ablate", str(path), "--dry-run"]) == 0
+    assert not begun(tmp_path)
+    assert set(ablation.run_grid(grid, say=lambda _: None).values()) == {"finished"}
+    with slots.sole(grid.folder):  # nothing is left to run: it may be looked at
+        assert set(ablation.run_grid(grid, say=lambda _: None).values()) == {"finished"}
+
+
+def test_a_start_that_is_refused_leaves_the_others_alone(tmp_path, train):
+    """A folder that got a run of other settings behind the plan."""
+    grid = load_grid(write_grid(tmp_path, slots=1))
+    second = grid.runs[1].config
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if "small-ssr-s0: started" in line:
+            second.folder.mkdir(parents=True)
+            (second.folder / "config.yaml").write_text(to_yaml(second).replace("seed: 1", "seed: 5"))
+            (second.folder / "status.json").write_text('{"state": "stopped"}')
+
+    with pytest.raises(RunExists, match="small-ssr-s1"):  # from the table, when the others are done
+        ablation.run_grid(grid, say=say)
+    assert any("small-ssr-s1: failed (" in line and "other settings (seed: 5 -> 1)" in line for line in lines)
+    assert [name for what, name in events(tmp_path) if what == "end"] == [grid.runs[at].config.name for at in (0, 2, 3)]
 
 
 def test_other_settings_under_a_run_s_name(tmp_path, train, capsys):
@@ -299,21 +448,47 @@ def test_dry_run(tmp_path, capsys):
     assert "did you mean 'optim.lr'?" in capsys.readouterr().err
 
 
-def test_slots_share_the_gpus(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
-    assert [slot_environment(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["2,3", "5,7"]
-    assert slot_environment(0, 1) == {}
-    with pytest.raises(ValueError, match="slots=5, but 4 GPUs are visible"):
-        slot_environment(0, 5)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert slot_environment(3, 9) == {}
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        ("2,3,5,7", ["2", "3", "5", "7"]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("0, 1", ["0", "1"]),
+        ("0,-1,1", ["0"]),  # CUDA reads no further than what it does not know
+        ("GPU-8932f937,MIG-3f1a", ["GPU-8932f937", "MIG-3f1a"]),
+    ],
+)
+def test_the_gpus_that_cuda_would_show(monkeypatch, value, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert gpus.visible_gpus() == seen
 
 
-def test_the_end_of_a_log(tmp_path):
-    path = tmp_path / "log"
-    assert log_end(path) == ""
-    path.write_bytes(b"one\ntwo \xff\nthree\n")
-    assert log_end(path, 2) == "two \ufffd\nthree"
+def test_slots_share_the_gpus():
+    four = ["2", "3", "5", "7"]
+    assert gpus.slot_environments(four, 2) == [{"CUDA_VISIBLE_DEVICES": "2,3"}, {"CUDA_VISIBLE_DEVICES": "5,7"}]
+    assert gpus.slot_environments(four, 1) == [{}] and gpus.slot_environments([], 3) == [{}] * 3
+    for count, text in ((5, "slots=5, but 4 GPUs are visible"), (0, "slots=0: needs at least 1")):
+        with pytest.raises(ConfigError, match=text):
+            gpus.slot_environments(four, count)
+
+
+def test_a_run_with_more_processes_than_its_slot_has_gpus(tmp_path, train, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+    path = write_grid(tmp_path)
+    eight = load_grid(path, ["launch.processes=8"])
+    text = r"run small-ssr-s0: launch.processes=8, but each of 2 slots has 4 of 8 GPUs"
+    with pytest.raises(ConfigError, match=text):
+        ablation.run_grid(eight, say=lambda _: None)
+    file = ROOT / "experiments" / "accelerate" / "gpus-8.yaml"
+    with pytest.raises(ConfigError, match=r"gpus-8\.yaml: num_processes=8, but each of 2 slots has 4"):
+        ablation.run_grid(load_grid(path, [f"launch.accelerate={file}"]), say=lambda _: None)
+    assert not begun(tmp_path)
+    lines: list[str] = []
+    ablation.run_grid(load_grid(path, ["launch.processes=2", "seeds=[0]"]), 3, say=lines.append)
+    assert lines[0] == "2 of 8 GPUs stay idle: they cannot be shared equally by 3 slots"
+    assert {path.read_text() for path in (tmp_path / "runs").glob("*/gpus")} == {"0,1", "2,3"}
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
@@ -321,7 +496,7 @@ def test_the_end_of_a_log(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Grid:
-    """A grid of four made-up runs, one of them still going."""
+    """A grid of four made-up runs, one of which was killed."""
     folder = tmp_path_factory.mktemp("grid")
     grid = load_grid(write_grid(folder))
     for number, run in enumerate(grid.runs):
@@ -329,12 +504,22 @@ def finished(tmp_path_factory) -> Grid:
         (run.config.folder / "config.yaml").write_text(to_yaml(run.config))
         state = "running" if number == 3 else "finished"
         (run.config.folder / "status.json").write_text(json.dumps({"state": state}))
+        came_from(run.config.folder)
     return grid
+
+
+def came_from(folder: Path, *commits: str, engine: str = "VllmEngine", digest: str = "d1") -> None:
+    """provenance.json of a run that was started at each of ``commits``, "+" behind it for changes."""
+    states = [{"commit": name.rstrip("+") * 40, "changed": name.endswith("+")} for name in commits or ("a",)]
+    facts = {"git": states[0], "starts": [{"git": state} for state in states], "engine": engine, "processes": 2}
+    facts["data"] = {"train": {"path": "x", "sha256": digest}}
+    (folder / "provenance.json").write_text(json.dumps(facts))
 
 
 def test_collect_reads_run_files(finished):
     table = ablation.save_table(finished)
     assert list(table.columns[:4]) == ["run", "replay", "label", "seed"]
+    assert list(table.groupby("run", sort=False)["state"].first()) == ["finished"] * 3 + ["failed"]
     run = finished.runs[0].config
     mine = table[table["run"] == run.name].set_index(["measure", "stage"])
     summary = json.loads((run.folder / "evaluation" / "rethinker.json").read_text())["modes"]
@@ -371,10 +556,64 @@ def test_runs_that_are_not_finished_are_not_compared(finished):
 def test_a_grid_that_has_not_begun(tmp_path):
     table = ablation.collect(load_grid(write_grid(tmp_path)))
     assert list(table["state"].unique()) == ["not begun"] and list(table["value"]) == [0.0] * 4
-    assert compare(table, "filter").empty and in_words(compare(table, "filter")) == ""
+    assert compare(table, "filter").empty and "No run is finished yet" in in_words(compare(table, "filter"))
     for name, text in (("fig5", "No run has been validated"), ("table3", "No run of the grid is finished")):
         with pytest.raises(plots.NoData, match=text):
             figures.draw(table, name)
+
+
+def test_what_runs_have_not_in_common_is_said(finished, monkeypatch):
+    """Code, engine and data are not settings: a run is found again although they have changed."""
+    first, second, third, fourth = (run.config for run in finished.runs)
+    state = {"commit": "b" * 40, "changed": True}
+    monkeypatch.setattr(provenance, "git_state", lambda folder: state)
+    monkeypatch.setattr(provenance, "data_digests", lambda config: {"train": {"path": "x", "sha256": "d1"}})
+    came_from(second.folder, "b+")
+    came_from(third.folder, "a", "b", engine="TransformersEngine", digest="d2")
+    (fourth.folder / "provenance.json").unlink()
+    try:
+        uncommitted = "perhaps code (uncommitted changes, then and now)"
+        expected = [
+            "code aaaaaaa, now bbbbbbb+changes",
+            uncommitted,
+            "code aaaaaaa then bbbbbbb, now bbbbbbb+changes; data",
+        ]
+        assert list(ablation.plan(finished)["changed since"]) == [*expected, ""]
+        table = ablation.collect(finished)
+        runs = table.groupby("run", sort=False)[["commit", "engine", "processes"]].first()
+        assert runs.loc[second.name].to_list() == ["b" * 40 + "+changes", "VllmEngine", 2]
+        assert runs.loc[fourth.name].isna().all()
+        digests = table.groupby("run", sort=False)["data"].first()
+        assert digests[first.name] == digests[second.name] != digests[third.name]
+        words = origin.mixture(table)
+        assert words == (
+            "The runs differ in commit (aaaaaaa: 1 run, bbbbbbb+changes: 1 run, aaaaaaa then bbbbbbb: 1 run), "
+            f"engine (VllmEngine: 2 runs, TransformersEngine: 1 run), data ({digests[first.name]}: 2 runs, "
+            f"{digests[third.name]}: 1 run)."
+        )
+        for name in figures.FIGURES:
+            assert words in figures.draw(table, name).caption.replace("\u00a0", " ")
+    finally:
+        for config in (second, third, fourth):
+            came_from(config.folder)
+    state |= {"commit": "a" * 40, "changed": False}
+    assert set(ablation.plan(finished)["changed since"]) == {""}
+    assert origin.mixture(ablation.collect(finished)) == ""
+
+
+def test_run_grid_warns_of_what_cannot_be_compared(tmp_path, train, monkeypatch):
+    grid = load_grid(write_grid(tmp_path), ["data.test=null"])
+    lines: list[str] = []
+    ablation.run_grid(grid, say=lines.append)
+    assert lines[0].startswith("warning: neither data.test nor data.validation is set")
+    came_from(grid.runs[0].config.folder, "a")
+    came_from(grid.runs[1].config.folder, "b")
+    lines.clear()
+    monkeypatch.setattr(provenance, "git_state", lambda folder: {"commit": "b" * 40, "changed": False})
+    monkeypatch.setattr(provenance, "data_digests", lambda config: {"train": {"path": "x", "sha256": "d1"}})
+    ablation.run_grid(grid, say=lines.append)
+    assert lines[1].startswith("warning: changed since 1 of 4 runs were made: code aaaaaaa, now bbbbbbb (small-ssr-s0)")
+    assert lines[-1] == "warning: The runs differ in commit (aaaaaaa: 1 run, bbbbbbb: 1 run)."
 
 
 # -- means and differences, by hand -----------------------------------------------------------------------------------
@@ -386,7 +625,7 @@ def made_up(values: dict[str, dict[int, float]], measure: str = TEST, state: str
     rows = [
         {"run": f"g-{label}-s{seed}", "label": label, "seed": seed, "state": state, "stage": stage, "episode": episode}
         | {"step": 4 * episode, "measure": measure, "value": part * value, "low": value - 0.1, "high": value + 0.1}
-        | {"n": 40, "queries": 10}
+        | {"n": 40, "queries": 10, "commit": "a" * 40, "engine": "VllmEngine", "processes": 2, "data": "sha256:1"}
         for label, seeds in values.items()
         for seed, value in seeds.items()
         for stage, episode, part in (("start", 0, 0.5), ("train", 2, 1.0))
@@ -434,8 +673,25 @@ def test_wrong_comparisons():
         compare(made_up(VALUES), "x")
     table = made_up(VALUES)
     table.loc[(table["run"] == "g-ssr-s1") & (table["stage"] == "train"), "episode"] = 7
-    with pytest.raises(ValueError, match="ssr: its runs ended after"):
+    with pytest.raises(ValueError, match="ssr: its runs ended after 2, 7 episodes"):
         compare(table)
+
+
+@pytest.mark.parametrize("missing", ["no row", "no value"])
+def test_a_measure_that_one_seed_has_only_in_an_earlier_stage(missing):
+    """As effective_after where nothing was trained on at the end: neither an error, nor the earlier stage's value."""
+    table = pd.concat([made_up(VALUES), made_up(VALUES, PROGRESS)], ignore_index=True)
+    gone = (table["run"] == "g-ssr-s1") & (table["stage"] == "train") & (table["measure"] == TEST)
+    if missing == "no row":
+        table = table[~gone]
+    else:
+        table.loc[gone, "value"] = float("nan")
+    found = compare(table, "filter").set_index(["label", "measure"])
+    ssr = found.loc[("ssr", TEST)]
+    assert (ssr["value"], ssr["seed_list"], ssr["n"], ssr["pairs"]) == (pytest.approx(0.775), "0, 2", 80, 2)
+    assert found.loc[("ssr", PROGRESS), "seed_list"] == "0, 1, 2"
+    (ticks,) = [line for line in figures.draw(table, "table3").figure.axes[0].lines if line.get_marker() == "|"][:1]
+    assert list(ticks.get_xdata()) == [0.80, 0.75]
 
 
 def test_words_and_tables():
@@ -453,7 +709,7 @@ def test_curves_wait_for_every_run():
     late = table[(table["seed"] == 0) | (table["stage"] == "start")]
     assert list(curves(table)["episode"]) == [0, 2] and list(curves(late)["episode"]) == [0]
     last = curves(table).iloc[-1]
-    assert last["value"] == pytest.approx(0.5) and last["seeds"] == 2 and last["step"] == 8
+    assert last["value"] == pytest.approx(0.5) and last["seeds"] == 2
     assert (last["low"], last["high"]) == (0, 1)  # 0.5 -+ 12.7 * 0.1
 
 
@@ -473,6 +729,25 @@ def test_figures(finished, theme):
     assert "8 queries, n\u00a0=\u00a032 to 64 responses a label" in drawing.caption
     assert "Student's t over seeds (ticks: single runs) or of the one run over queries" in drawing.caption
     assert [len(axis.get_yticklabels()) for axis in drawing.figure.axes] == [2, 2]
+
+
+def test_fig_5_is_over_episodes_which_all_runs_share():
+    """Runs skip steps, so that step 4 of one is step 8 of another: a mean over steps would lie between."""
+    table = made_up({"a": {0: 0.4, 1: 0.6}}, VALIDATION)
+    table.loc[table["run"] == "g-a-s1", "step"] //= 2
+    (axis,) = figures.draw(table, "fig5").figure.axes
+    assert [list(line.get_xdata()) for line in axis.lines] == [[0, 2]] * 3
+    assert axis.get_xlabel() == "episode"
+
+
+def test_runs_without_an_accuracy_say_so():
+    """All are finished, so that "not yet" would be wrong."""
+    table = made_up(VALUES, PROGRESS)
+    with pytest.raises(plots.NoData, match=r"neither data\.test nor data\.validation was set"):
+        figures.draw(table, "table3")
+    with pytest.raises(plots.NoData, match=r"data\.validation was not set"):
+        figures.draw(made_up(VALUES), "fig5")
+    assert in_words(compare(table)) == NOT_MEASURED
 
 
 def test_captions_say_what_is_there():

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from rethinker import cli, held_out
+from rethinker import cli, held_out, launch, report
 from rethinker.config import load_config, to_yaml
 from rethinker.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS, to_markdown
-from rethinker.jobs import claim
+from rethinker.jobs import claim, commands
+from rethinker.jobs.foreground import INTERRUPTED
 from rethinker.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,10 @@ def test_help_names_every_command(capsys):
     text = capsys.readouterr().out
     for name in (
         "train",
+        "launch",
+        "jobs",
+        "tail",
+        "stop",
         "watch",
         "evaluate",
         "report",
@@ -121,6 +126,8 @@ def test_an_existing_run_is_refused(tmp_path, capsys):
     code, _, err = run("train", CONFIG, *settings, capsys=capsys)
     assert code == 2 and "exists already: go on with it (--resume) or choose another name=" in err
     (folder / "config.yaml").write_text((ROOT / "experiments" / "tiny.yaml").read_text().replace("tiny", "run", 1))
+    (folder / "rollouts").mkdir()
+    (folder / "rollouts" / "episode-00001.parquet").touch()
     code, _, err = run("train", CONFIG, *settings, "seed=3", "optim.lr=1e-3", "--resume", capsys=capsys)
     assert code == 2 and "was made with other settings (" in err
     assert "optim.lr: 0.0001 -> 0.001" in err and "seed: 0 -> 3" in err
@@ -133,6 +140,7 @@ def finished(tmp_path):
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(load_config(CONFIG)))
     (folder / "status.json").write_text('{"state": "finished"}')
+    (folder / "report.html").touch()
     return folder
 
 
@@ -143,6 +151,21 @@ def test_a_finished_run_is_not_a_mistake(finished, capsys, monkeypatch):
         assert code == 0 and out == "runs/tiny is finished; its report: runs/tiny/report.html\n"
     code, _, err = run("train", CONFIG, "seed=1", capsys=capsys)
     assert code == 2 and "was made with other settings (seed: 0 -> 1): choose another name=" in err
+
+
+def test_an_interrupt_is_no_failure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launch, "train", lambda config, *, resume: INTERRUPTED)
+    settings = [f"runs_dir={tmp_path}", "data.train=x", "data.validation=null", "data.test=null"]
+    code, out, err = run("train", CONFIG, *settings, capsys=capsys)
+    assert code == INTERRUPTED and err == "" and out.startswith("go on with: ") and out.endswith(" --resume\n")
+
+
+def test_a_report_that_a_kill_has_prevented_is_written(finished, capsys, monkeypatch):
+    (finished / "report.html").unlink()
+    monkeypatch.chdir(finished.parents[1])
+    monkeypatch.setattr(report, "write_report", lambda folder: (folder / "report.html").absolute())
+    code, out, _ = run("train", CONFIG, capsys=capsys)
+    assert code == 0 and out.splitlines()[0] == f"written: {finished / 'report.html'}"
 
 
 def test_evaluate_takes_the_best_checkpoint_of_a_run(finished, capsys, monkeypatch):
@@ -206,11 +229,11 @@ def test_how_to_call_again(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setattr(sys, "argv", [str(program)])
     monkeypatch.setenv("PATH", "/nowhere")
-    assert cli._called_as() == [str(program)]
+    assert commands.called_as() == [str(program)]
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert cli._called_as() == ["rethinker"]
+    assert commands.called_as() == ["rethinker"]
     monkeypatch.setattr(sys, "argv", ["rethinker/cli.py"])
-    assert cli._called_as() == [sys.executable, "-m", "rethinker.cli"]
+    assert commands.called_as() == [sys.executable, "-m", "rethinker.cli"]
 
 
 def test_settings_and_names_may_stand_behind_options(capsys):

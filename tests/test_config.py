@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import types
 import typing
 from pathlib import Path
 
 import pytest
+import torch
 
 from rethinker import config as module
 from rethinker.config import RunConfig, check_trainable, load_config, to_dict, to_yaml
+from rethinker.grpo import group_advantages, kl_penalty, policy_loss, truncated_importance_weights
 from rethinker.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +143,11 @@ def test_settings_that_do_not_go_together():
     assert load_config(None, ["rollout.max_new_tokens=32"]).rollout.max_new_tokens == 32  # nothing is forced
     stages = "stages=[{name: a, overrides: {rethink: {fraction: 0.5}}}]"
     assert "stages[0].overrides (stage 'a'): rollout.max_new_tokens=8" in message("rollout.max_new_tokens=8", stages)
+    assert "grpo.dual_clip=3.0 with grpo.objective='cispo'" in message("grpo.objective=cispo", "grpo.dual_clip=3")
+    assert "model.lora_targets=[] with model.lora_rank" in message("model.lora_rank=8", "model.lora_targets=[]")
+    shared = message("rollout.engine=transformers", "rollout.dtype=bfloat16")
+    assert shared.startswith("rollout.dtype='bfloat16' with the transformers engine") and "'float32'" in shared
+    assert load_config(None, ["rollout.engine=transformers", "rollout.dtype=float32"]).rollout.dtype == "float32"
     assert message("model.min_pixels=9", "model.max_pixels=8") == "model.min_pixels=9 is above model.max_pixels=8"
     check_trainable(load_config(None, ["model.dtype=bfloat16", "model.lora_rank=8"]))
     with pytest.raises(ConfigError, match=r"model.dtype='bfloat16' with model.lora_rank=0: an update below 2\^-9"):
@@ -221,11 +230,71 @@ def test_an_override_reaches_into_a_stage(tmp_path):
         ),
         ("{rollout: {engine: vllm}}", "'rollout.engine' is for the whole run; a stage can set rollout.group_size"),
         ("{optim: {train_batch_size: 500}}", "optim.train_batch_size=500 does not divide"),
+        ("{grpo: {objective: cispo, dual_clip: 3}}", "grpo.dual_clip=3.0 with grpo.objective='cispo'"),
     ],
 )
 def test_bad_stage_overrides_name_the_stage(tmp_path, overrides, expected):
     text = message(path=write(tmp_path, f"stages: [{{name: a}}, {{name: b, overrides: {overrides}}}]"))
     assert text.startswith("stages[1].overrides (stage 'b'): ") and expected in text
+
+
+CHOICES = {
+    name: typing.get_args(hint)
+    for name, hint in fields_of(module.GrpoConfig).items()
+    if typing.get_origin(hint) is typing.Literal
+} | {"dual_clip": (None, 3.0), "importance_cap": (None, 2.0), "clip_low": (0.2, 1.5)}
+
+
+def test_every_loss_that_a_config_can_ask_for_can_be_computed():
+    """What grpo.py refuses is refused when the config is read, not at the first update."""
+    rows = torch.tensor([[-1.0, -2.0], [-0.5, -0.1]])
+    ones = torch.ones(2, 2, dtype=torch.bool)
+    refused = 0
+    for values in itertools.product(*CHOICES.values()):
+        options = dict(zip(CHOICES, values, strict=True))
+        try:
+            grpo = load_config(None, [f"grpo.{name}={'null' if v is None else v}" for name, v in options.items()]).grpo
+        except ConfigError:
+            refused += 1
+            continue
+        advantages = group_advantages(torch.tensor([[0.0, 1.0]]), grpo.advantage_scale)[0]
+        kl_penalty(rows, rows - 1, grpo.kl_estimator)
+        weights = None
+        if grpo.importance_cap is not None:
+            weights = truncated_importance_weights(rows, rows - 1, ones, grpo.importance_cap)
+        loss, _ = policy_loss(
+            rows,
+            rows - 0.5,
+            advantages,
+            ones,
+            clip_low=grpo.clip_low,
+            clip_high=grpo.clip_high,
+            aggregation=grpo.aggregation,
+            ratio=grpo.ratio,
+            objective=grpo.objective,
+            dual_clip=grpo.dual_clip,
+            importance_weights_BT=weights,
+            max_length=2,
+        )
+        assert torch.isfinite(loss)
+    assert refused == math.prod(map(len, CHOICES.values())) // 4  # cispo with a dual clip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "samples", "batches"),
+    [
+        ((), 8192, 16),
+        ((), 9000, 16),  # appended trajectories make the batches larger
+        ((), 8191, 16),  # dynamic sampling fell short: fewer, and none of a scrap
+        ((), 7681, 16),
+        ((), 7680, 15),
+        ((), 8, 1),
+        ((), 0, 0),
+        (("optim.train_batch_size=8192",), 9000, 1),
+    ],
+)
+def test_batches_of_an_episode(overrides, samples, batches):
+    assert load_config(None, overrides).batches(samples) == batches
 
 
 def test_every_stage_key_exists():

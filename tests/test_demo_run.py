@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[1]
 
 
 class PretendedJob:
-    """Prints two lines and ends in ``state``."""
+    """Prints two lines and ends in ``state``; one of which ``ended`` is said has done so long ago."""
 
-    def __init__(self, state: str):
-        self.state, self.looks = state, 0
+    def __init__(self, state: str, *, ended: bool = False):
+        self.state, self.looks = state, 3 * ended
 
     @property
     def alive(self) -> bool:
@@ -34,7 +34,7 @@ class PretendedJob:
         return ["episode 1", "episode 2"][: min(self.looks, n)]
 
     def status(self) -> SimpleNamespace:
-        return SimpleNamespace(state=self.state, __str__=lambda: self.state)
+        return SimpleNamespace(state=self.state if self.looks >= 3 else "running", episode=28)
 
 
 def pretend_training(monkeypatch, state: str = "finished") -> list:
@@ -45,7 +45,7 @@ def pretend_training(monkeypatch, state: str = "finished") -> list:
         assert resume and home == ROOT
         if run_state(config.folder) == "finished":
             check_folder(config, resume=True)
-            return PretendedJob("finished")
+            return PretendedJob("finished", ended=True)
         calls.append(config)
         config.folder.mkdir(parents=True, exist_ok=True)
         (config.folder / "config.yaml").write_text(to_yaml(config))
@@ -58,11 +58,32 @@ def pretend_training(monkeypatch, state: str = "finished") -> list:
     return calls
 
 
+def test_a_run_is_where_the_repository_is(tmp_path, monkeypatch):
+    """Its config has no path of the machine: a checkout that was moved finds its demo again."""
+    calls: list = []
+
+    def start(config, resume, home):
+        calls.append((config, home))
+        raise RuntimeError("not started")
+
+    monkeypatch.setattr(demo_run.launch, "start", start)
+    monkeypatch.setattr(demo_run, "make_data", lambda folder, *_: calls.append(folder))
+    monkeypatch.setattr(demo_run, "repository_root", lambda: tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / demo_run.CONFIG).write_text((ROOT / demo_run.CONFIG).read_text())
+    with pytest.raises(RuntimeError, match="not started"):
+        demo_run.demo_run()
+    drawn, (config, home) = calls
+    assert drawn == tmp_path / "runs" / ".data" / "demo" and home == tmp_path
+    assert config.folder == Path("runs/demo") and config.data.train == "runs/.data/demo/train.parquet"
+
+
 def test_made_once(tmp_path, monkeypatch, capsys):
     calls = pretend_training(monkeypatch)
     folder = demo_run.demo_run(tmp_path)
     assert folder == tmp_path / "demo" and demo_run.demo_run(tmp_path) == folder and len(calls) == 1
-    assert capsys.readouterr().out == "episode 1\nepisode 2\n" * 2 and (folder / "report.html").is_file()
+    said = f"episode 1\nepisode 2\n{folder}: loaded, 28 episodes\n"  # not its whole log again
+    assert capsys.readouterr().out == said and (folder / "report.html").is_file()
     (config,) = calls
     assert [stage.episodes for stage in config.stages] == [4, 24] and config.for_stage(1).rethink.fraction == 0.5
     assert config.rollout.engine == "transformers" and config.launch.processes <= 2
@@ -95,15 +116,20 @@ def test_what_is_no_run_is_an_error(tmp_path):
         demo_run.run_or_demo(tmp_path)
 
 
-def test_a_run_that_another_kernel_started_is_waited_for(tmp_path, monkeypatch):
+def test_a_run_that_another_kernel_started_is_waited_for(tmp_path, monkeypatch, capsys):
+    """From where it is: what it had said by then is not repeated."""
     folder = demo_run_folder(tmp_path, monkeypatch)
+    running = PretendedJob("finished")
+    running.looks = 1
 
     def busy(*_, **__):
         raise RunBusy("somebody")
 
     monkeypatch.setattr(demo_run.launch, "start", busy)
-    monkeypatch.setattr(demo_run.launch, "Job", lambda path: PretendedJob("finished") if path == folder else None)
+    monkeypatch.setattr(demo_run.launch, "Job", lambda path: running if path == folder else None)
+    capsys.readouterr()
     assert demo_run.demo_run(tmp_path) == folder
+    assert capsys.readouterr().out == "episode 2\n"
 
 
 def demo_run_folder(tmp_path, monkeypatch) -> Path:
@@ -118,7 +144,7 @@ def test_an_interrupt_saves_and_stops(tmp_path, monkeypatch, capsys):
     job.stop, job.wait = lambda: done.append("stop"), lambda: done.append("wait")
     monkeypatch.setattr(demo_run.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        demo_run._follow(job)
+        demo_run._follow(job, 0)
     assert done == ["stop", "wait"] and "saving and stopping" in capsys.readouterr().out
 
 

@@ -275,6 +275,8 @@ def test_gallery_from_training_alone(tmp_path: Path) -> None:
     assert table["second"].tolist() == ["Wait, no: \\boxed{2}"]
     assert table["source"].tolist() == ["training, episode 1: forced"]
     assert changed_responses(tmp_path / "nothing", 5).empty
+    with pytest.raises(ValueError, match="0 responses cannot be shown: give 1 or more"):
+        changed_responses(tmp_path, 0)
 
 
 def test_the_gallery_reads_no_more_episodes_than_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 import types
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 from safetensors.numpy import save_file
+from wandb.sdk.lib.urls import DEFAULT_BASE_URL
+from wandb.sdk.lib.wbauth import wbnetrc
 
 from rethinker import doctor, repair
 from rethinker.doctor import Check
@@ -95,20 +99,30 @@ def test_a_gpu_that_torch_cannot_see_is_a_warning(monkeypatch: pytest.MonkeyPatc
 
 
 def test_wandb_credentials_are_found_but_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = tmp_path / "netrc"
-    monkeypatch.setenv("NETRC", str(secrets))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
-    assert doctor.check_wandb(True, "0.31.0").status == "warning"
-    secrets.write_text("machine api.wandb.ai login user password not-to-be-shown\n")
-    secrets.chmod(0o600)
-    stored = doctor.check_wandb(True, "0.31.0")
-    assert stored.status == "ok"
-    assert "not-to-be-shown" not in repr(stored)
+    """wandb's own host and its own search for a key: `wandb login` writes netrc under the host that is in use."""
+    key, file = secrets.token_hex(20), tmp_path / "netrc"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("NETRC", str(file))
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)  # settings of wandb may lie in the current folder
+
+    def check() -> Check:
+        found = doctor.check_wandb(*repair.probe({"W&B": doctor.LIGHT["W&B"]})["W&B"])
+        assert key not in repr(found)
+        return found
+
+    assert check().status == "warning"
+    wbnetrc.write_netrc_auth(host=DEFAULT_BASE_URL, api_key=key)
+    assert check() == Check("W&B", "ok", f"{wandb.__version__}, a key for {DEFAULT_BASE_URL}")
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert doctor.check_wandb(True, "0.31.0").status == "warning", "a key for another host"
-    monkeypatch.setenv("WANDB_API_KEY", "not-to-be-shown")
-    assert "not-to-be-shown" not in repr(doctor.check_wandb(True, "0.31.0"))
+    other = check()
+    assert other.status == "warning" and "not logged in (https://wandb.example.org)" in other.found
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    assert check().status == "ok"
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    assert "not a valid one" in check().found and check().status == "warning"
 
 
 def test_the_checkpoint_is_read(tmp_path: Path) -> None:

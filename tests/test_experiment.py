@@ -284,7 +284,8 @@ def test_where_it_runs_and_who_watches_may_change(whole, world, guesser):
     after = json.loads(file.read_text())
     first, *more = after.pop("starts")
     assert before.pop("starts") == [first] and after == before
-    assert [set(start) for start in more] == [{"started", "git", "versions", "engine"}]
+    assert [set(start) for start in more] == [{"started", "git", "versions", "engine", "settings"}]
+    assert [start["settings"]["launch"]["threads"] for start in (first, *more)] == [1, 2]
 
 
 def test_another_engine_is_refused(whole):
@@ -346,7 +347,29 @@ def test_a_stage_in_which_nothing_can_be_forced_says_so_once(tmp_path, world, gu
     config = make_config(tmp_path, world, guesser, *settings, "stages=[{name: a, episodes: 2}]")
     assert Experiment(config).run() == "finished"
     assert all(line["rethink/eligible"] == 0 for line in lines(config) if line["record"] == "episode")
-    assert capsys.readouterr().out.count("no response of episode 1 could be forced to rethink") == 1
+    assert capsys.readouterr().out.count("no response could be forced to rethink") == 1
+
+
+def test_stages_do_not_change_how_the_policy_is_tested(tmp_path, world, guesser):
+    """So that stages can be compared: a stage's temperatures are for its training."""
+    stage = "{rollout: {temperature: 0.7}, rethink: {fraction: 0.5, temperature: 0.6, room_tokens: 9}}"
+    config = make_config(
+        tmp_path, world, guesser, "data.validation=null", f"stages=[{{name: a, episodes: 1, overrides: {stage}}}]"
+    )
+    assert Experiment(config).run() == "finished"
+    start, after = (
+        json.loads((config.folder / "evaluation" / f"{label}.json").read_text())["settings"] for label in ("start", "a")
+    )
+    assert start == after
+    assert (after["temperature"], after["rethink_temperature"], after["room_tokens"]) == (1.0, 0.9, 8)
+
+
+def test_settings_without_effect_are_named_once(tmp_path, world, guesser, capsys):
+    Experiment(make_config(tmp_path, world, guesser, "replay.mode=filter", "evaluation.modes=[plain]"))
+    out = capsys.readouterr().out
+    assert out.count("warning") == 1
+    expected = "settings that change neither training nor evaluation: replay.lifetime=3 (needs replay.mode=ssr)\n"
+    assert expected in out
 
 
 @pytest.mark.parametrize(

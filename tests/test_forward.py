@@ -25,6 +25,7 @@ from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy, merged_weights, save_model, use_liger
 from rethinker.policy.packing import pack
 from rethinker.rollout import TransformersEngine
+from rethinker.schema import ConfigError
 from rethinker.types import Query, Request, Sampling
 
 PACKINGS = ["shared", "plain"]
@@ -427,6 +428,20 @@ def test_lora_trains_the_language_model_only_and_merges(tiny_folder, items, tmp_
     base_policy = load_policy(ModelConfig(path=str(tiny_folder)))
     base, _, _ = token_logprobs(base_policy, PolicyForward(base_policy.model), items)
     assert (base - logprobs).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("target", "near"),
+    [
+        ("qkv_proj", "'v_proj'"),
+        ("qkv", "'down_proj' or 'gate_proj' or 'k_proj' or 'o_proj'"),  # a layer of the tower; no name is near
+        ("input_layernorm", "did you mean"),  # not linear
+    ],
+)
+def test_a_lora_target_that_no_layer_has(tiny_folder, target, near):
+    """Beside one that exists: peft would go on without."""
+    with pytest.raises(ConfigError, match=f"no linear layer '{target}' in its language model.*{near}"):
+        load_policy(ModelConfig(path=str(tiny_folder), lora_rank=4, lora_targets=("q_proj", target)))
 
 
 def test_lora_adapters_of_a_bfloat16_model_are_float32(tiny_folder, items):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,11 +16,22 @@ import pytest
 
 from rethinker import cli, launch, locks
 from rethinker.config import RunConfig, load_config, to_yaml
-from rethinker.jobs import claim, foreground, handle
+from rethinker.jobs import claim, foreground, handle, kill
 from rethinker.jobs.files import last_words
 from rethinker.jobs.handle import Job
-from rethinker.run_folder import STOP_FILE, WRITER_LOCK, RunExists, run_state
+from rethinker.run_folder import (
+    STOP_FILE,
+    WRITER_LOCK,
+    RunExists,
+    RunMoved,
+    check_folder,
+    check_writer,
+    run_state,
+    sole_writer,
+)
 from rethinker.schema import ConfigError
+
+TINY = Path(__file__).parents[1] / "experiments" / "tiny.yaml"
 
 # What a job looks like from outside, without a model: it trains episodes until there are four or STOP is there.
 FAKE = """
@@ -38,9 +50,10 @@ if what == "crash at once":
 if what == "starting":
     time.sleep(60)
 (folder / "config.yaml").write_text(Path(sys.argv[1]).read_text())
-say("running")
 if what == "deaf":
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+say("running")
+if what == "deaf":
     time.sleep(60)
 done = len(log.read_text().splitlines()) if log.exists() else 0
 while done < 4 or what == "endless":
@@ -53,8 +66,8 @@ while done < 4 or what == "endless":
         print("====\\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError: y")
         sys.exit(3)
     if (folder / "STOP").exists():
-        (folder / "STOP").unlink()
         say("stopped")
+        (folder / "STOP").unlink()
         sys.exit(0)
     time.sleep(0.02)
 say("finished")
@@ -98,9 +111,7 @@ def wait_for(condition) -> None:
 def nothing_is_left(tmp_path):
     yield
     for file in tmp_path.rglob(claim.CONFIG_FILE):
-        if (job := Job(file.parents[1])).alive:
-            os.kill(job.record["pid"], signal.SIGKILL)
-            job.wait(10)
+        kill.kill(file.parents[1])
 
 
 # -- locks ------------------------------------------------------------------------------------------------------------
@@ -135,11 +146,42 @@ def test_who_asks_does_not_disturb_who_takes(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(lambda: [locks.is_held(path) for _ in range(300)]) for _ in range(3)]
         for _ in range(30):
-            lock = locks.take(path)
+            lock = locks.take(path, patience=60)  # more than those who ask can take
             assert lock is not None
             os.close(lock)
         for future in asking:
             future.result()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    expected = (
+        r"lock cannot be locked \(Function not implemented\): .* keep the runs on a local disk \(runs_dir=\.\.\.\)"
+    )
+    for ask in (locks.take, locks.is_held):
+        with pytest.raises(locks.NoLocks, match=expected):
+            ask(tmp_path / "lock")
+    assert cli.main(["launch", str(TINY), f"runs_dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"rethinker launch: {tmp_path}") and error.count("\n") == 1
+
+
+def test_a_writer_knows_whether_the_folder_is_still_its_own(tmp_path):
+    """Moved, or removed and made anew by another run of its name."""
+    folder = tmp_path / "run"
+    with sole_writer(folder) as lock:
+        check_writer(folder, lock)
+        folder.rename(tmp_path / "elsewhere")
+        with pytest.raises(RunMoved, match="run was removed or moved"):
+            check_writer(folder, lock)
+        with sole_writer(folder) as other:
+            check_writer(folder, other)
+            with pytest.raises(RunMoved):
+                check_writer(folder, lock)
+    check_writer(folder, None)  # not the main process
 
 
 # -- states -----------------------------------------------------------------------------------------------------------
@@ -149,7 +191,6 @@ def test_a_job_that_finishes(config, fake, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as a notebook's kernel does
     fake("finish")
     job = launch.start(config)
-    assert job.status().alive
     status = job.wait(20)
     assert status == launch.JobStatus("finished", 4, 4, "a", 6.0, 0)
     assert str(status) == "finished, episode 4/4, a" and repr(job) == "<Job run: finished, episode 4/4, a>"
@@ -241,6 +282,173 @@ def test_episodes_are_those_that_have_ended(config, fake):
     assert (job.status().episode, job.status().seconds) == (4, 7)
 
 
+@pytest.mark.parametrize("file", ["metrics.jsonl", claim.LAUNCHER_FILE])
+def test_a_broken_file_is_named(config, fake, file):
+    fake("finish")
+    job = launch.start(config)
+    job.wait(20)
+    (job.folder / file).write_text("{\0\n")
+    with pytest.raises(ValueError, match=rf"{file}.* is not valid JSON"):
+        job.status()
+
+
+# -- what it prints ---------------------------------------------------------------------------------------------------
+
+
+def test_follow(config, fake):
+    """Lines as they come, whole ones; those of earlier starts are left out."""
+    fake("finish")
+    job = launch.start(config)
+    assert list(job.follow(5)) == ["started"]
+    assert list(job.follow()) == [] == list(job.follow(0)) and list(job.follow(1)) == ["started"]
+    lock, log = locks.take(job.folder / claim.LOCK), job.folder / "launch.log"
+    assert lock is not None
+    with log.open("a") as file:
+        lines = job.follow(1)
+        assert next(lines) == "started"
+        file.write("one\n\ntw")
+        file.flush()
+        assert [next(lines), next(lines)] == ["one", ""]
+        file.write("o\nthree")
+        file.flush()
+        assert next(lines) == "two"
+        os.close(lock)
+        assert list(lines) == ["three"]
+    (job.folder / claim.RECORD_FILE).unlink()
+    assert list(job.follow(5)) == [] == job.tail()
+
+
+def test_what_a_foreground_run_prints_is_found_where_it_was_redirected(config, tmp_path, monkeypatch):
+    """As a scheduler does it. In a terminal nothing is kept, which a failure says."""
+    code = (
+        "import sys\n"
+        "from rethinker.config import load_config\n"
+        "from rethinker.jobs import foreground\n"
+        "foreground.launch_command = lambda *_, **__: [sys.executable, '-c', 'raise ValueError(\"boom\")']\n"
+        "sys.exit(foreground.train(load_config(sys.argv[1]), resume=True))\n"
+    )
+    file, log = tmp_path / "config.yaml", tmp_path / "slurm.out"
+    file.write_text(to_yaml(config))
+    log.write_text("of another job\n")
+    with log.open("a") as opened:
+        subprocess.run([sys.executable, "-c", code, file], stdout=opened, stderr=opened, check=False)
+    job = Job(config.folder)
+    assert job.record["log"] == str(log) and job.tail(1) == ["ValueError: boom"] and len(job.tail()) < 8
+    assert job.status().error == ("ValueError: boom",) and "of another job" not in job.tail()
+    subprocess.run([sys.executable, "-c", code, file], capture_output=True, check=False)
+    assert job.record["log"] is None and job.tail() == [] and "was kept" in job.status().error[0]
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_commands(config, fake, tmp_path, capsys):
+    """launch, jobs, tail, stop: exit codes and what they say."""
+    file = tmp_path / "some.yaml"
+    file.write_text(to_yaml(config))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    fake("endless")
+    code, out = run("launch", file)
+    folder, job = config.folder, Job(config.folder)
+    assert code == 0 and f"run is started in the background (process {job.record['pid']})" in out
+    assert f"rethinker.cli watch {folder}\n" in out and f"tail -f {folder}\n" in out and f"stop {folder}\n" in out
+    wait_for(lambda: job.status().episode >= 1)
+    assert run("launch", file, "--resume")[0] == 2
+    code, out = run("jobs", tmp_path)
+    assert code == 0 and out.startswith("run  running, episode ") and out.count("\n") == 1
+    assert run("tail", folder) == (0, "started\n") and run("tail", folder, "-n", "0") == (0, "")
+    code, out = run("stop", folder)
+    assert code == 0 and out.startswith("run saves and ends after its episode")
+    assert job.wait(20).state == "stopped" and run("tail", "-f", folder) == (0, "started\n")
+    code, out = run("stop", folder)
+    assert code == 0 and out.startswith("run does not run: stopped, episode ")
+    code, out = run("launch", file)
+    assert code == 2 and out.startswith(f"rethinker launch: {folder} exists already: go on with it (--resume)")
+    assert run("launch", file, "--resume")[0] == 0
+    wait_for(lambda: job.status().state == "running")
+    assert run("stop", folder, "--kill")[1].startswith("run: failed")
+    assert run("tail", "-f", folder) == (1, "started again\n")
+    fake("finish")
+    assert run("launch", file, "--resume")[0] == 0 and job.wait(20).state == "finished"
+    assert run("launch", file) == (0, f"{folder} is finished; its report: {folder / 'report.html'}\n")
+    assert run("jobs", folder) == (0, "run  " + str(job.status()) + "\n")
+    assert run("tail", tmp_path)[0] == 2 and run("jobs", tmp_path / "nowhere")[0] == 2
+    (folder / claim.RECORD_FILE).unlink()
+    assert run("tail", folder)[0] == 2
+
+
+# -- interrupts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreground_fake(config, monkeypatch):
+    """``foreground_fake(what, before)``: train, where the processes are the stand-in; ``before`` is called between
+    their start and the waiting for them."""
+
+    def train(what: str, before) -> int:
+        monkeypatch.setenv("FAKE", what)
+        monkeypatch.setattr(
+            foreground, "launch_command", lambda _, file, *, resume: [sys.executable, "-Sc", FAKE, str(file)]
+        )
+        known = foreground.process_started
+
+        def look(pid):
+            before()
+            return known(pid)
+
+        monkeypatch.setattr(foreground, "process_started", look)
+        return foreground.train(config, resume=True)
+
+    return train
+
+
+def interrupt(times: int = 1) -> None:
+    for _ in range(times):
+        signal.raise_signal(signal.SIGTERM)  # as Ctrl-C, which a shell's background job does not get
+
+
+def test_an_interrupt_before_the_waiting_is_answered(config, foreground_fake, capsys):
+    def before():
+        wait_for(lambda: run_state(config.folder) == "running")
+        interrupt()
+
+    assert foreground_fake("endless", before) == 0
+    assert Job(config.folder).status().state == "stopped"
+    assert "stopping after this episode, with a checkpoint" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_interrupt_while_starting_ends_it(config, foreground_fake, capsys):
+    assert foreground_fake("starting", interrupt) == foreground.INTERRUPTED
+    assert not Job(config.folder).alive and Job(config.folder).status().exit_code == foreground.INTERRUPTED
+    assert "ended before it began to train" in capsys.readouterr().err
+
+
+def test_the_second_interrupt_kills(config, foreground_fake, capsys):
+    def before():
+        wait_for(lambda: run_state(config.folder) == "running")
+        interrupt(2)
+
+    assert foreground_fake("deaf", before) == foreground.INTERRUPTED
+    assert not Job(config.folder).alive and "killed; the last checkpoint is as it was" in capsys.readouterr().err
+
+
+def test_a_folder_that_was_moved_gets_no_more_files(config, foreground_fake, tmp_path):
+    def before():
+        wait_for(lambda: run_state(config.folder) == "running")
+        config.folder.rename(tmp_path / "moved")
+        interrupt(2)
+
+    foreground_fake("deaf", before)
+    found = json.loads((config.folder / claim.LAUNCHER_FILE).read_text())  # written before the end
+    assert found["exit_code"] is None and not Job(tmp_path / "moved").alive
+
+
 # -- one writer -------------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +469,8 @@ def test_two_jobs_never_write_one_folder(config, fake, capsys, tmp_path):
     assert (
         error.startswith("rethinker train: ") and f"another job (process {pid} on" in error and error.count("\n") == 1
     )
-    assert job.alive and job.record["pid"] == pid and job.stop().alive
+    assert job.alive and job.record["pid"] == pid
+    job.stop()
     assert job.wait(20).state == "stopped"
 
 
@@ -284,6 +493,7 @@ def test_of_many_who_ensure_at_once_all_get_the_one(config, fake):
     fake("endless")
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: launch.ensure(config).record["pid"], range(8)))
+    wait_for(lambda: Job(config.folder).status().state == "running")
     assert (config.folder / "launch.log").read_text() == "started\n" and len(set(found)) == 1
 
 
@@ -299,7 +509,7 @@ def test_a_writer_without_its_launcher_still_has_the_folder(config, fake):
         os.close(lock)
         job = Job(config.folder)
         assert job.status().state == "running"
-        with pytest.raises(launch.RunBusy, match=f"still being written by process {orphan.pid}, whose launcher was k"):
+        with pytest.raises(launch.RunBusy, match=f"still being written by process {orphan.pid}, which no `r"):
             launch.start(config, resume=True)
         assert not locks.is_held(config.folder / claim.LOCK)
         assert job.kill().state == "failed" and orphan.wait() == -signal.SIGKILL
@@ -308,8 +518,6 @@ def test_a_writer_without_its_launcher_still_has_the_folder(config, fake):
 
 def test_another_process_of_the_same_number_is_not_signalled(config, fake, monkeypatch):
     fake("endless")
-    monkeypatch.setattr(handle, "KILL_PATIENCE", 0.2)
-    monkeypatch.setattr(handle, "LAST_PATIENCE", 0.2)
     job = launch.start(config)
     real = job.record
     file = job.folder / claim.RECORD_FILE
@@ -318,7 +526,9 @@ def test_another_process_of_the_same_number_is_not_signalled(config, fake, monke
         (job.folder / claim.LAUNCHER_FILE).write_text(
             json.dumps({"pid": bystander.pid, "process": "other", "exit_code": None})
         )
-        with pytest.raises(RuntimeError, match="does not die: end the processes"):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="does not die: end the processes"):
+            patch.setattr(kill, "PATIENCE", 0.2)
+            patch.setattr(kill, "LAST_PATIENCE", 0.2)
             job.kill()
         assert bystander.poll() is None and job.alive
         bystander.kill()
@@ -329,12 +539,34 @@ def test_another_process_of_the_same_number_is_not_signalled(config, fake, monke
     assert not job.kill().alive
 
 
+def test_kill_waits_for_the_record_of_who_was_just_started(config, fake, monkeypatch):
+    """Between claim and record there is nobody whom it could tell; who comes is told, not only killed in the end."""
+    fake("finish")
+    job = launch.start(config)
+    job.wait(20)
+    lock = locks.take(job.folder / claim.LOCK)
+    assert lock is not None
+    with subprocess.Popen(["sleep", "60"], pass_fds=(lock,)) as process:
+        os.close(lock)
+        looks = []
+
+        def sleep(seconds):
+            looks.append(seconds)
+            if len(looks) == 2:
+                claim.write_record(job.folder, process.pid, ["sleep"], home="", log=None)
+
+        monkeypatch.setattr(kill, "PATIENCE", 20)
+        with monkeypatch.context() as patch:
+            patch.setattr(kill.time, "sleep", sleep)
+            job.kill()
+        assert process.wait() == -foreground.KILL_SIGNAL
+
+
 def test_kill_insists(config, fake, monkeypatch):
     fake("deaf")
-    monkeypatch.setattr(handle, "KILL_PATIENCE", 0.3)
+    monkeypatch.setattr(kill, "PATIENCE", 0.3)
     job = launch.start(config)
     wait_for(lambda: job.status().state == "running")
-    time.sleep(0.1)
     assert job.kill().exit_code == -signal.SIGKILL
 
 
@@ -343,8 +575,7 @@ def test_a_process_is_known_by_its_start():
         words = [claim.process_started(process.pid) for process in (one, one, two)]
         assert words[0] == words[1] and None not in words
         one.kill()
-        time.sleep(0.05)
-        assert claim.process_started(one.pid) is None  # dead, though nobody has buried it
+        wait_for(lambda: claim.process_started(one.pid) is None)  # dead, though nobody has buried it
         two.kill()
     assert claim.process_started(one.pid) is None
 
@@ -401,6 +632,65 @@ def test_ensure(config, fake, tmp_path):
         launch.start(config)
 
 
+STAGES = "stages=[{name: a, episodes: 2}, {name: b, episodes: 4, overrides: {optim: {lr: 1e-5}}}]"
+
+
+def begin(config: RunConfig, state: str = "running") -> None:
+    """The files of a run that has trained an episode, as far as a resume looks at them."""
+    (config.folder / "rollouts").mkdir(parents=True)
+    (config.folder / "rollouts" / "episode-00001.parquet").touch()
+    (config.folder / "config.yaml").write_text(to_yaml(config))
+    (config.folder / "status.json").write_text(json.dumps({"state": state}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["optim.micro_batch_tokens=512", "model.gradient_checkpointing=true"],
+        ["rollout.batch_size=8", "rollout.gpu_memory_utilization=0.3", "rollout.tensor_parallel_size=2"],
+        ["launch.processes=4", "tracking.save_every=1"],
+        ["stages.1.overrides={optim: {lr: 1e-5, micro_batch_tokens: 99}, tracking: {save_every: 2}}"],
+        ["stages.1.episodes=9"],
+    ],
+)
+def test_what_may_change_when_a_run_goes_on(tmp_path, changes):
+    """What fits into memory, where it runs, who watches; and its last stage may get more episodes."""
+    begin(make_config(tmp_path, STAGES))
+    assert check_folder(make_config(tmp_path, STAGES, *changes), resume=True) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "change", "words"),
+    [
+        ("running", "rollout.temperature=0.5", r"rollout\.temperature: 1\.0 -> 0\.5"),
+        ("running", "model.autocast=true", r"model\.autocast: False -> True"),
+        ("running", "stages.1.episodes=3", "stages: "),
+        ("running", "stages.0.episodes=3", "stages: "),
+        ("running", "stages.1.overrides.optim.lr=1e-4", "stages: "),
+        ("finished", "stages.1.episodes=9", "stages: "),
+    ],
+)
+def test_what_may_not_change_when_a_run_goes_on(tmp_path, state, change, words):
+    begin(make_config(tmp_path, STAGES), state)
+    with pytest.raises(RunExists, match=rf"was made with other settings \({words}"):
+        check_folder(make_config(tmp_path, STAGES, change), resume=True)
+
+
+def test_a_run_of_which_nothing_was_trained_may_get_any_settings(tmp_path):
+    """As one that ran out of memory in its first episode. One that another process starts or writes is locked."""
+    config, other = make_config(tmp_path), make_config(tmp_path, "rollout.group_size=4")
+    begin(config)
+    with pytest.raises(RunExists):
+        check_folder(other, resume=True)
+    (config.folder / "rollouts" / "episode-00001.parquet").unlink()
+    assert check_folder(other, resume=True) is None
+    with pytest.raises(RunExists, match="exists already"):
+        check_folder(other, resume=False)
+    (config.folder / "checkpoints" / "last").mkdir(parents=True)
+    with pytest.raises(RunExists):
+        check_folder(other, resume=True)
+
+
 def test_a_bad_setting_is_an_error_at_once(tmp_path, fake):
     fake("finish")
     with pytest.raises(ConfigError, match=r"model\.dtype='bfloat16' with model\.lora_rank=0"):
@@ -417,7 +707,7 @@ def test_relative_paths_start_where_the_job_did(tmp_path, fake, monkeypatch):
     monkeypatch.chdir(tmp_path / "home")
     job = launch.start(make_config(Path("runs")))
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert job.stop().alive or job.status().state == "stopped"
+    job.stop()
     assert job.wait(20).state == "stopped"
     fake("finish")
     assert job.resume().wait(20).state == "finished"
@@ -440,7 +730,7 @@ def test_a_kernel_needs_no_torch():
     assert found.stdout.strip() == "False"
 
 
-# -- a real run -------------------------------------------------------------------------------------------------------
+# -- real runs --------------------------------------------------------------------------------------------------------
 
 KERNEL = """
 import sys
@@ -450,44 +740,80 @@ print(launch.ensure(load_config(sys.argv[1])))
 """
 
 
+@pytest.fixture
+def real(tmp_path, world, guesser):
+    """``real(episodes)``: the config of a run of two processes, some 0.1 s an episode."""
+
+    def make(episodes: int) -> RunConfig:
+        return make_config(
+            tmp_path / "runs",
+            f"model.path={guesser}",
+            f"data.train={world / 'train.parquet'}",
+            "launch.processes=2",
+            "queries_per_episode=4",
+            "rollout.engine=transformers",
+            "rollout.group_size=4",
+            "rollout.max_new_tokens=32",
+            "optim.train_batch_size=16",
+            "evaluation.every=0",
+            f"stages=[{{name: a, episodes: {episodes}}}]",
+        )
+
+    return make
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_outlives_who_started_it(tmp_path, world, guesser):
-    """Two processes, started by a Python that ends; found, stopped, resumed and finished by another."""
-    config = make_config(
-        tmp_path / "runs",
-        f"model.path={guesser}",
-        f"data.train={world / 'train.parquet'}",
-        "launch.processes=2",
-        "queries_per_episode=4",
-        "rollout.engine=transformers",
-        "rollout.group_size=4",
-        "rollout.max_new_tokens=32",
-        "optim.train_batch_size=16",
-        "evaluation.every=0",
-        "stages=[{name: a, episodes: 8}]",
-    )
+def test_a_job_outlives_who_started_it(tmp_path, real):
+    """Two processes, started by a Python that ends; found, stopped and resumed by another. Then its folder is moved
+    away, and it ends before anybody could start another run of this name. It has no end of its own that it could reach
+    while we look."""
+    config = real(1_000_000)
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config))
     first = subprocess.run([sys.executable, "-c", KERNEL, file], capture_output=True, text=True, check=True)
-    assert "<Job run: starting, episode 0/8>" in first.stdout
+    assert first.stdout.startswith("<Job run: ")
     job = launch.find(config.folder)
-    assert isinstance(job, Job) and job.status().state == "starting"
+    assert isinstance(job, Job)
     wait_for_seconds(lambda: job.status().episode >= 1 or not job.alive, 200)
     assert job.status().state == "running", job.status()
     with pytest.raises(launch.RunBusy):
         launch.train(config, resume=True)
     job.stop()
-    status = job.wait(120)
-    assert status.state == "stopped" and 1 <= status.episode < 8 and status.exit_code == 0, status
+    stopped = job.wait(120)
+    assert stopped.state == "stopped" and stopped.episode >= 1 and stopped.exit_code == 0, stopped
     assert "stopped and saved" in job.tail(1)[0] and (job.folder / "checkpoints" / "last").exists()
-    status = launch.ensure(config).wait(200)
-    assert status.state == "finished" and status.episode == 8, job.tail(30)
-    assert (job.folder / "report.html").exists() and json.loads((job.folder / "provenance.json").read_text())[
-        "processes"
-    ] == 2
+    again = launch.ensure(config)
+    wait_for_seconds(lambda: again.status().episode > stopped.episode or not again.alive, 200)
+    assert again.status().state == "running", again.status()
+    moved = Job(again.folder.rename(tmp_path / "moved"))
+    status = moved.wait(120)
+    assert status.state == "failed", status
+    assert any("was removed or moved while this run wrote it" in words for words in status.error), status
+    assert not (config.folder / "config.yaml").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_is_resumed_to_its_end(real, monkeypatch):
+    """Asked to stop before it has begun, it ends after its first episode, whoever is faster."""
+    config, command = real(3), handle.train_command
+
+    def asked_to_stop(file, *, resume):
+        (config.folder / STOP_FILE).touch()
+        return command(file, resume=resume)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handle, "train_command", asked_to_stop)
+        status = launch.start(config).wait(200)
+    assert (status.state, status.episode, status.exit_code) == ("stopped", 1, 0), status
+    job = launch.ensure(config)
+    status = job.wait(200)
+    assert (status.state, status.episode) == ("finished", 3), job.tail(30)
+    assert (job.folder / "report.html").exists()
+    assert json.loads((job.folder / "provenance.json").read_text())["processes"] == 2
     lines = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["episode"] for line in lines if line["record"] == "episode"] == list(range(1, 9))
+    assert [line["episode"] for line in lines if line["record"] == "episode"] == [1, 2, 3]
 
 
 def wait_for_seconds(condition, seconds: float) -> None:

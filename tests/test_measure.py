@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from rethinker.glossary import EPISODE, ROLLOUT_COLUMNS
+from rethinker.config import load_config
+from rethinker.glossary import EPISODE, RECORDS, ROLLOUT_COLUMNS
 from rethinker.measure import (
     ADVANTAGE_EDGES,
     Episode,
     episode_metrics,
+    episode_warnings,
     generated_tokens,
     histogram,
     replay_ages,
@@ -67,7 +71,7 @@ def rethought_episode(placement) -> Episode:
     groups[0] = replace(
         groups[0], samples=tuple(replace(s, advantage=values[s.grade.correct]) for s in groups[0].samples)
     )
-    episode = Episode(3, "second", firsts=[a, b], candidates=marked, groups=groups, eligible=6)
+    episode = Episode(3, "second", 2, 4, firsts=[a, b], candidates=marked, all_groups=groups, groups=groups, eligible=6)
     effective = [s for s in groups[0].samples if s.effective]
     old = replace(effective[0], sample_id="1/z/0", episode=1, replayed=True)
     episode.trained = [*effective, replace(effective[1], replayed=True), old]
@@ -90,6 +94,7 @@ def test_metrics_by_hand():
         "rethink/eligible": 6 / 8,
         "rethink/forced": 3 / 8,
         "rethink/kept": 1 / 8,
+        "rethink/trained": 1.0,
         "rethink/wrong_to_right": 1 / 3,
         "rethink/right_to_wrong": 1 / 3,
         "rethink/right_to_right": 0.0,
@@ -98,6 +103,7 @@ def test_metrics_by_hand():
         "replay/effective_after": 1.0,
         "replay/share": 2 / 6,
         "replay/batch_fill": 6 / 8,
+        "replay/unfilled": 0,
         "replay/skipped_steps": 0,
         "rollout/rounds": 1,
         "rollout/responses": 11,
@@ -123,6 +129,17 @@ def test_every_name_is_explained():
     )
 
 
+def test_every_metric_that_the_code_reads_exists():
+    """Tables, figures and W&B name metrics in strings: a metric that is renamed must be renamed there."""
+    known = {name for names in RECORDS.values() for name in names}
+    kinds = "|".join(sorted({name.partition("/")[0] for name in known}))
+    literal = re.compile(rf'"((?:{kinds})/[a-z_][a-z_]+)"')
+    sources = [path for path in (Path(__file__).parents[1] / "rethinker").rglob("*.py") if path.name != "glossary.py"]
+    found = {name: path.name for path in sources for name in literal.findall(path.read_text(encoding="utf-8"))}
+    assert len(found) > 50
+    assert {name: file for name, file in found.items() if name not in known} == {}
+
+
 def test_counts_of_bad_responses():
     bad = group("a", [True, False])
     samples = (
@@ -133,27 +150,55 @@ def test_counts_of_bad_responses():
         first("a", 4, False, grade=Grade(False, "x", "timeout")),
     )
     whole = Group(bad.query, samples, (True, False, False, False, False))
-    metrics = episode_metrics(Episode(1, "s", firsts=[whole], groups=[whole]))
+    metrics = episode_metrics(Episode(1, "s", 1, 5, firsts=[whole], all_groups=[whole], groups=[whole]))
     assert (metrics["rollout/empty"], metrics["rollout/truncated"]) == (1, 1)
     assert (metrics["grader/no_answer"], metrics["grader/failures"]) == (1, 2)
     assert metrics["reflection/share"] == pytest.approx(1 / 5)
     assert metrics["reflection/accuracy_with"] == 0.0 and metrics["reflection/accuracy_without"] == 0.25
 
 
-def test_an_episode_of_nothing_effective_has_nulls_and_no_nan():
-    """Dynamic sampling can end with no group at all; what has no cases is null."""
+def test_an_episode_that_trains_on_nothing_has_nulls_and_no_nan():
+    """Dynamic sampling can end with no group at all; what has no cases is null, what was rolled out is measured."""
     firsts = [group("a", [False, False])]
-    metrics = episode_metrics(Episode(1, "s", firsts=firsts, skipped_steps=2))
-    for name in (
-        "reward/mean",
-        "replay/effective_before",
-        "replay/effective_after",
-        "replay/share",
-        "replay/batch_fill",
-    ):
+    metrics = episode_metrics(Episode(1, "s", 2, 2, firsts=firsts, all_groups=firsts, skipped_steps=2))
+    for name in ("replay/effective_after", "replay/share", "rethink/trained", "rethink/wrong_to_right"):
         assert metrics[name] is None, name
-    assert metrics["rethink/wrong_to_right"] is None and metrics["replay/skipped_steps"] == 2
-    assert replay_ages(Episode(1, "s")) == {"replay/age_mean": None, "replay/age_max": None}
+    assert (metrics["reward/mean"], metrics["replay/effective_before"], metrics["replay/batch_fill"]) == (0.0, 0.0, 0.0)
+    assert metrics["replay/unfilled"] == 2 and metrics["replay/skipped_steps"] == 2
+    assert replay_ages(Episode(1, "s", 2, 2)) == {"replay/age_mean": None, "replay/age_max": None}
+
+
+def test_what_dynamic_sampling_drops_is_measured_and_has_its_row():
+    """Of three queries rolled out, for an episode of two, one has an advantage."""
+    whole = [group("a", [True, True]), group("b", [True, False]), group("c", [False, False])]
+    whole[1] = replace(
+        whole[1], samples=tuple(replace(s, advantage=0.5 if s.grade.correct else -0.5) for s in whole[1].samples)
+    )
+    episode = Episode(3, "s", 2, 2, firsts=whole, all_groups=whole, groups=whole[1:2], trained=[*whole[1].samples])
+    metrics = episode_metrics(episode)
+    assert metrics["reward/mean"] == 0.5 and metrics["replay/effective_before"] == pytest.approx(1 / 3)
+    assert sum(metrics["advantages/before"]["counts"]) == 6 and sum(metrics["advantages/after"]["counts"]) == 2
+    assert metrics["replay/batch_fill"] == 0.5 and metrics["replay/unfilled"] == 1
+    rows = [(row["qid"], row["reward"], row["advantage"]) for row in rollout_rows(episode)]
+    assert rows[:2] == [("a", 1.0, 0.0)] * 2 and rows[4:] == [("c", 0.0, 0.0)] * 2
+
+
+def test_kept_trajectories_that_no_step_trained_on():
+    """Of two kept ones in a unanimous group and one in a mixed group the filter leaves one."""
+    episode = rethought_episode("replace")
+    second = keep(group("b", [False, False]), [forced(s, True) for s in group("b", [False, False]).samples])
+    episode.all_groups = episode.groups = [episode.groups[0], second]
+    assert episode_metrics(episode)["rethink/trained"] == pytest.approx(1 / 3)
+
+
+def test_warnings():
+    config = load_config(None, ["rethink.fraction=0.5", "replay.mode=dynamic_sampling"])
+    good = {"rethink/eligible": 0.5, "replay/unfilled": 0, "rollout/rounds": 10}
+    assert episode_warnings(config, good) == {}
+    assert list(episode_warnings(config, good | {"rethink/eligible": 0.0})) == ["rethink/eligible"]
+    assert episode_warnings(load_config(), good | {"rethink/eligible": 0.0}) == {}  # nothing is forced
+    text = episode_warnings(config, good | {"replay/unfilled": 1000})["replay/unfilled"]
+    assert text.startswith("dynamic sampling found 24 of 1024 groups with an advantage in 10 roll-outs")
 
 
 def test_ages():

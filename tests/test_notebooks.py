@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import json
 import os
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -14,6 +17,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from rethinker import cli, notebooks
+from rethinker.ablation.grid import load_grid
+from rethinker.config import load_config
+from rethinker.lab.cut_down import cut_down
 from rethinker.notebooks import ParameterError, check_parameters, find_notebooks, load_params, read_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +82,23 @@ class TestSources:
 @pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*/params.yaml")), ids=lambda path: path.parent.name)
 def test_parameter_files_name_what_is_there(path: Path):
     assert set(load_params(path)) <= set(SOURCES)
+
+
+def test_the_full_parameters_are_of_one_run_as_its_config_says():
+    """Notebook 00 trains what the others read; 06 cuts nothing of it; 09 evaluates on what training tested on."""
+    values = {path.stem[:2]: given for path, given in load_params(ROOT / "experiments/full/params.yaml").items()}
+    trained = load_config(ROOT / values["00"]["config"], shlex.split(values["00"]["overrides"]))
+    taken = inspect.signature(cut_down).parameters
+    defaults = {name: found.default for name, found in read_parameters(find_notebooks(["06"])[0]).items()}
+    assert cut_down(**{name: value for name, value in {**defaults, **values["06"]}.items() if name in taken}) == trained
+    own = load_config(ROOT / values["00"]["config"])
+    assert (
+        (trained.launch.processes, trained.rollout.engine) == (own.launch.processes, own.rollout.engine) == (8, "auto")
+    )
+    assert trained.stages == own.stages and trained.data.validation
+    assert {given["run"] for given in values.values() if "run" in given} == {str(trained.folder)}
+    assert values["09"]["data"] == trained.data.test and values["09"]["samples"] == 0
+    assert load_grid(ROOT / values["07"]["grid_file"]).runs
 
 
 def write_notebook(folder: Path, name: str, parameters: str, *cells: str) -> Path:
@@ -159,7 +182,8 @@ def test_executed_copies(tmp_path, monkeypatch, capsys):
     """One that works, one whose second cell fails, one whose kernel dies; what is reported, what stays."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    write_notebook(folder, "00_good", "a: int = 1", "from pathlib import Path\nprint(a + 1, Path.cwd().name)")
+    here = f"print('{tmp_path}/runs/a', '{tmp_path}: {tmp_path}-old')"
+    write_notebook(folder, "00_good", "a: int = 1", "from pathlib import Path\nprint(a + 1, Path.cwd().name)", here)
     write_notebook(folder, "01_bad", "a: int = 1", "1 / 0", "print('not reached')")
     write_notebook(folder, "02_dead", "a: int = 1", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     before = {path: path.read_bytes() for path in folder.iterdir()}
@@ -172,7 +196,8 @@ def test_executed_copies(tmp_path, monkeypatch, capsys):
     assert code == 1 and "ok" in out and "In [2]: ZeroDivisionError: division by zero" in out and "DeadKernel" in out
     copies = tmp_path / "experiments" / "results" / "notebooks" / "some"
     good = nbformat.read(copies / "00_good.ipynb", 4)
-    assert good.cells[-1].outputs[0]["text"] == "42 notebooks\n"
+    assert good.cells[-2].outputs[0]["text"] == "42 notebooks\n"
+    assert good.cells[-1].outputs[0]["text"] == f"runs/a .: {tmp_path}-old\n"  # no path of the machine
     assert (
         "ZeroDivisionError" in (copies / "01_bad.ipynb").read_text()
         and "not reached'" in before[folder / "01_bad.ipynb"].decode()
@@ -196,6 +221,36 @@ def test_the_hook_finds_and_strips_outputs(tmp_path, hook, capsys):
     stripped = nbformat.read(path, 4)
     assert not stripped.cells[2].outputs and stripped.cells[2].execution_count is None
     assert "widgets" not in stripped.metadata and hook.main([str(path)]) == 0
+
+
+@pytest.mark.parametrize("trace", ["execution", "papermill"])
+def test_the_hook_finds_what_a_session_leaves_in_cells(tmp_path, hook, capsys, trace):
+    path = write_notebook(tmp_path, "00_a", "a: int = 1", "a")
+    book = nbformat.read(path, 4)
+    book.cells[2].metadata[trace] = {"started": "today"}
+    nbformat.write(book, path)
+    assert hook.main([str(path)]) == 1 and "traces of a session" in capsys.readouterr().out
+    assert hook.main(["--strip", str(path)]) == 1 and hook.main([str(path)]) == 0
+    assert trace not in nbformat.read(path, 4).cells[2].metadata
+
+
+def test_the_hook_finds_parameters_that_papermill_put_in(tmp_path, hook):
+    path = write_notebook(tmp_path, "00_a", "a: int = 1", "a")
+    clean = path.read_text()
+    book = nbformat.read(path, 4)
+    book.cells.insert(2, new_code_cell("a = 41", metadata={"tags": ["injected-parameters"]}))
+    nbformat.write(book, path)
+    assert hook.main([str(path)]) == 1 and hook.main(["--strip", str(path)]) == 1
+    assert json.loads(path.read_text()) == json.loads(clean)
+
+
+def test_the_hook_runs_without_the_package(tmp_path):
+    """As git would run it: with any Python, in any environment."""
+    path = write_notebook(tmp_path, "00_a", "a: int = 1", "a")
+    command = ["python3", "-I", str(ROOT / "scripts" / "check_notebooks.py"), str(path)]
+    assert subprocess.run(command, check=False).returncode == 0
+    path.write_text(path.read_text().replace('"execution_count": null', '"execution_count": 1', 1))
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 1
 
 
 def test_the_hook_is_the_one_that_is_configured(hook):

@@ -74,6 +74,53 @@ def test_stage_boundary_is_marked(run: Path) -> None:
         assert any(list(line.get_xdata()) == [2.5, 2.5] for line in axis.lines)
 
 
+def test_legends_cover_no_data(run: Path) -> None:
+    for name in ("overview", "validation", "vanishing", "waste", "advantages", "reflection"):
+        figure = plots.draw(run, name).figure
+        figure.draw_without_rendering()
+        shown = [axis for axis in figure.axes if axis.get_legend()]
+        assert shown
+        for axis in shown:
+            assert axis.get_legend().get_window_extent().y1 < axis.xaxis.label.get_window_extent().y0 + 2, name
+
+
+def test_ticks_say_what_they_are(run: Path) -> None:
+    """The advantages' axis has ticks of 2.5 points, and ends where the data do."""
+    axis = plots.draw(run, "advantages").figure.axes[-1]
+    formatter = axis.yaxis.get_major_formatter()
+    assert [formatter(value, 0) for value in (0.0, 0.025, 0.1, 0.175, 0.6000000001)] == [
+        "0%", "2.5%", "10%", "17.5%", "60%"
+    ]  # fmt: skip
+    table = diagnostics.advantage_histograms(run)
+    largest = table.loc[table["count"] > 0, ["left", "right"]].abs().to_numpy().max()
+    assert largest <= axis.get_xlim()[1] <= 1.1 * largest
+
+
+def test_effective_queries_and_effective_samples_have_different_names(run: Path) -> None:
+    from rethinker.lab.live import charts
+    from rethinker.run_reader import RunReader
+
+    reader = RunReader(run)
+    reader.update()
+    assert "Effective samples" in [axis.get_title(loc="left") for axis in charts(reader).figure.axes]
+    titles = [axis.get_title(loc="left") for axis in plots.draw(run, "vanishing").figure.axes]
+    assert titles[1] == "Effective queries by difficulty"
+
+
+def test_the_word_of_the_caption_is_one_of_reflection(run: Path) -> None:
+    caption = plots.draw(run, "words").caption
+    assert re.search(r"“wait” is in \d+% \(95% interval .*\), queries as clusters; diamonds: .*; rings: n =", caption)
+
+
+def test_self_corrections_are_sampled_ones_and_say_so(run: Path) -> None:
+    from rethinker import reflection
+
+    last = reflection.self_corrections(run).iloc[-1]
+    caption = plots.draw(run, "pays").caption
+    assert "sampled plain held-out responses that reflect" in caption
+    assert f"n = {last['responses']} responses to {last['queries']} queries" in caption
+
+
 def test_same_run_same_bytes(run: Path) -> None:
     first, second = (plots.render(plots.draw(run, "fig7"), "svg") for _ in range(2))
     assert first == second

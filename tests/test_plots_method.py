@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 from synthetic_run import write_run
 
 from rethinker import method_tables
+from rethinker.evaluation.statistics import wilson
 from rethinker.figures import method
 from rethinker.figures.style import THEMES, NoData
+from rethinker.glossary import ROLLOUT_COLUMNS
 from rethinker.lab import pages, teaching
 from rethinker.plots import render
 
@@ -64,6 +68,48 @@ def test_what_is_not_there(tmp_path):
     path.write_text(re.sub(r'"replay/buffer_size": [0-9.]+', '"replay/buffer_size": 0', text))
     with pytest.raises(NoData, match="kept no sample"):
         method.buffer_life(run)
+
+
+def test_gaps_are_explained(run, tmp_path):
+    assert "Gaps: nothing was replayed in 5 of the episodes." in method.buffer_life(run).caption  # ages are null there
+    path = shutil.copytree(run, tmp_path / "run") / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"replay/age_mean": null', '"replay/age_mean": 1.5'))
+    assert "Gaps" not in method.buffer_life(path.parent).caption
+
+
+def test_a_trigger_that_knows_the_verdict_is_no_comparison_of_words(run, tmp_path):
+    assert "drawn without looking at the answer" in method.triggers(run).caption
+    path = shutil.copytree(run, tmp_path / "run") / "config.yaml"
+    path.write_text(path.read_text() + "rethink:\n  trigger_choice: by_correctness\n")
+    assert "chosen by the verdict" in method.triggers(path.parent).caption
+
+
+def test_draws_beside_the_law(tmp_path):
+    """Episode 1, alpha 2: 10 draws for sizes 1, 1, 2 by 1 : 1 : 4. Episode 2, alpha 0: 3 draws alike for 1, 2, 2."""
+    stages = "stages:\n- name: one\n  overrides: {replay: {alpha: 2}}\n- name: two\n  overrides: {replay: {alpha: 0}}\n"
+    (tmp_path / "config.yaml").write_text(stages)
+    (tmp_path / "rollouts").mkdir()
+    for episode, stage, sizes, replays in (
+        (1, "one", (1, -1, 2, 0, None), (1, 2, 7, 0, 0)),
+        (2, "two", (1, -2, 2), (0, 1, 2)),
+    ):
+        rows = [{"advantage": size, "replays": times} for size, times in zip(sizes, replays, strict=True)]
+        table = pd.DataFrame(
+            [dict.fromkeys(ROLLOUT_COLUMNS) | {"episode": episode, "stage": stage} | row for row in rows]
+        )
+        table.to_parquet(tmp_path / "rollouts" / f"episode-{episode:05d}.parquet")
+    table = method_tables.draws_by_advantage(tmp_path).set_index("abs(A)")
+    assert table["samples"].tolist() == [3, 3] and table["draws"].tolist() == [3, 10]
+    assert table["expected"].tolist() == pytest.approx([10 / 3 + 1, 20 / 3 + 2])
+    assert table.loc[2, "draws a sample"] == pytest.approx(10 / 3)
+    assert table.loc[2, ["low", "high"]].tolist() == pytest.approx([13 * end for end in wilson(10, 13)])
+
+
+def test_nothing_drawn_is_an_empty_table(tmp_path):
+    (tmp_path / "rollouts").mkdir()
+    row = dict.fromkeys(ROLLOUT_COLUMNS) | {"episode": 1, "stage": "one", "advantage": 1.0, "replays": 0}
+    pd.DataFrame([row]).to_parquet(tmp_path / "rollouts" / "episode-00001.parquet")
+    assert method_tables.draws_by_advantage(tmp_path).empty
 
 
 def test_tables_of_a_run(run):

@@ -10,7 +10,9 @@ import pytest
 from synthetic_run import write_run
 
 from rethinker import diagnostics, reflection
+from rethinker.evaluation.statistics import wilson
 from rethinker.glossary import ROLLOUT_COLUMNS
+from rethinker.rethink import TRIGGERS
 
 WAIT = "\\boxed{1}\n\nWait, let's double check: \\boxed{2}"
 
@@ -35,6 +37,11 @@ def cases(qid: str, *, level: int, reflecting: tuple[int, int], others: tuple[in
         for reflects, (right, wrong) in ((True, reflecting), (False, others))
         for correct in [True] * right + [False] * wrong
     ]
+
+
+def forced(qid: str, trigger: str, first: str, second: str) -> dict:
+    row = {"qid": qid, "pass": "forced", "reflects": False, "trigger": trigger, "first_text": first}
+    return row | {"text": first + TRIGGERS[trigger] + second}
 
 
 def test_rates_agree_with_the_metrics(run: Path) -> None:
@@ -85,15 +92,40 @@ def test_words(tmp_path: Path) -> None:
             {"qid": "a", "reflects": True, "text": f"the bars are 4 high {WAIT} x"},
             {"qid": "a", "reflects": True, "text": "Hold on, the left bar, the left bar! \\frac{1}{2}"},
             {"qid": "b", "reflects": False, "text": "The left bar is high."},
-            {"qid": "b", "pass": "forced", "reflects": False, "text": WAIT * 3},
+            {"qid": "a", "reflects": True, "text": "By rows. Wait, by rows again, the bar"},
+            forced("b", "self-correction", "By rows.", ". The left bar. Wait, again."),
+            forced("b", "self-questioning", "By rows.", " The angle."),
         ],
     )
     table = reflection.reflection_words(tmp_path).set_index("word")
-    assert table.attrs == {"reflecting": 2, "other": 1}
-    assert set(table.index) == {"wait", "let's", "double", "check", "hold", "left", "bar"}
-    assert table.loc["left"].to_dict() == {"responses": 1, "share": 0.5, "elsewhere": 1.0}
+    assert table.attrs == {"reflecting": 3, "queries": 1, "forced": 2}
+    assert set(table.index) == {"wait", "let's", "double", "check", "hold", "left", "bar", "rows", "again"}
+    assert table.loc["wait", ["responses", "share", "before", "forced"]].tolist() == [2, 2 / 3, 0, 0]  # the trigger's
+    assert table.loc["left", ["responses", "before", "forced"]].tolist() == [1, 0, 1 / 2]
+    assert table.loc["rows", ["responses", "before", "forced"]].tolist() == [1, 1 / 3, 0]  # y1 is not the second look
+    assert table.loc["again", "forced"] == 0  # it is in a reflection of its own
+    assert table.loc["bar", ["responses", "before", "forced"]].tolist() == [2, 0, 1 / 2]
     assert reflection.words("Don\u2019t re-check \\text{abc} x 12 3rd") == {"don't", "re-check", "abc", "rd"}
-    assert reflection.reflection_words(tmp_path, 3)["word"].tolist() == ["bar", "check", "double"]  # ties by name
+    assert reflection.reflection_words(tmp_path, 3)["word"].tolist() == ["bar", "wait", "again"]  # ties by name
+
+
+def test_the_interval_of_a_word_takes_queries_as_clusters(tmp_path: Path) -> None:
+    """Four of eight responses, from two of four queries as a whole: as wide as two of four."""
+    texts = {"a": "Wait, a bar", "b": "Wait, a bar", "c": "Wait", "d": "Wait"}
+    write(tmp_path, [{"qid": qid, "text": text} for qid, text in texts.items() for _ in range(2)])
+    row = reflection.reflection_words(tmp_path).set_index("word").loc["bar"]
+    assert (row["responses"], row["share"]) == (4, 0.5) and math.isnan(row["forced"])
+    assert (row["low"], row["high"]) == pytest.approx(wilson(2, 4))
+
+
+def test_stages_come_in_order_and_levels_in_theirs(tmp_path: Path) -> None:
+    for episode, stage, levels in ((1, "z-first", (3, 1)), (2, "a-second", (2, 3, 1))):
+        rows = [{"qid": f"q{level}", "level": level, "reflects": False, "correct": True} for level in levels]
+        write(tmp_path, [row | {"stage": stage} for row in rows], episode)
+    table = reflection.reflection_by(tmp_path, "level")
+    assert list(zip(table["stage"], table["level"], strict=True)) == [
+        ("z-first", 1), ("z-first", 3), ("a-second", 1), ("a-second", 2), ("a-second", 3)
+    ]  # fmt: skip
 
 
 def test_self_corrections(run: Path) -> None:
@@ -102,7 +134,7 @@ def test_self_corrections(run: Path) -> None:
     last = table.loc["rethinker"]
     assert last[list(reflection.OUTCOMES)].sum() == last["responses"] > 60
     rows = pd.read_parquet(run / "evaluation" / "rethinker.parquet")
-    rows = rows[(rows["mode"] == "plain") & rows["reflects"]]
+    rows = rows[(rows["mode"] == "plain") & rows["reflects"] & ~rows["greedy"].astype(bool)]
     assert last["responses"] + last["ungraded"] == len(rows)
     first = [text.split("\\boxed{")[1].split("}")[0] for text in rows["text"]]
     right = [a == gold for a, gold in zip(first, rows["gold"], strict=True)]

@@ -10,8 +10,12 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
-from rethinker.plots import FIGURES
-from rethinker.report import write_report
+from rethinker.evaluation.result import Evaluation, load
+from rethinker.figures.contrast import contrast, readable
+from rethinker.figures.style import Theme, colors, strength
+from rethinker.plots import FIGURES, THEMES, draw
+from rethinker.report import gains, write_report
+from rethinker.wandb_report import fig7_keys, fig7_words
 
 HOSTILE = "<script>alert('x')</script><img src=http://example.com/a.png onerror=alert(1)>&amp;"
 
@@ -100,3 +104,65 @@ def test_one_stage_and_an_image_that_is_gone(tmp_path: Path) -> None:
     ):
         assert text in html
     assert "cannot be read any more" in html
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one more evaluation: greedy only, on more queries, all of them right."""
+    run = write_run(tmp_path_factory.mktemp("uneven") / "run", stages=(1,), queries=4, held_out=8)
+    rows = load(run, "start").rows
+    plain = rows[(rows["mode"] == "plain") & rows["greedy"].astype(bool)].assign(correct=True)
+    more = pd.concat([plain, plain.assign(qid=plain["qid"] + "-more")])
+    Evaluation(more, ("plain",), 0, {"seed": 0, "max_new_tokens": 128}).save(run, "zz")
+    return run
+
+
+def test_evaluations_that_differ_keep_their_own_numbers(uneven: Path) -> None:
+    for name in ("fig7", "kinds"):
+        drawing = draw(uneven, name)
+        assert "Without sampled responses, so not among them: zz." in drawing.caption
+    html = write_report(uneven).read_text(encoding="utf-8")
+    cards = re.findall(r'<div class="card">(.*?)</div>', html)
+    (start,) = (card for card in cards if "Before training" in card)
+    (greedy,) = (card for card in cards if "After zz" in card)
+    assert "pass@1, 8 queries" in start and "greedy, 16 queries" in greedy and "<b>100.0%</b>" in greedy
+    assert "Accuracy of plain responses on held-out queries." in html and "different queries" in html
+    assert "Without sampled responses, so not among them: zz." in html
+    lines = [re.sub("<[^>]+>", " ", line).split() for line in re.findall(r"<tr>(.*?)</tr>", html)]
+    (plain,) = (line for line in lines if line[:2] == ["start", "plain"])
+    assert plain[-3:] == ["8", "8", "32"]  # queries, greedy responses, sampled responses
+    (only,) = (line for line in lines if line[:2] == ["zz", "plain"])
+    assert only[-3:] == ["16", "16", "–"]
+
+
+def test_wandb_keeps_the_evaluations_own_measures(uneven: Path) -> None:
+    keys = fig7_keys([uneven])
+    assert "evaluation/start/plain/pass@1" in keys and "evaluation/zz/plain/greedy" in keys
+    assert "evaluation/start/plain/greedy" not in keys
+    assert "| zz | plain | greedy | 100.0%" in fig7_words(uneven) and "| 16 | 16 |" in fig7_words(uneven)
+
+
+def test_greedy_and_sampled_are_not_paired(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=(1,), queries=4, held_out=8)
+    rows = load(run, "start").rows
+    Evaluation(rows[rows["greedy"].astype(bool)], ("plain",), 0, {"seed": 0, "max_new_tokens": 128}).save(run, "zz")
+    assert gains(run, ["start", "zz"]) == "Only one of start and zz has sampled responses."
+
+
+def test_markers_at_the_ends_of_the_scale_are_whole(uneven: Path) -> None:
+    (axis,) = draw(uneven, "kinds").figure.axes
+    low, high = axis.get_xlim()
+    assert low < 0 and high > 1
+
+
+@pytest.mark.parametrize("theme", THEMES.values(), ids=list(THEMES))
+def test_contrast(theme: Theme) -> None:
+    """Lines have 3 to 1 against the paper (WCAG 2.2, 1.4.11); text on a map's cell has the better of ink and paper."""
+    assert contrast("#ffffff", "#000000") == pytest.approx(21) and contrast("#777777", "#ffffff") == pytest.approx(
+        4.48, abs=0.01
+    )
+    for color in colors(theme):
+        assert contrast(color, theme.paper) >= 3
+    for share in (0.0, 0.3, 0.5, 0.55, 0.6, 1.0):
+        cell = strength(theme)(share)
+        assert contrast(readable(cell, theme), cell) == max(contrast(theme.ink, cell), contrast(theme.paper, cell)) > 4

@@ -24,6 +24,7 @@ from rethinker.rollout.decoding import Decoder
 from rethinker.rollout.sampler import choose, sampling_logprobs, uniform_stream
 from rethinker.rollout.transformers import KEEP_ROWS, SPARE_ROWS, arrange
 from rethinker.rollout.vllm_setup import _placement
+from rethinker.schema import ConfigError
 from rethinker.types import Query, Request, Response, Sampling
 
 
@@ -397,6 +398,18 @@ def test_the_most_images_of_a_query_reach_vllm(policy, monkeypatch):
     assert made["max_images"] == 13
 
 
+@pytest.mark.parametrize(
+    ("model", "rollout", "expected"),
+    [("float32", "auto", "float32"), ("bfloat16", "auto", "bfloat16"), ("float32", "bfloat16", "bfloat16")],
+)
+def test_the_type_of_vllms_weights(policy, monkeypatch, model, rollout, expected):
+    made = {}
+    monkeypatch.setattr(rethinker.rollout, "VllmEngine", lambda policy, path, **options: made.update(options))
+    config = RunConfig(model=ModelConfig(dtype=model), rollout=RolloutConfig(engine="vllm", dtype=rollout))
+    make_engine(config, policy)
+    assert made["dtype"] == expected
+
+
 def test_make_engine(policy, monkeypatch):
     def config(engine):
         return RunConfig(rollout=RolloutConfig(engine=engine, batch_size=5))
@@ -406,5 +419,7 @@ def test_make_engine(policy, monkeypatch):
     monkeypatch.setattr(rethinker.rollout, "vllm_available", lambda: False)
     monkeypatch.setattr(rethinker.rollout.vllm, "vllm_available", lambda: False)
     assert isinstance(make_engine(config("auto"), policy), TransformersEngine)
+    with pytest.raises(ConfigError, match=r"rollout\.dtype='bfloat16' with the transformers engine"):
+        make_engine(RunConfig(rollout=RolloutConfig(engine="auto", dtype="bfloat16")), policy)
     with pytest.raises(ImportError, match=r"vLLM is not installed.*rollout\.engine=transformers"):
         make_engine(config("vllm"), policy)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 
-from rethinker.config import RethinkConfig
+from rethinker.config import RethinkConfig, RolloutConfig, RunConfig, load_config
 from rethinker.lab.second_look import SecondLooks, first_table, kept_table, parts_table, placement_table
 from rethinker.rethink import TRIGGERS
 from rethinker.types import Query
@@ -13,7 +16,7 @@ from rethinker.types import Query
 @pytest.fixture(scope="module")
 def looks(guesser) -> SecondLooks:
     """The policy answers 1 or 2 at random, and after a trigger again."""
-    return SecondLooks.load(str(guesser), max_new_tokens=64, seed=1)
+    return SecondLooks.load(RunConfig(rollout=RolloutConfig(max_new_tokens=64)), str(guesser), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_a_group_as_in_training(looks, query):
         assert (row["why"] == "ends right") == sample.rethinking.kept == bool(sample.nll_mask)
         parts = parts_table(looks, sample)
         assert parts["tokens"].sum() == len(sample.response.token_ids) and parts.loc["trigger", "sampled"] == 0
-    placed = placement_table(looks, group, trajectories, "none")
+    placed = placement_table(looks, group, trajectories)
     assert (placed["trained on"] != "y1").sum() == table["kept"].sum()
     assert placed["A before"].sum() == pytest.approx(0, abs=1e-6) == placed["A after"].sum()
     assert first_table(looks, group)["sample"].tolist() == [sample.sample_id for sample in group.samples]
@@ -82,15 +85,58 @@ def test_mistakes_are_named(looks, query):
         kept_table(looks.written(query, "7").samples)
 
 
-def test_the_forms_do_what_the_calls_do(looks, query):
+def test_settings_are_those_of_the_last_stage(guesser, query):
+    sets = ["rethink.skip_reflective=true", "rollout.temperature=0.7", "rollout.max_new_tokens=64", "seed=5"]
+    sets += ["data.prompt_suffix=' In a box.'", "grpo.advantage_scale=none", "rethink.temperature=0.5"]
+    last = "{name: two, overrides: {rethink: {fraction: 0.5, room_tokens: 8}, rollout: {top_p: 0.9}}}"
+    looks = SecondLooks.load(load_config(None, [*sets, f"stages=[{{name: one}}, {last}]"]), str(guesser))
+    assert (looks.sampling.temperature, looks.sampling.top_p, looks.sampling.max_new_tokens) == (0.7, 0.9, 64)
+    assert looks.options == RethinkConfig(0.5, temperature=0.5, room_tokens=8, skip_reflective=True)
+    assert (
+        looks.scale == "none" and looks.policy.tokenizer.decode(looks.policy.prompt(query).ids).count("In a box.") == 1
+    )
+
+
+def test_the_choice_of_the_trigger_and_the_placement_are_the_runs(looks, query):
+    looks = replace(looks, options=RethinkConfig(trigger_choice="by_correctness", placement="append"))
+    (group,) = looks.first([query], 6)
+    trajectories = looks.force(group)
+    for trajectory in trajectories:
+        kind = "self-verification" if trajectory.rethinking.first_correct else "self-correction"
+        assert trajectory.rethinking.trigger == kind
+    assert {t.rethinking.trigger for t in looks.force(group, "self-questioning")} == {"self-questioning"}
+    kept = sum(t.rethinking.kept for t in trajectories)
+    placed = placement_table(looks, group, trajectories)
+    assert kept and len(placed) == 6 + kept and placed["reward before"].isna().tolist() == [False] * 6 + [True] * kept
+
+
+def test_a_long_menu_is_cut(query):
+    widgets = pytest.importorskip("rethinker.lab.widgets")
+    assert len(widgets.grading_form([query] * 1000).children[0].options) == widgets.MENU
+
+
+def test_the_forms_do_what_the_calls_do(looks, query, monkeypatch):
     widgets = pytest.importorskip("rethinker.lab.widgets")
     form = widgets.grading_form([query])
     *_, button, output = form.children
     button.click()
     assert not output.outputs or output.outputs[0]["output_type"] == "display_data"
-    form = widgets.rethinking_form(looks, [query])
-    chosen, response, trigger, button, output = form.children
-    assert [value for _, value in trigger.options] == ["", *TRIGGERS] and chosen.value == 0
+    shown = []
+    monkeypatch.setattr(widgets, "display", shown.append)
+    form = widgets.rethinking_form(looks, [query], 3)
+    chosen, index, response, trigger, seed, button, output = form.children
+    assert [value for _, value in trigger.options] == ["", *TRIGGERS] and chosen.value == 0 and seed.value == 1
+    index.value = 2
+    button.click()
+    (group,) = looks.first([query], 3)
+    (table,) = (item for item in shown if isinstance(item, pd.DataFrame))
+    (third,) = looks.force(replace(group, samples=group.samples[2:], first_correct=group.first_correct[2:]))
+    assert table.equals(kept_table([third])) and table["sample"].item() == group.samples[2].sample_id
+    seed.value = 9
+    button.click()
+    again = shown[-1]
+    assert again["y1"].equals(table["y1"])  # the same first response, another second look
+    assert shown[-2].data != shown[-5].data
     response.value = "7 " * 70
     button.click()  # a mistake is shown and not raised
     with pytest.raises(ValueError, match="no query"):

@@ -82,6 +82,21 @@ def test_queries_in_tables():
     assert teaching.gold_check(QUERIES)["queries"].sum() == 4
 
 
+def test_a_query_by_its_place():
+    assert teaching.query_at(QUERIES, 3).qid == "d"
+    for place in (-1, 4, 99):
+        with pytest.raises(ValueError, match=rf"query={place}: 4 queries were read; places are 0 to 3"):
+            teaching.query_at(QUERIES, place)
+
+
+@pytest.mark.parametrize("gold", ["42", "-7", "B", "3.5 cm", "\\frac{1}{2}", "x+1", "yes"])
+def test_likely_answers_mean_what_they_show(gold):
+    query = Query("a", "Which? A. red B. blue" if gold == "B" else "", gold, (), "sum", level=1)
+    answers = teaching.likely_answers(query)
+    assert len(set(answers)) == 4
+    assert teaching.grade_table(query, answers)["correct"].tolist() == [True, False, True, False]
+
+
 def test_pages_are_escaped():
     grid = pages.query_grid(QUERIES)
     assert "a&lt;1&gt;" in grid and "How many &lt;b&gt;?" in grid and "–" in grid  # no query of sum at level 2

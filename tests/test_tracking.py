@@ -7,8 +7,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import wandb
+from wandb.sdk.mailbox import MailboxClosedError
 
-from rethinker import wandb_mirror
+from rethinker import tracking, wandb_mirror
 from rethinker.config import RunConfig, TrackingConfig
 from rethinker.measure import histogram
 from rethinker.tracking import Tracker
@@ -110,8 +112,12 @@ def test_progress_line(tmp_path, capsys):
 def test_wandb_identity(tmp_path, monkeypatch):
     """Going on keeps the id of the W&B twin, a new run of the same name gets another."""
     started = []
+    monkeypatch.delenv("WANDB_MODE", raising=False)
 
     class Twin:
+        starting_step = 0
+        settings = SimpleNamespace(sync_file=tmp_path / "wandb" / "run.wandb")
+
         def __init__(self, **settings):
             started.append(settings)
 
@@ -125,3 +131,62 @@ def test_wandb_identity(tmp_path, monkeypatch):
     tracker(tmp_path / "elsewhere", wandb=True)
     first, again, other = (settings["id"] for settings in started)
     assert first == again != other and len(first) == 16
+
+
+class FailingTwin:
+    """A mirror whose W&B service has gone, at the call with this number."""
+
+    mode = "offline"
+
+    def __init__(self, error: Exception, last: int) -> None:
+        self.error, self.calls, self.last = error, 0, last
+
+    def _called(self, *_) -> None:
+        self.calls += 1
+        if self.calls >= self.last:
+            raise self.error
+
+    log = responses = evaluation = close = _called
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), wandb.errors.CommError("gone"), MailboxClosedError()])
+@pytest.mark.parametrize("last", [1, 2, 3, 4])
+def test_the_run_survives_its_mirror(tmp_path, monkeypatch, capsys, error, last):
+    """Whichever call fails: it is said once, nothing more is asked of the mirror, and the files are whole."""
+    twin = FailingTwin(error, last)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(tracking, "Mirror", lambda config: twin)
+    writer = tracker(tmp_path, wandb=True)
+    writer.log("step", "s", 1, 1, {"loss/total": 1.0})
+    writer.rollouts(1, [{"episode": 1, "qid": "a"}])
+    writer.log("step", "s", 1, 2, {"loss/total": 1.0})
+    writer.close()
+    assert twin.calls == last and writer.mirror is None
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    assert (tmp_path / "run" / "rollouts" / "episode-00001.parquet").is_file()
+    said = capsys.readouterr().out
+    assert said.count(f"W&B failed ({type(error).__name__}") == 1
+    assert f"rethinker sync {tmp_path / 'run'}" in said and "recorded for W&B" not in said
+
+
+def test_a_mistake_of_ours_is_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(tracking, "Mirror", lambda config: FailingTwin(KeyError("mistake"), 1))
+    with pytest.raises(KeyError, match="mistake"):
+        tracker(tmp_path, wandb=True).log("step", "s", 1, 1, {"loss/total": 1.0})
+
+
+def test_wandb_mode_of_the_environment(tmp_path, monkeypatch, capsys):
+    """WANDB_MODE can only lower what the config says; disabled makes no mirror, and says so."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert tracker(tmp_path, wandb=True).mirror is None
+    assert "WANDB_MODE=disabled: nothing is recorded" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    for wished, configured, mode in (
+        ("offline", "online", "offline"),
+        ("online", "offline", "offline"),
+        ("online", "online", "online"),
+    ):
+        monkeypatch.setenv("WANDB_MODE", wished)
+        config = RunConfig(tracking=TrackingConfig(wandb_mode=configured))
+        assert wandb_mirror.recording_mode(config) == mode

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_training import Run, logprobs_now, restore, same, small_config, tiny_policy, weights
@@ -166,11 +167,36 @@ def test_dynamic_sampling_rolls_out_until_the_batch_is_full(policy, queries, tmp
     assert all(len(batch) == 8 for batch in run.batches) and len(run.batches) == 4
 
 
-def test_dynamic_sampling_gives_up_at_its_bound(policy, queries, tmp_path):
+def test_dynamic_sampling_gives_up_at_its_bound(policy, queries, tmp_path, capsys):
     config = small_config(tmp_path, "replay.mode=dynamic_sampling", "queries_per_episode=2", "replay.max_rollouts=2")
     run = Run(config, policy, queries, script({**ALL_HARD, "again": set()}))
+    metrics = [run.episode() for _ in range(2)]
+    assert metrics[0]["rollout/rounds"] == 2 and run.batches == []
+    assert metrics[0]["replay/unfilled"] == 2 and metrics[0]["replay/batch_fill"] == 0.0
+    assert capsys.readouterr().out.count("dynamic sampling found 0 of 2 groups with an advantage in 2 roll-outs") == 1
+
+
+def test_dynamic_sampling_says_what_it_rolled_out_and_how_short_it_fell(policy, four, tmp_path, capsys):
+    """Two of four queries have an advantage, and there are no others: one full batch of the two."""
+    run = Run(small_config(tmp_path, "replay.mode=dynamic_sampling", "replay.max_rollouts=1"), policy, four, script())
     metrics = run.episode()
-    assert metrics["rollout/rounds"] == 2 and run.batches == []
+    assert list(map(len, run.batches)) == [8] and metrics["replay/skipped_steps"] == 0
+    assert metrics["replay/unfilled"] == 2 and metrics["replay/batch_fill"] == 0.5
+    assert metrics["replay/effective_before"] == 0.5 and metrics["reward/mean"] == 7 / 16
+    assert sum(metrics["advantages/before"]["counts"]) == 16
+    rows = pq.read_table(tmp_path / "run" / "rollouts" / "episode-00001.parquet").to_pylist()
+    assert len(rows) == 16 and sum(row["reward"] for row in rows) == 7
+    said = "warning: episode 1: dynamic sampling found 2 of 4 groups with an advantage in 1 roll-outs"
+    assert said in capsys.readouterr().out
+
+
+def test_a_short_episode_makes_no_update_on_a_scrap(policy, four, tmp_path):
+    """Three groups of 4, where two batches of 8 were planned: 6 and 6, not 8 and 4."""
+    right = {**ALL_HARD, MIXED: {0}, ONE: {1}, HARD: {2}}
+    config = small_config(tmp_path, "replay.mode=dynamic_sampling", "replay.max_rollouts=1")
+    run = Run(config, policy, four, script(right))
+    run.episode()
+    assert list(map(len, run.batches)) == [6, 6]
 
 
 # -- Forced Rethinking ------------------------------------------------------------------------------------------------
@@ -264,7 +290,8 @@ def test_at_most_two_are_kept_a_query(policy, four, tmp_path):
 
 def test_append_makes_the_group_larger(policy, four, tmp_path):
     run, metrics = rethinking_run(policy, four, tmp_path, "rethink.placement=append")
-    assert list(map(len, run.batches)) == [16, 4]
+    assert list(map(len, run.batches)) == [20]
+    assert metrics["replay/batch_fill"] == 20 / 16 and metrics["time/logprobs"] == 0.0  # still a single update
     groups = {group.query.qid: group for group in run.episodes[0].groups}
     assert {name: len(group.samples) for name, group in groups.items()} == {MIXED: 5, ONE: 4, HARD: 6, EASY: 5}
     hard = groups[HARD].samples
@@ -273,6 +300,25 @@ def test_append_makes_the_group_larger(policy, four, tmp_path):
     assert [s.reward for s in hard] == [0.0] * 4 + [1.0] * 2
     assert sum(s.advantage for s in hard) == pytest.approx(0.0, abs=1e-6)
     assert metrics["rethink/kept"] == 4 / 16
+
+
+@pytest.mark.parametrize("mode", ["grpo", "ssr"])
+def test_append_makes_as_many_steps_as_replace(policy, four, tmp_path, mode):
+    """20 samples in two equal batches, in the order of the groups; none on the scrap of 4 that 8 and 8 would leave."""
+    settings = ("rethink.placement=append", "optim.train_batch_size=8", f"replay.mode={mode}")
+    run, _ = rethinking_run(policy, four, tmp_path, *settings)
+    assert list(map(len, run.batches)) == [10, 10] and run.trainer.progress.step == 2
+    if mode == "grpo":
+        expected = [s.sample_id for group in run.episodes[0].groups for s in group.samples]
+        assert ids(sample for batch in run.batches for sample in batch) == expected
+
+
+def test_kept_trajectories_of_unanimous_groups_are_not_trained_on(policy, four, tmp_path):
+    """All are right, so the group has no advantage: under the filter the NLL of its kept trajectory is lost."""
+    run, metrics = rethinking_run(policy, four, tmp_path, "replay.mode=filter")
+    trained = {s.sample_id for batch in run.batches for s in batch if s.rethinking is not None}
+    assert trained == REPAIRED - {f"1/{EASY}/0"} and metrics["rethink/trained"] == 3 / 4
+    assert rethinking_run(policy, four, tmp_path / "all")[1]["rethink/trained"] == 1.0
 
 
 def test_triggers_by_correctness(policy, four, tmp_path):
@@ -366,7 +412,7 @@ def test_gap_is_that_of_first_responses(policy, four, tmp_path):
 
 def test_an_engine_with_other_weights_is_found_out(policy, four, tmp_path):
     run = Run(small_config(tmp_path, "rollout.canary=0.01"), policy, four, script())
-    with pytest.raises(RuntimeError, match=r"after the weight sync of episode 1 engine and trainer differ by"):
+    with pytest.raises(RuntimeError, match=r"after the weight sync of episode 1 .* needs a larger rollout\.canary"):
         run.episode()
 
 
@@ -374,7 +420,7 @@ def test_a_gap_that_is_no_number_is_found_out(policy, four, tmp_path, monkeypatc
     run = Run(small_config(tmp_path, "rollout.canary=0.01"), policy, four, script())
     monkeypatch.setattr(run.engine, "logprob", float("nan"))
     with pytest.raises(RuntimeError, match="differ by nan"):
-        run.trainer.check_engine(Episode(1, "stage", firsts=run.trainer.experience.roll_out(four[:1], 1)))
+        run.trainer.check_engine(Episode(1, "stage", 4, 4, firsts=run.trainer.experience.roll_out(four[:1], 1)))
 
 
 class Mute(ScriptedEngine):

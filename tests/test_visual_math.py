@@ -3,7 +3,9 @@
 import hashlib
 import random
 import re
+import shutil
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -162,12 +164,50 @@ def test_made_data_is_kept_and_other_data_is_not_overwritten(tmp_path: Path) -> 
         make_data(tmp_path / "negative", -1, 2, 2, seed=1)
 
 
+def test_of_many_who_draw_at_once_all_get_the_one(tmp_path: Path) -> None:
+    """As runs do that are started together on a fresh clone."""
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda _: make_data(tmp_path / "data", 6, 2, 2, seed=1), range(4)))
+    assert drawn == [tmp_path / "data"] * 4 and [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert len(contents(tmp_path / "data", "train")) == 6 and len(list((tmp_path / "data" / "images").iterdir())) == 10
+
+
+def test_half_a_data_set_is_never_seen_and_another_s_is_never_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else draws the same, or other data, while we draw."""
+    out = tmp_path / "data"
+    write, others = visual_math.write_parquet, [dict(seed=1), dict(seed=2)]
+
+    def faster(path: Path, rows: list) -> None:
+        assert not (out / path.name).exists()
+        write(path, rows)
+        if path.name == "train.parquet":
+            with monkeypatch.context() as patch:
+                patch.setattr(visual_math, "write_parquet", write)
+                make_data(out, 2, 0, 0, **others.pop(0))
+
+    monkeypatch.setattr(visual_math, "write_parquet", faster)
+    assert make_data(out, 2, 0, 0, seed=1) == out and len(contents(out, "train")) == 2
+    shutil.rmtree(out)
+    with pytest.raises(ValueError, match=r"data holds other data .*'seed': 2"):
+        make_data(out, 2, 0, 0, seed=1)
+    assert len(contents(out, "train")) == 2 and [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_data_are_drawn_into_an_empty_folder_and_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    assert make_data(tmp_path / "data", 2, 0, 0, seed=1) == tmp_path / "data"
+    assert (tmp_path / "data").is_symlink() and len(contents(tmp_path / "disk", "train")) == 2
+
+
 def test_a_used_up_world_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = make_puzzle("sum", 1, random.Random(0))
     monkeypatch.setattr(visual_math, "make_puzzle", lambda kind, level, rng: same)
     with pytest.raises(ValueError, match="no new sum query of level 1"):
         make_data(tmp_path / "data", 0, 0, 2, seed=0)
-    assert not (tmp_path / "data").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_contact_sheet_shows_all_cells(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from types import SimpleNamespace
 
@@ -107,6 +108,27 @@ def test_logprobs_equal_the_trainers_through_training(engine, policy, queries, i
         engine.sync_weights(policy.model)
         assert largest_gap(engine, policy, requests, sampling) < 1e-4
         assert canary_gap(engine, policy, PolicyForward(policy.model), requests, sampling) < 1e-5
+
+
+def test_logprobs_with_top_p(engine, policy, queries):
+    """Those of the nucleus, renormalised, by hand from the model's own logits; what lies outside is never drawn."""
+    engine.sync_weights(policy.model)
+    text = next(query for query in queries if not query.images)
+    prompt = list(policy.prompt(text).ids)
+    (answers,) = engine.generate([Request("a", text, seed=5, n=8)], Sampling(top_p=0.8, max_new_tokens=16)).values()
+    cut = 0
+    for response in answers:
+        with torch.no_grad():
+            logits = policy.model(input_ids=torch.tensor([prompt + list(response.token_ids)])).logits[0]
+        logits[:, list(policy.banned_ids)] = -torch.inf
+        for step, (token, logprob) in enumerate(zip(response.token_ids, response.logprobs, strict=True)):
+            chances = sorted(torch.softmax(logits[len(prompt) + step - 1].double(), 0).tolist(), reverse=True)
+            size = next(n for n in range(1, len(chances) + 1) if sum(chances[:n]) >= 0.8 - 1e-7)
+            chance = float(torch.softmax(logits[len(prompt) + step - 1].double(), 0)[token])
+            assert chance >= chances[size - 1] - 1e-7
+            assert logprob == pytest.approx(math.log(chance / sum(chances[:size])), abs=1e-4)
+            cut += size < len(chances)
+    assert cut > 50  # random weights: every distribution is wide
 
 
 def test_an_image_is_prepared_once_and_encoded_once_a_sync(engine, policy, queries, encoded):
@@ -244,6 +266,27 @@ def test_lora_weights_arrive_merged(engine, policy, queries, tiny_folder):
     engine.sync_weights(adapted.model)
     assert largest_gap(engine, adapted, requests, Sampling(max_new_tokens=24)) < 1e-4
     engine.sync_weights(policy.model)
+
+
+def test_a_bfloat16_engine_beside_a_float32_trainer(policy, queries, tiny_folder):
+    """It holds and computes in bfloat16, takes the trainer's float32 weights, and the gap says that it rounds."""
+    sampling, requests = Sampling(max_new_tokens=16), make_requests(queries)
+    forward = PolicyForward(policy.model)
+    low = VllmEngine(policy, tiny_folder, max_new_tokens=16, dtype="bfloat16")
+    try:
+        for _ in range(2):  # the second time with other weights
+            low.sync_weights(policy.model)
+            (found,) = low._llm.apply_model(lambda model: dict(model.named_parameters()))
+            assert {parameter.dtype for parameter in found.values()} == {torch.bfloat16}
+            own = policy.model.model.language_model.norm.weight.detach().bfloat16()
+            assert torch.equal(found["language_model.model.norm.weight"], own)
+            assert 1e-5 < canary_gap(low, policy, forward, requests, sampling) < 0.1
+            with torch.no_grad():
+                for parameter in policy.model.parameters():
+                    parameter.mul_(1.02)
+            assert canary_gap(low, policy, forward, requests, sampling) > 0
+    finally:
+        low.close()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import wandb
 from synthetic_run import write_run
 from wandb_server import ENTITY, Artifact, WandbServer, serve
 
+from rethinker import wandb_mirror
 from rethinker.checkpoint import point
 from rethinker.cli import main
 from rethinker.config import RunConfig, TrackingConfig, load_config, to_yaml
@@ -21,6 +22,7 @@ from rethinker.schema import ConfigError
 from rethinker.tracking import Tracker
 from rethinker.wandb_mirror import artifact_name, axes, evaluation_numbers, whole_groups
 from rethinker.wandb_report import report_blocks
+from rethinker.wandb_sync import recordings
 
 KEY = secrets.token_hex(20)
 
@@ -84,6 +86,15 @@ def live(config: RunConfig, episodes: range, image_files: list[str]) -> None:
     atomic_write_text(config.folder / "evaluation" / "s.json", json.dumps(SUMMARY))
     writer.evaluation("s")
     writer.close()
+    wandb.teardown()  # as at the end of a process: finish() returns before the last of a recording is written
+
+
+def all_arrived(server: WandbServer) -> None:
+    """Nothing was dropped, every artifact was committed, and everybody was understood."""
+    assert server.unknown == [] and server.refused == []
+    assert server.artifacts and all(artifact.committed for artifact in server.artifacts)
+    for run in server.runs.values():
+        assert run.dropped == []
 
 
 def write_checkpoint(config: RunConfig) -> None:
@@ -140,7 +151,7 @@ def test_an_online_run_arrives(tmp_path, server, image_files):
     )
     write_checkpoint(config)
     live(config, range(1, 3), image_files)
-    assert server.unknown == [] and server.refused == []
+    all_arrived(server)
     (name,) = server.runs
     run = server.runs[name]
     assert name == (config.folder / "wandb_id").read_text() and run.complete
@@ -175,9 +186,11 @@ def test_offline_recordings_are_sent_later(tmp_path, server, image_files, capsys
     assert main(["sync", run]) == 0
     name = (config.folder / "wandb_id").read_text()
     assert f"2 recordings sent; {server.url}/{ENTITY}/rethinker/runs/{name}" in capsys.readouterr().out
-    assert server.unknown == [] and list(server.runs) == [name]
+    all_arrived(server)
+    assert list(server.runs) == [name]
     found = [line["episode"] for line in server.runs[name].history if "queries/effective" in line]
     assert found == [1, 2, 3]
+    assert [line["_step"] for line in server.runs[name].history] == list(range(9))  # two lines and a table an episode
     check_table(server, name, len(ROLLOUT_COLUMNS))
     assert any(name in artifact.used_by for artifact in named(server, "data-"))
     before = dict(server.operations)
@@ -185,6 +198,131 @@ def test_offline_recordings_are_sent_later(tmp_path, server, image_files, capsys
     assert "nothing new to send, 2 sent before" in capsys.readouterr().out
     assert server.operations["UpsertBucket"] == before["UpsertBucket"]
     no_key_under(tmp_path)
+
+
+def test_steps_go_on_after_a_kill(tmp_path, server, image_files):
+    """The second process repeats an episode that the first one had recorded after its checkpoint: W&B gets both."""
+    config = run_config(tmp_path, wandb_responses=0)
+    live(config, range(1, 3), image_files)
+    live(config, range(2, 4), image_files)
+    assert main(["sync", str(config.folder)]) == 0
+    all_arrived(server)
+    (run,) = server.runs.values()
+    assert [line["episode"] for line in run.history if "queries/effective" in line] == [1, 2, 2, 3]
+
+
+def test_a_run_that_was_moved_is_refused(tmp_path, server, image_files, capsys):
+    """Recordings name their tables' files by absolute paths; wandb leaves out what is not there, and says nothing."""
+    config = run_config(tmp_path / "there", wandb_responses=3)
+    live(config, range(1, 3), image_files)
+    here = tmp_path / "here"
+    config.folder.rename(here)
+    assert main(["sync", str(here)]) == 2
+    assert f"ln -s {here} {config.folder}" in capsys.readouterr().err and not server.runs
+    config.folder.mkdir()
+    assert main(["sync", str(here)]) == 2
+    assert "where there is another folder" in capsys.readouterr().err and not server.runs
+    config.folder.rmdir()
+    config.folder.symlink_to(here)  # what the message advises
+    assert main(["sync", str(here)]) == 0
+    all_arrived(server)
+    (name,) = server.runs
+    check_table(server, name, len(ROLLOUT_COLUMNS))
+
+
+def test_a_broken_recording_does_not_block_the_others(tmp_path, server, image_files, capsys):
+    """kill -9 leaves a file without any record, or one without its end: named, set aside, and the others are sent."""
+    config = run_config(tmp_path, wandb_responses=0)
+    for episode in (1, 2, 3):
+        live(config, range(episode, episode + 1), image_files)
+    first, second, _ = recordings(config.folder).waiting
+    whole = second.read_bytes()
+    first.write_bytes(first.read_bytes()[:7])
+    second.write_bytes(whole[: len(whole) // 2])
+    assert main(["sync", str(config.folder)]) == 1
+    said = capsys.readouterr().out
+    assert "1 recording sent" in said and f"{first}: cut short" in said and f"{second}: cut short" in said
+    (run,) = server.runs.values()
+    assert run.history[-1]["episode"] == 3 and run.dropped == []
+    assert main(["sync", str(config.folder)]) == 0
+    assert "nothing new to send, 1 sent before" in capsys.readouterr().out
+
+
+def test_a_recording_that_has_grown_is_tried_again(tmp_path, server, image_files):
+    """Its process was still writing when it was sent first."""
+    config = run_config(tmp_path, wandb_responses=0)
+    live(config, range(1, 4), image_files)
+    (file,) = recordings(config.folder).waiting
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) * 3 // 4])
+    assert main(["sync", str(config.folder)]) == 1
+    file.write_bytes(whole)
+    assert main(["sync", str(config.folder)]) == 0
+    (run,) = server.runs.values()
+    assert [line["episode"] for line in run.history if "queries/effective" in line] == [1, 2, 3]
+
+
+def test_an_online_run_that_lost_the_network_is_sent_later(tmp_path, home, image_files, monkeypatch, capsys):
+    """The run goes on and ends; close() waits for so long only; what did not arrive is sent by the command it names."""
+    monkeypatch.setattr(wandb_mirror, "FINISH_SECONDS", 1.0)
+    config = run_config(tmp_path, wandb_mode="online", wandb_responses=3)
+    with serve(KEY) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        writer = Tracker(config)
+    writer.log("episode", "s", 1, 1, {"queries/effective": 0.25})
+    writer.rollouts(1, [row("a", 0, [image_files[0]])])
+    writer.close()
+    assert "W&B failed (TimeoutError" in capsys.readouterr().out
+    wandb.teardown()
+    with serve(KEY) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        assert main(["sync", str(config.folder)]) == 0
+        assert "what of its tables had not arrived is in rollouts/ only" in capsys.readouterr().out
+        assert server.unknown == [] and server.refused == []
+        (run,) = server.runs.values()
+        assert [line["queries/effective"] for line in run.history if "queries/effective" in line] == [0.25]
+        assert run.complete and run.dropped == []
+        wandb.teardown()
+
+
+def test_what_an_online_run_has_sent_is_not_sent_again(tmp_path, server, image_files, capsys):
+    config = run_config(tmp_path, wandb_mode="online", wandb_responses=3)
+    live(config, range(1, 3), image_files)
+    assert main(["sync", str(config.folder)]) == 0
+    assert "nothing new to send, 1 sent before" in capsys.readouterr().out
+    no_key_under(tmp_path)
+
+
+def test_a_key_is_asked_for_before_a_run_is_launched(tmp_path, home, monkeypatch, capsys):
+    """tracking.wandb_mode=online without a key: an error that says what to do, and no folder of a run."""
+    monkeypatch.setattr("rethinker.launch.train", lambda config, resume: 0)
+    monkeypatch.delenv("WANDB_API_KEY")
+    file = tmp_path / "a.yaml"
+    settings = f"{{name: run, runs_dir: {tmp_path}/runs, tracking: {{wandb: true, wandb_mode: online}}}}"
+    atomic_write_text(file, settings)
+    assert main(["train", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert all(words in said for words in ("wandb login", "WANDB_API_KEY", "tracking.wandb_mode=offline"))
+    assert not (tmp_path / "runs").exists()
+    assert main(["train", str(file), "tracking.wandb_mode=offline"]) == 0
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main(["train", str(file)]) == 0
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert main(["train", str(file)]) == 0
+
+
+def test_the_home_folder_stays_as_it_is(tmp_path, server, image_files, monkeypatch):
+    """Without WANDB_DATA_DIR and WANDB_CACHE_DIR: what waits for its upload, and W&B's copies, are the run's."""
+    monkeypatch.delenv("WANDB_CACHE_DIR")
+    home = tmp_path / "home"
+    config = run_config(tmp_path, wandb_responses=3)
+    live(config, range(1, 3), image_files)
+    assert list((config.folder / "wandb" / "data").iterdir())
+    assert main(["sync", str(config.folder)]) == 0
+    all_arrived(server)
+    left = [path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()]
+    assert [path for path in left if not path.startswith(("config/", ".cache/wandb/logs/"))] == []
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,8 @@ from rethinker.jobs.claim import LOCK
 from rethinker.lab import live
 from rethinker.launch import Job, JobStatus
 from rethinker.run_folder import STATUS_FILE
-from rethinker.watch import RunReader, sparkline
+from rethinker.run_reader import RunReader
+from rethinker.watch import sparkline
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,12 @@ def run(tmp_path_factory) -> Path:
 def line(folder: Path, episode: int, record: str = "episode", **metrics) -> None:
     place = {"record": record, "stage": "a", "episode": episode, "step": 2 * episode, "seconds": 10.0 * episode}
     append_json_line(folder / "metrics.jsonl", place | metrics)
+
+
+def read(folder: Path) -> RunReader:
+    reader = RunReader(folder)
+    reader.update()
+    return reader
 
 
 def numbers(reader: RunReader) -> list[int]:
@@ -140,11 +148,28 @@ def test_a_forced_trajectory_goes_first(run, tmp_path):
     table = pd.read_parquet(tmp_path / "rollouts" / "episode-00009.parquet")
     queries = table["qid"].unique()
     forced, kept = (set(table["qid"][rows]) for rows in (table["pass"] == "forced", table["kept"].astype(bool)))
-    shown = RunReader(tmp_path).responses(len(queries))
+    line(tmp_path, 9)
+    shown = read(tmp_path).responses(len(queries))
     assert [response.qid for response in shown] == list(queries)
     assert {response.qid for response in shown if response.second is not None} == forced and kept
     assert all(response.correct for response in shown if response.qid in kept)
     assert all(response.first and response.second for response in shown if response.qid in forced)
+
+
+def test_responses_are_never_ahead_of_the_metrics(run, tmp_path):
+    """An episode that ends between the two readings of a look is shown by the next one, whole."""
+    (tmp_path / "rollouts").mkdir()
+    for number in (8, 9):
+        name = f"rollouts/episode-{number:05d}.parquet"
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    line(tmp_path, 8)
+    reader = read(tmp_path)
+    path = reader.rollouts()
+    assert path is not None and path.name == "episode-00008.parquet"
+    line(tmp_path, 9)
+    reader.update()
+    path = reader.rollouts()
+    assert path is not None and path.name == "episode-00009.parquet"
 
 
 @pytest.mark.parametrize(
@@ -182,6 +207,32 @@ def test_the_terminal_shows_a_finished_run(run):
     assert f"validation, greedy ({len(reader.validations)})" in text and "episodes 1 to 14" in text and "▁" in text
     assert text.count("(gold ") == 2 and "[train-" in text
     assert all(len(row) <= 110 for row in text.splitlines())
+
+
+@pytest.mark.parametrize(("height", "shown"), [(60, 3), (26, 2), (12, 0)])
+def test_a_look_fits_into_the_terminal(run, monkeypatch, height, shown):
+    """Responses of 2,000 words lose their middles, and a low terminal shows fewer of them."""
+    response = read(run).responses(1)[0]
+    long = replace(response, first="Once " + "word " * 2000 + "then", second="Wait " + "again " * 2000 + "so 7.")
+    monkeypatch.setattr(RunReader, "responses", lambda self, n: [long] * n)
+    console = Console(width=80, height=height, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    status = JobStatus("running", 14, 14, "a", 1.0, None)
+    assert len(console.render_lines(watch.view(read(run), status, 3, console))) > 600
+    view = watch.view(read(run), status, 3, console, fit=True)
+    assert len(console.render_lines(view)) <= height
+    console.print(view)
+    text = console.export_text()
+    assert text.count("Once word") == text.count("again so 7.") == text.count(" lines …") == shown
+
+
+def test_a_run_that_lacks_a_metric_is_shown_without_it(tmp_path, page):
+    """Of another version."""
+    atomic_write_text(tmp_path / "config.yaml", "stages: [{name: a, episodes: 3}]\n")
+    for episode in (1, 2):
+        line(tmp_path, episode, **{"accuracy/first": 0.5})
+        line(tmp_path, episode, "validation")
+    assert live.watch(tmp_path).episode == 2 and isinstance(page.outputs[1][-1], Image)
+    assert "accuracy of first responses" in printed(tmp_path)
 
 
 def test_the_terminal_follows_a_run_to_its_end(tmp_path):
@@ -259,6 +310,7 @@ def test_the_notebook_shows_a_finished_run(run, page):
     assert isinstance(figure, Image) and figure.data.startswith(b"\x89PNG")
     assert said.data.count('class="one"') == said.data.count("data:image/png;base64,") == 3
     assert "3 &lt; 5 &amp; so on" in said.data and "Responses of episode 14" in said.data
+    assert "max-height: 14rem; overflow-y: auto" in head.data  # a long response does not push the others away
 
 
 def test_the_notebook_is_renewed_in_place(tmp_path, page):
@@ -307,7 +359,7 @@ def test_an_interrupt_ends_the_watching_only(tmp_path, page, monkeypatch):
 
 
 def test_relative_images_start_where_the_job_did(run, tmp_path, monkeypatch):
-    response = RunReader(run).responses(1)[0]
+    response = read(run).responses(1)[0]
     home, name = Path(response.images[0]).parent, Path(response.images[0]).name
     relative = type(response)(**{field: getattr(response, field) for field in response.__slots__} | {"images": (name,)})
     monkeypatch.chdir(tmp_path)

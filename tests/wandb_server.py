@@ -33,7 +33,19 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines.get("wandb-history.jsonl", [])]
+        """The lines that a server keeps: those whose step is above all that came before."""
+        return [line for line, rises in self._steps() if rises]
+
+    @property
+    def dropped(self) -> list[dict[str, Any]]:
+        """The other lines."""
+        return [line for line, rises in self._steps() if not rises]
+
+    def _steps(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        highest = -1
+        for line in map(json.loads, self.lines.get("wandb-history.jsonl", [])):
+            yield line, line["_step"] > highest
+            highest = max(highest, line["_step"])
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -10,8 +10,8 @@ A grid file names a base config, axes whose points are labelled lists of overrid
     common: [launch.processes=1]
     baseline: filter              # paired differences are taken against it
 
-Its runs are named ``<grid>-<labels>-s<seed>`` and lie beside all others in ``runs_dir``; the table, the resolved
-configs and the logs are in ``<runs_dir>/<grid>/``. Every number is read from the files of the runs.
+Its runs are named ``<grid>-<labels>-s<seed>`` and lie beside all others in ``runs_dir``, each with its log; the table
+is in ``<runs_dir>/<grid>/``. Every number is read from the files of the runs.
 """
 
 from __future__ import annotations

@@ -6,90 +6,126 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from rethinker import locks
+from rethinker.ablation.gpus import check_processes, slot_environments, visible_gpus
 from rethinker.ablation.grid import Grid
-from rethinker.ablation.slots import Ending, Job, log_end, run_in_slots
+from rethinker.ablation.origin import Now, mixture
+from rethinker.ablation.slots import Ending, run_in_slots, sole
 from rethinker.ablation.table import COLUMNS, run_rows, typed
-from rethinker.config import RunConfig, to_yaml
+from rethinker.config import RunConfig
 from rethinker.files import atomic_write_bytes, atomic_write_text
-from rethinker.jobs.claim import LOCK
-from rethinker.run_folder import check_folder, run_state
+from rethinker.jobs.claim import is_alive
+from rethinker.jobs.files import config_file, is_run
+from rethinker.jobs.handle import LOG_FILE
+from rethinker.run_folder import check_folder, check_settings, run_state
 
-FINISHED, BUSY = "nothing: finished", "nothing: another job writes it"
-STATES = {FINISHED: "finished", BUSY: "running"}  # outcomes of runs that are left alone
+FINISHED, BUSY = "nothing: finished", "wait: another job writes it"
 GENERATED = "data/generated/"  # what `rethinker train` draws where it is missing
 
 
 def plan(grid: Grid) -> pd.DataFrame:
-    """A row a run: name, labels, seed, episodes, what would happen (start, go on, or nothing and why), its settings.
+    """A row a run: name, labels, seed, episodes, what would happen (start, go on, wait, nothing), what changed since it
+    was made (code, data; "" for nothing), its settings.
 
     Raises RunExists where a folder of that name holds a run with other settings.
     """
-    rows = []
+    rows, now = [], Now()
     for run in grid.runs:
+        folder = run.config.folder
         checkpoint = check_folder(run.config, resume=True)
         todo = "go on" if checkpoint else "start"
-        if run_state(run.config.folder) == "finished":
-            todo = FINISHED
-        elif locks.is_held(run.config.folder / LOCK):
+        if is_alive(folder):
             todo = BUSY
+            if is_run(folder):  # it may not have a config of its own yet, only that of its start
+                check_settings(folder, config_file(folder), run.config)
+        elif run_state(folder) == "finished":
+            todo = FINISHED
         rows.append(
             {"run": run.config.name, **run.labels, "seed": run.config.seed, "episodes": run.config.episodes}
-            | {"to do": todo, "overrides": " ".join(run.overrides)}
+            | {"to do": todo, "changed since": now.differs(run.config), "overrides": " ".join(run.overrides)}
         )
     return pd.DataFrame(rows)
 
 
-def train_command(config_file: Path) -> tuple[str, ...]:
-    """The command of one run; it starts a new run, or goes on with one that was stopped."""
-    return (sys.executable, "-m", "rethinker.cli", "train", os.fspath(config_file), "--resume")
-
-
 def run_grid(grid: Grid, slots: int | None = None, *, say: Callable[[str], None] = print) -> dict[str, str]:
-    """Run what is left of a grid, then write its table; returns run -> finished, stopped, failed or running.
+    """Run what is left of a grid, then write its table; returns run -> finished, stopped or failed.
 
-    A finished run is loaded, a stopped one goes on, one that another job is writing is left to it. A run that fails
-    does not stop the others; the end of its log is said when all are done. Ctrl-C or SIGTERM stops all after their
-    episode, with checkpoints, and raises KeyboardInterrupt; the same call goes on.
+    A finished run is loaded, a stopped one goes on, one that another job writes is waited for (``run_in_slots`` says
+    where it is counted). A run that fails does not stop the others; the end of its log is said when all are done.
+    Ctrl-C or SIGTERM stops all after their episode, with checkpoints, and raises KeyboardInterrupt; the same call goes
+    on. What was made by other code or from other data is used and said.
 
-    Raises RunExists, before anything is started, where a run's folder holds a run with other settings.
+    Raises, before anything is started: RunExists where a run's folder holds a run with other settings, GridBusy where
+    another process looks after this grid, ConfigError where the slots do not fit the GPUs.
     """
-    todo = plan(grid).set_index("run")["to do"]
-    outcomes = {name: STATES[what] for name, what in todo.items() if what in STATES}
-    for what, state in STATES.items():
-        if (count := list(outcomes.values()).count(state)) > 0:
-            say(f"{count} of {len(grid.runs)} runs: {what}")
+    planned = plan(grid).set_index("run")
+    _warn(grid, planned["changed since"], say)
+    outcomes = dict.fromkeys(planned.index[planned["to do"] == FINISHED], "finished")
+    if outcomes:
+        say(f"{len(outcomes)} of {len(grid.runs)} runs: {FINISHED}")
     left = {run.config.name: run.config for run in grid.runs if run.config.name not in outcomes}
-    jobs = []
-    for name, config in left.items():
-        file = atomic_write_text(grid.folder / "configs" / f"{name}.yaml", to_yaml(config))
-        jobs.append(Job(name, train_command(file), grid.folder / "logs" / f"{name}.log"))
-    titles = {job.name: f"[{number}/{len(jobs)}] {job.name}" for number, job in enumerate(jobs, start=1)}
-
-    def started(job: Job) -> None:
-        say(f"{titles[job.name]}: started, log {job.log}")
-
-    def ended(job: Job, ending: Ending) -> None:
-        failed = ending.code and not ending.asked  # told to stop before it could save, it says so by its exit code
-        finished = run_state(left[job.name].folder) == "finished"
-        outcomes[job.name] = state = "failed" if failed else "finished" if finished else "stopped"
-        why = f" (exit code {ending.code})" if failed else ""
-        say(f"{titles[job.name]}: {state}{why} after {ending.seconds / 60:.1f} minutes")
-
-    _draw_data(left.values(), say)
-    completed = run_in_slots(jobs, grid.slots if slots is None else slots, on_start=started, on_end=ended)
-    save_table(grid)
-    for job in jobs:
-        if outcomes.get(job.name) == "failed":
-            say(f"\n{job.name} failed; the end of {job.log}:\n{log_end(job.log)}\n")
+    completed = not left or _run(left, grid.folder, grid.slots if slots is None else slots, outcomes, say)
+    if differ := mixture(save_table(grid)):
+        say(f"warning: {differ}")
     if not completed:
         raise KeyboardInterrupt
-    return outcomes
+    return {run.config.name: outcomes[run.config.name] for run in grid.runs}
+
+
+def _run(
+    left: dict[str, RunConfig], folder: Path, slots: int, outcomes: dict[str, str], say: Callable[[str], None]
+) -> bool:
+    """Run what is left and fill ``outcomes``; False if it was interrupted."""
+    gpus = visible_gpus()
+    environments = slot_environments(gpus, slots)
+    check_processes(left.values(), gpus, slots)
+    if over := len(gpus) % slots:
+        say(f"{over} of {len(gpus)} GPUs stay idle: they cannot be shared equally by {slots} slots")
+    titles = {name: f"[{number}/{len(left)}] {name}" for number, name in enumerate(left, start=1)}
+    started: dict[str, float] = {}
+    failures: dict[str, Ending] = {}
+
+    def on_start(name: str) -> None:
+        started[name] = time.monotonic()
+        say(f"{titles[name]}: started, log {left[name].folder / LOG_FILE}")
+
+    def on_wait(name: str, in_slot: bool) -> None:
+        told = "it keeps its slot" if in_slot else "it may be on any GPU, so nothing is started before it has ended"
+        say(f"{titles.get(name, name)}: is running already; {told}")
+
+    def on_end(name: str, ending: Ending) -> None:
+        outcomes[name] = ending.state
+        if ending.state == "failed":
+            failures[name] = ending
+        why = f" ({ending.why})" if ending.why else ""
+        after = f" after {(time.monotonic() - started[name]) / 60:.1f} minutes" if name in started else ""
+        say(f"{titles.get(name, name)}: {ending.state}{why}{after}")
+
+    with sole(folder):
+        _draw_data(left.values(), say)
+        completed = run_in_slots(
+            list(left.values()), environments, folder, on_start=on_start, on_wait=on_wait, on_end=on_end
+        )
+    for name, ending in failures.items():
+        if ending.log:
+            say(f"\n{name} failed; the end of {left[name].folder / LOG_FILE}:\n" + "\n".join(ending.log) + "\n")
+    return completed
+
+
+def _warn(grid: Grid, changed: pd.Series, say: Callable[[str], None]) -> None:
+    """Say what makes the comparison of the runs less than it seems."""
+    if not any(run.config.data.test or run.config.data.validation for run in grid.runs):
+        say("warning: neither data.test nor data.validation is set: there will be no accuracy to compare")
+    for what, runs in changed[changed != ""].groupby(changed, sort=False):
+        say(
+            f"warning: changed since {len(runs)} of {len(grid.runs)} runs were made: {what} ({', '.join(runs.index)}); "
+            "they are used as they are, and made anew where their folders are removed"
+        )
 
 
 def _draw_data(configs: Iterable[RunConfig], say: Callable[[str], None]) -> None:

@@ -12,16 +12,23 @@ from typing import Any
 
 import pandas as pd
 
+from rethinker.ablation.origin import origin
 from rethinker.config import RunConfig
 from rethinker.evaluation.statistics import over_seeds
+from rethinker.jobs.files import is_run
+from rethinker.jobs.handle import Job
 from rethinker.run_files import load_evaluations, load_metrics
-from rethinker.run_folder import run_state
 
 COLUMNS = {
     "run": "name of the run",
     "label": "labels of all axes, joined by '-': what is compared",
     "seed": "seed of the run",
-    "state": "starting, running, stopped or finished, as the run last said; 'not begun'",
+    "state": "how the run stands, as its job says: 'starting', 'running', 'stopping', 'finished', 'stopped', 'failed'; "
+    "'not begun'",
+    "commit": "of the code, of all starts of the run; '+changes': the code was not as committed",
+    "engine": "that generated the responses",
+    "processes": "that trained",
+    "data": "checksum of all splits",
     "stage": "stage of the run, 'start' before training",
     "episode": "episodes done by then",
     "step": "optimiser updates made by then",
@@ -47,6 +54,9 @@ VALIDATION = "validation/accuracy"
 TEST = "test/plain/pass@1"
 _UNBOUNDED = (PROGRESS, "replay/skipped_steps", "tokens/generated", "seconds")  # all other measures are shares
 
+NOT_MEASURED = "The runs are finished and have no accuracy: neither data.test nor data.validation was set."
+NOT_VALIDATED = "The runs were trained without validation: data.validation was not set."
+
 COMPARISON = ("label", "measure", "stage", "value", "low", "high", "interval", "n", "queries", "seeds", "seed_list")
 DIFFERENCE = ("baseline", "difference", "difference_low", "difference_high", "pairs")
 
@@ -58,7 +68,7 @@ def run_rows(config: RunConfig) -> list[dict[str, Any]]:
     from ``state`` on. Raises ValueError for a broken file.
     """
     folder = config.folder
-    state = {"state": run_state(folder) or "not begun"}
+    state = {"state": Job(folder).status().state if is_run(folder) else "not begun"} | origin(folder)
     begun = {"stage": "start", "episode": 0, "step": 0}
     if not (folder / "metrics.jsonl").is_file():
         return [state | begun | {"measure": PROGRESS, "value": 0.0}]
@@ -92,7 +102,7 @@ def run_rows(config: RunConfig) -> list[dict[str, Any]]:
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
     """The table with numbers as numbers, also where a column is empty: counts that may be missing, and floats."""
-    counts = {name: "Int64" for name in ("n", "queries", "pairs") if name in table}
+    counts = {name: "Int64" for name in ("processes", "n", "queries", "pairs") if name in table}
     numbers = ("value", "low", "high", "difference", "difference_low", "difference_high")
     return table.astype(counts | {name: "float64" for name in numbers if name in table})
 
@@ -103,7 +113,8 @@ def compare(table: pd.DataFrame, baseline: str | None = None, stage: str | None 
     Args:
         table: of ``ablation.run.collect``. Runs that are not finished are left out: they would be compared too early.
         baseline: the label that is subtracted, seed by seed.
-        stage: a stage's name or "start"; None: the last value of each run.
+        stage: a stage's name or "start"; None: the last one of each run. Where a run has no value of a measure there
+            (nothing was trained on, say), its seed is not in that line.
 
     Returns:
         Columns ``COMPARISON`` and, with a baseline, ``DIFFERENCE``. ``interval`` says what [low, high] is: "t over
@@ -116,25 +127,38 @@ def compare(table: pd.DataFrame, baseline: str | None = None, stage: str | None 
     labels = list(dict.fromkeys(table["label"]))
     if baseline is not None and baseline not in labels:
         raise ValueError(f"baseline {baseline!r}: the table has {', '.join(labels)}")
-    rows = table[table["state"] == "finished"]
-    rows = rows[rows["stage"] == stage] if stage else rows
-    final = rows.sort_values(["episode", "step"], kind="stable").groupby(["run", "measure"], sort=False).tail(1)
-    values = {key: part.set_index("seed")["value"] for key, part in final.groupby(["label", "measure"])}
+    rows = final(table[table["state"] == "finished"], stage)
+    _check_lengths(rows)
+    values = {key: part.set_index("seed")["value"] for key, part in rows.groupby(["label", "measure"])}
     measures = list(dict.fromkeys(rows["measure"]))
     found = []
     for label in labels:
         for measure in measures:
-            part = final[(final["label"] == label) & (final["measure"] == measure)].sort_values("seed")
+            part = rows[(rows["label"] == label) & (rows["measure"] == measure)].sort_values("seed")
             if part.empty:
                 continue
-            if part["episode"].nunique() > 1:
-                raise ValueError(f"{label}: its runs ended after {sorted(part['episode'].unique())} episodes")
             line = {"label": label, "measure": measure, "stage": part["stage"].iloc[-1], **_mean(part, measure)}
             if baseline is not None:
                 line |= _difference(values, label, measure, baseline)
             found.append(line)
     result = pd.DataFrame(found, columns=[*COMPARISON, *(DIFFERENCE if baseline is not None else ())])
     return typed(result)
+
+
+def final(table: pd.DataFrame, stage: str | None = None) -> pd.DataFrame:
+    """The last value of every run and measure in ``stage`` (None: the run's last stage), in the order of the table."""
+    rows = table.sort_values(["episode", "step"], kind="stable")
+    last = rows["run"].map(rows.groupby("run")["stage"].last())  # that of its progress, which every run has at its end
+    rows = rows[rows["stage"] == (stage or last)]
+    return rows.dropna(subset=["value"]).groupby(["run", "measure"], sort=False).tail(1).sort_index()
+
+
+def _check_lengths(rows: pd.DataFrame) -> None:
+    """Raises ValueError where the runs of a label end at different episodes: their means would mix them."""
+    for label, ends in rows.groupby(["label", "run"], sort=False)["episode"].max().groupby("label", sort=False):
+        lengths = sorted({int(end) for end in ends})
+        if len(lengths) > 1:
+            raise ValueError(f"{label}: its runs ended after {', '.join(map(str, lengths))} episodes")
 
 
 def _mean(part: pd.DataFrame, measure: str) -> dict[str, Any]:
@@ -168,8 +192,9 @@ def _difference(values: dict[tuple[str, str], pd.Series], label: str, measure: s
 def curves(table: pd.DataFrame, measure: str = VALIDATION) -> pd.DataFrame:
     """Fig. 5: mean of a measure over the seeds of a label, at every episode that all of its runs have reached.
 
-    Columns label, episode, step (mean), value, low, high (t interval; null with one seed), seeds, queries. All runs
-    count, also those that are still going.
+    Columns label, episode, value, low, high (t interval; null with one seed), seeds, queries. All runs count, also
+    those that are still going. Episodes, not updates: runs have seen as many queries by then, but not made as many
+    updates where some had nothing to train on.
     """
     rows = table[table["measure"] == measure]
     found = []
@@ -178,12 +203,12 @@ def curves(table: pd.DataFrame, measure: str = VALIDATION) -> pd.DataFrame:
         for episode, at in part.groupby("episode"):
             if len(at) < runs:
                 continue
-            line = {"label": label, "episode": episode, "step": at["step"].mean(), "value": at["value"].mean()}
+            line = {"label": label, "episode": episode, "value": at["value"].mean()}
             if runs > 1:
                 _, low, high = over_seeds(at["value"].tolist())
                 line |= {"low": max(0.0, low), "high": min(1.0, high)}
             found.append(line | {"seeds": runs, "queries": at["queries"].max()})
-    return pd.DataFrame(found, columns=["label", "episode", "step", "value", "low", "high", "seeds", "queries"])
+    return pd.DataFrame(found, columns=["label", "episode", "value", "low", "high", "seeds", "queries"])
 
 
 def wide(comparison: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
@@ -205,7 +230,9 @@ def wide(comparison: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
 
 
 def in_words(comparison: pd.DataFrame, measures: Sequence[str] = (TEST, VALIDATION)) -> str:
-    """The comparison as lines of text, a block for each of ``measures`` that it has."""
+    """The comparison as lines of text, a block for each of ``measures`` that it has; else why there is none."""
+    if comparison.empty:
+        return "No run is finished yet: there is nothing to compare."
     lines = []
     for measure in measures:
         part = comparison[comparison["measure"] == measure]
@@ -224,4 +251,4 @@ def in_words(comparison: pd.DataFrame, measures: Sequence[str] = (TEST, VALIDATI
                     text += f" [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
                 text += f", {row['pairs']} paired by seed"
             lines.append(text)
-    return "\n".join(lines)
+    return "\n".join(lines) or NOT_MEASURED

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -65,28 +67,43 @@ def make_data(out: str | Path, n_train: int, n_validation: int, n_test: int, see
     if min(counts.values()) < 0:
         raise ValueError(f"numbers of queries must not be negative, got {counts}")
     recipe = {"world": "visual-math", "version": WORLD_VERSION, "seed": seed, **counts}
-    if (out / RECIPE).is_file():
-        found = json.loads((out / RECIPE).read_text(encoding="utf-8"))
-        if found == recipe:
-            return out
-        raise ValueError(f"{out} holds other data ({found}); choose another folder, or delete it to make {recipe}")
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and has no {RECIPE}; choose another folder, or delete it")
+    if _is_made(out, recipe):
+        return out
+    # Drawn beside its place and moved there whole: two who draw at once (runs that are started together) never see, let
+    # alone remove, what the other has half done. The second finds the first one's data, which are the same.
+    place = out.resolve()
+    drawn = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+    (drawn / "images").mkdir(parents=True)
     try:
-        (out / "images").mkdir(parents=True)
         seen: set[str] = set()
         for split in SPLITS:
             if counts[split]:
                 rows = [
-                    _write_row(out, f"visual-math-{seed}-{split}-{index:05d}", puzzle)
+                    _write_row(drawn, f"visual-math-{seed}-{split}-{index:05d}", puzzle)
                     for index, puzzle in enumerate(draw_puzzles(split, counts[split], seed, seen))
                 ]
-                write_parquet(out / f"{split}.parquet", rows)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)  # it was empty before: never leave half a data set
-        raise
-    atomic_write_text(out / RECIPE, json.dumps(recipe, indent=2) + "\n")
+                write_parquet(drawn / f"{split}.parquet", rows)
+        atomic_write_text(drawn / RECIPE, json.dumps(recipe, indent=2) + "\n")
+        try:
+            drawn.rename(place)  # over an empty folder, but never over a full one
+        except OSError:
+            if not _is_made(out, recipe):  # else somebody was faster
+                raise
+    finally:
+        shutil.rmtree(drawn, ignore_errors=True)
     return out
+
+
+def _is_made(out: Path, recipe: dict[str, Any]) -> bool:
+    """Whether ``out`` holds what ``recipe`` asks for; False where it is empty. ValueError for something else."""
+    if (out / RECIPE).is_file():
+        found = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+        if found == recipe:
+            return True
+        raise ValueError(f"{out} holds other data ({found}); choose another folder, or delete it to make {recipe}")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and has no {RECIPE}; choose another folder, or delete it")
+    return False
 
 
 def _write_row(out: Path, qid: str, puzzle: Puzzle) -> dict[str, object]:

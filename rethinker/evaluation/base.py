@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rethinker.config import ModelConfig, RethinkConfig
 from rethinker.datasets.io import load_queries
 from rethinker.datasets.visual_math import make_data
 from rethinker.evaluation.evaluate import GradeMany, evaluate
@@ -28,6 +27,7 @@ from rethinker.policy.loading import Policy, load_policy
 from rethinker.rethink import TRIGGERS
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.transformers import TransformersEngine
+from rethinker.settings import ModelConfig, RethinkConfig
 from rethinker.types import Query, Sampling
 
 TEST_QUERIES = 360

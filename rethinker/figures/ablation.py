@@ -1,4 +1,4 @@
-"""Figures of a grid of runs, from its table: validation over steps (Fig. 5), results and differences (Table 3).
+"""Figures of a grid of runs, from its table: validation over episodes (Fig. 5), results and differences (Table 3).
 
 Intervals are 95%: Student's t over seeds, or the run's own over queries where a label has one seed. The captions say
 which, with the numbers of queries, responses and seeds.
@@ -16,7 +16,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from rethinker.ablation.table import TEST, VALIDATION, compare, curves
+from rethinker.ablation.origin import mixture
+from rethinker.ablation.table import NOT_MEASURED, NOT_VALIDATED, TEST, VALIDATION, compare, curves, final
 from rethinker.figures.output import finish, save_drawings
 from rethinker.figures.style import (
     DASHES,
@@ -25,7 +26,7 @@ from rethinker.figures.style import (
     NoData,
     Theme,
     colors,
-    legend,
+    legend_below,
     panels,
     settings,
     share_axis,
@@ -43,7 +44,7 @@ def draw(table: pd.DataFrame, name: str, theme: Theme = LIGHT, baseline: str | N
         raise ValueError(f"no figure {name!r}; there are {', '.join(FIGURES)}")
     with matplotlib.rc_context(settings(theme)):
         drawing = FIGURES[name](table, theme, baseline)
-    return finish(drawing, _unfinished(table))
+    return finish(drawing, " ".join(filter(None, (_unfinished(table), mixture(table)))))
 
 
 def save_figures(table: pd.DataFrame, folder: str | Path, baseline: str | None = None) -> list[Path]:
@@ -71,31 +72,39 @@ def _style(table: pd.DataFrame, theme: Theme) -> dict[str, dict[str, Any]]:
 
 
 def fig5(table: pd.DataFrame, theme: Theme, baseline: str | None) -> Drawing:
-    """Fig. 5: greedy validation accuracy over optimiser steps, a thin line a run, a thick one a label."""
+    """Fig. 5: greedy validation accuracy over episodes, a thin line a run, a thick one a label.
+
+    The paper has optimiser steps; here runs may skip some, and a mean over seeds needs a time that all of them share.
+    """
     rows = table[table["measure"] == VALIDATION]
     if rows.empty:
-        raise NoData("No run has been validated yet.")
+        raise NoData(NOT_VALIDATED if (table["state"] == "finished").any() else "No run has been validated yet.")
     means, styles = curves(table), _style(table, theme)
     figure, (axis,) = panels(1, 3.8)
     for label, part in means.groupby("label", sort=False):
         style = styles[label]
         if part["low"].notna().any():
-            axis.fill_between(part["step"], part["low"], part["high"], color=style["color"], alpha=0.13, linewidth=0)
+            axis.fill_between(part["episode"], part["low"], part["high"], color=style["color"], alpha=0.13, linewidth=0)
         if part["seeds"].max() > 1:
             for _, run in rows[rows["label"] == label].groupby("run", sort=False):
-                axis.plot(run["step"], run["value"], color=style["color"], alpha=0.45, linewidth=0.8)
-        axis.plot(part["step"], part["value"], label=label, linewidth=2.2, markersize=4, **style)
+                axis.plot(run["episode"], run["value"], color=style["color"], alpha=0.45, linewidth=0.8)
+        axis.plot(part["episode"], part["value"], label=label, linewidth=2.2, markersize=4, **style)
     axis.set_title("Validation accuracy by method", pad=8)
-    axis.set_xlabel("optimiser step")
+    axis.set_xlabel("episode")
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     share_axis(axis, min(1.0, 1.05 * float(max(rows["value"].max(), means["high"].fillna(0).max(), 0.2))))
-    legend(axis, min(3, means["label"].nunique()), loc="lower right")
+    legend_below(axis, min(4, means["label"].nunique()), lines=2)
     several = (means["seeds"] > 1).any()
-    band = "Thin: single runs; thick: mean over the seeds; band: 95% t interval over the seeds. " if several else ""
+    band = (
+        "Thin: single runs; thick: mean over the seeds, as far as all runs of a label have come; band: its 95% t "
+        "interval. "
+        if several
+        else ""
+    )
     return Drawing(
         figure,
-        f"Accuracy during training (the paper's Fig. 5): greedy, n = {_numbers(rows['queries'])} validation queries a "
-        f"point. {band}Seeds: {_seeds(rows)}.",
+        f"Accuracy during training (the paper's Fig. 5, which has optimiser steps where this has episodes): greedy, "
+        f"n = {_numbers(rows['queries'])} validation queries a point. {band}Seeds: {_seeds(rows)}.",
     )
 
 
@@ -106,11 +115,12 @@ def table3(table: pd.DataFrame, theme: Theme, baseline: str | None) -> Drawing:
     comparison = compare(table, baseline)
     comparison = comparison[comparison["measure"] == measure].reset_index(drop=True)
     if comparison.empty:
-        raise NoData("No run of the grid is finished yet.")
+        raise NoData("No run of the grid is finished yet." if finished.empty else NOT_MEASURED)
     paired = baseline is not None and comparison["difference"].notna().any()
     figure, axes = panels(2 if paired else 1, 1.3 + 0.55 * len(comparison))
     styles = _style(table, theme)
-    runs = _final(finished, measure)
+    runs = final(finished)
+    runs = runs[runs["measure"] == measure]
     for at, row in enumerate(comparison.to_dict("records")):
         style = styles[row["label"]]
         _dot(axes[0], at, row, "value", style)
@@ -140,11 +150,6 @@ def table3(table: pd.DataFrame, theme: Theme, baseline: str | None) -> Drawing:
         f"{_numbers(comparison['queries'])} queries, n = {_numbers(comparison['n'])} responses a label. Lines: 95% "
         f"interval, {_intervals(comparison)}.{words} Seeds: {_seeds(runs)}.",
     )
-
-
-def _final(finished: pd.DataFrame, measure: str) -> pd.DataFrame:
-    rows = finished[finished["measure"] == measure].sort_values(["episode", "step"], kind="stable")
-    return rows.groupby("run", sort=False).tail(1)
 
 
 def _dot(axis: Axes, at: int, row: dict[str, Any], name: str, style: dict[str, Any], sign: str = "") -> None:

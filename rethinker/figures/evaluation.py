@@ -5,10 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import PercentFormatter
 
 from rethinker import diagnostics
 from rethinker.figures.style import Drawing, NoData, Theme, legend, panels, share_axis
+
+
+def one_measure(table: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
+    """The rows of one measure, its name, and words for the evaluations that lack it ("" where none does).
+
+    pass@1 where an evaluation has it, for sampled responses are what training is about; else the greedy response.
+    """
+    measure = "pass@1" if (table["measure"] == "pass@1").any() else "greedy"
+    rows = table[table["measure"] == measure]
+    lacking = [label for label in table["label"].unique() if label not in set(rows["label"])]
+    return rows, measure, f"Without sampled responses, so not among them: {', '.join(lacking)}." if lacking else ""
+
+
+def count_range(counts: pd.Series) -> str:
+    """Numbers of cases in words: "64", or "64 to 500" where they differ."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def fig7(run: Path, theme: Theme) -> Drawing:
@@ -16,8 +34,7 @@ def fig7(run: Path, theme: Theme) -> Drawing:
     table = diagnostics.fig7_table(run)
     if table.empty:
         raise NoData("No evaluation has been made yet.")
-    measure = "pass@1" if (table["measure"] == "pass@1").any() else "greedy"
-    table = table[table["measure"] == measure]
+    table, measure, lacking = one_measure(table)
     labels, modes = list(table["label"].unique()), [m for m in ("plain", "forced", "bound") if m in set(table["mode"])]
     colors = {"plain": theme.blue, "forced": theme.purple, "bound": theme.grey}
     figure, (axis,) = panels(1, 3.7)
@@ -40,14 +57,14 @@ def fig7(run: Path, theme: Theme) -> Drawing:
     share_axis(axis, 1.12)
     axis.set_yticks(np.arange(0, 1.01, 0.25))
     legend(axis, 3, loc="lower left", bbox_to_anchor=(-0.01, 0.97))
-    first = table.iloc[0]
     kind = "one sampled response (pass@1)" if measure == "pass@1" else "the greedy response"
     return Drawing(
         figure,
-        f"Second looks at test time (the paper's Fig. 7): accuracy of {kind}; {int(first['clusters'])} held-out "
-        f"queries, n = {int(first['n'])} responses a bar; lines: 95% interval with queries as clusters. plain: the "
-        f"model as it is; forced: every response continued after a trigger; bound: wrong responses only, which needs "
-        f"the label. Below: share of plain responses that reflect by themselves.",
+        f"Second looks at test time (the paper's Fig. 7): accuracy of {kind}; "
+        f"{count_range(table['clusters'])} held-out queries, n = {count_range(table['n'])} responses a bar; lines: 95% "
+        f"interval with queries as clusters. plain: the model as it is; forced: every response continued after a "
+        f"trigger; bound: wrong responses only, which needs the label. Below: share of plain responses that reflect by "
+        f"themselves. {lacking}".strip(),
     )
 
 
@@ -56,13 +73,13 @@ def kinds(run: Path, theme: Theme) -> Drawing:
     table = diagnostics.accuracy_by(run, "category")
     if table.empty:
         raise NoData("No evaluation has been made yet.")
-    measure = "pass@1" if (table["measure"] == "pass@1").any() else "greedy"
-    table = table[(table["measure"] == measure) & (table["mode"] == "plain")]
+    table = table[table["mode"] == "plain"]
     if table.empty:
         raise NoData("No evaluation in the mode plain has been made yet.")
+    table, measure, lacking = one_measure(table)
     labels = list(table["label"].unique())
     last = table[table["label"] == labels[-1]].sort_values("value")
-    order = list(last["category"])
+    order = list(dict.fromkeys([*last["category"], *table["category"]]))
     figure, (axis,) = panels(1, 1.5 + 0.44 * len(order))
     colors = (theme.muted, theme.blue, theme.purple, theme.green, theme.orange)
     markers = ("o", "D", "s", "^", "v")
@@ -77,14 +94,12 @@ def kinds(run: Path, theme: Theme) -> Drawing:
     axis.tick_params(axis="y", labelcolor=theme.ink)
     axis.grid(True, axis="x")
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set_xlim(0, 1)
+    axis.set_xlim(-0.02, 1.02)  # a marker at 100% is a whole one
     axis.set_title("Held-out accuracy by kind of question")
     legend(axis, len(labels), loc="lower left", bbox_to_anchor=(-0.01, 0.97))
-    cases = sorted(last["clusters"].astype(int))
     kind = "sampled (pass@1)" if measure == "pass@1" else "greedy"
-    size = f"{cases[0]} to {cases[-1]}" if cases[0] < cases[-1] else f"{cases[0]}"
     return Drawing(
         figure,
-        f"Accuracy of plain responses by kind of question, {kind}, {size} held-out queries a kind; "
-        f"lines: 95% intervals with queries as clusters.",
+        f"Accuracy of plain responses by kind of question, {kind}, {count_range(table['clusters'])} held-out queries "
+        f"a kind; lines: 95% intervals with queries as clusters. {lacking}".strip(),
     )

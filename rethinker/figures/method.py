@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from rethinker import method_tables
+from rethinker.config import load_config
 from rethinker.figures.output import finish
 from rethinker.figures.style import LIGHT, Drawing, NoData, Theme, legend, panels, settings, share_axis
 from rethinker.run_files import run_seed
@@ -47,7 +48,7 @@ def clipped_objective(clip_low: float, clip_high: float, dual_clip: float = 0.0,
             if advantage < 0 and dual_clip:
                 value = np.maximum(value, dual_clip * advantage)
             axis.axvspan(1 - clip_low, 1 + clip_high, color=theme.grid, alpha=0.6, linewidth=0)
-            axis.plot(ratio, ratio * advantage, color=theme.grey, linestyle=(0, (2, 2)), label="ratio x A")
+            axis.plot(ratio, ratio * advantage, color=theme.grey_line, linestyle=(0, (2, 2)), label="ratio x A")
             axis.plot(ratio, value, color=theme.blue if advantage > 0 else theme.orange, label="objective")
             axis.axvline(1, color=theme.muted, linewidth=0.8)
             axis.set_title(f"A = {advantage:+.0f}", pad=8)
@@ -97,7 +98,7 @@ def _value(table: pd.DataFrame, scale: str, right: int) -> float:
 
 def alpha_sweep(table: pd.DataFrame, draws: int, seed: int, theme: Theme = LIGHT) -> Drawing:
     """``teaching.alpha_sweep``: the law of replay against draws of the real buffer, and how evenly it draws."""
-    colors = (theme.grey, theme.sky, theme.blue, theme.purple, theme.orange, theme.green)
+    colors = (theme.grey_line, theme.sky_line, theme.blue, theme.purple, theme.orange, theme.green)
     dashes = ("-", (0, (6, 1)), (0, (3, 1.5)), (0, (1, 1.5)), (0, (5, 1, 1, 1)), (0, (2, 3)))
     alphas = list(table["alpha"].unique())
     even = []
@@ -137,7 +138,7 @@ def buffer_life(run: str | Path, theme: Theme = LIGHT) -> Drawing:
         raise NoData("The run has kept no sample for replay: replay.mode is not ssr, or no sample had an advantage.")
     with _style(theme):
         figure, (left, middle, right) = panels(3, 3.1)
-        _over_episodes(left, table, "effective_before", theme.grey, "rolled out")
+        _over_episodes(left, table, "effective_before", theme.grey_line, "rolled out")
         _over_episodes(left, table, "effective_after", theme.blue, "trained")
         _over_episodes(left, table, "share", theme.orange, "replayed", (0, (3, 1.5)))
         left.set_title("Effective, and replayed")
@@ -147,17 +148,19 @@ def buffer_life(run: str | Path, theme: Theme = LIGHT) -> Drawing:
         middle.set_title("Samples in the buffer")
         middle.set_ylim(0, None)
         _over_episodes(right, table, "age_mean", theme.green, "mean")
-        _over_episodes(right, table, "age_max", theme.grey, "largest", (0, (3, 1.5)))
+        _over_episodes(right, table, "age_max", theme.grey_line, "largest", (0, (3, 1.5)))
         right.set_title("Age of replayed samples")
         right.set_ylabel("episodes")
         right.set_ylim(0, None)
         legend(right, 2, **ABOVE)
     replayed = table["share"].astype(float).mean()
+    without = int(table["age_mean"].isna().sum())
+    gaps = f" Gaps: nothing was replayed in {without} of the episodes." if without else ""
     words = (
         f"The replay buffer over n = {len(table)} episodes (values without interval); it starts empty with a stage. "
         f"Left: the share of samples with an advantage among those rolled out and those trained on, and the share of "
         f"the trained ones that came from the buffer ({replayed:.0%} on average). Right: ages in episodes; 0 is the "
-        f"episode that made the sample."
+        f"episode that made the sample.{gaps}"
     )
     return finish(Drawing(figure, words), _of_run(run))
 
@@ -180,7 +183,7 @@ def _over_episodes(
 
 def triggers(run: str | Path, theme: Theme = LIGHT) -> Drawing:
     """What a second look does to wrong and to right answers, by trigger. NoData where nothing was forced."""
-    table = method_tables.trigger_table(run)
+    table, config = method_tables.trigger_table(run), load_config(Path(run) / "config.yaml")
     if table.empty:
         raise NoData("Nothing was forced to rethink: no stage with rethink.fraction > 0 has had an episode yet.")
     with _style(theme):
@@ -206,9 +209,14 @@ def triggers(run: str | Path, theme: Theme = LIGHT) -> Drawing:
         axis.set_xlabel("share of the wrong (right) first answers")
         axis.set_title("Second looks by trigger")
         legend(axis, 2, **ABOVE)
+    chosen = {config.for_stage(number).rethink.trigger_choice for number in range(len(config.stages))}
     words = (
         f"Forced second looks of training by trigger, n = {int(table['forced'].sum()):,}; "
-        f"lines: 95% intervals with queries as clusters. The trigger was drawn without looking at the answer, so that "
-        f"its words are the only difference."
+        f"lines: 95% intervals with queries as clusters. "
+        + (
+            "The trigger was drawn without looking at the answer, so that its words are the only difference."
+            if chosen == {"blind"}
+            else "The trigger was chosen by the verdict on the first answer: its words are not the only difference."
+        )
     )
     return finish(Drawing(figure, words), _of_run(run))

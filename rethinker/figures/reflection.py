@@ -27,12 +27,12 @@ from rethinker.figures.style import (
     interval,
     largest,
     legend,
+    legend_below,
     level_name,
     line,
     need_rollouts,
     panels,
     share_axis,
-    share_words,
     smoothing,
     time_axis,
 )
@@ -53,7 +53,7 @@ def rethinking(run: Path, theme: Theme) -> Drawing:
     forced = table[table["forced"] > 0]
     if forced.empty:
         raise NoData("Nothing was forced to rethink: no stage with rethink.fraction > 0 has had an episode yet.")
-    figure, (left, right) = panels(2)
+    figure, (left, right) = panels(2, 3.6)
     bottom = np.zeros(len(forced))
     for name, color in zip(STACKED, outcome_colors(theme), strict=True):
         height = (forced[name] * forced["forced"]).to_numpy(float)
@@ -73,7 +73,7 @@ def rethinking(run: Path, theme: Theme) -> Drawing:
     right.set_title("Share of first responses")
     share_axis(right)
     time_axis(right, run)
-    legend(right, 1, loc="upper left")
+    legend_below(right, 3)
     count, rescued, lost = _changes(run, rows, forced)
     return Drawing(
         figure,
@@ -117,7 +117,7 @@ def reflection(run: Path, theme: Theme) -> Drawing:
     """Spontaneous reflection over time, by kind of question and by difficulty."""
     need_rollouts(run)
     rows = episodes(run)
-    figure, axes = panels(2)
+    figure, axes = panels(2, 3.8)
     notes = []
     for axis, by, title in zip(axes, KEYS, ("kind of question", "difficulty"), strict=True):
         table = tables.reflection_over_time(run, by)
@@ -128,7 +128,7 @@ def reflection(run: Path, theme: Theme) -> Drawing:
         axis.set_title(f"Reflects by itself, by {title}")
         share_axis(axis, 1.02)
         time_axis(axis, run)
-        legend(axis, 2 if len(keys) > 3 else 1, loc="best")
+        legend_below(axis, 3)
     stages = [
         f"{row['stage']}: {row['share']:.1%} (95% interval {100 * row['low']:.1f} to {100 * row['high']:.1f}%, "
         f"n = {row['n']:,} responses to {row['clusters']:,} queries)"
@@ -157,7 +157,7 @@ def pays(run: Path, theme: Theme) -> Drawing:
     shown = shown.sort_index().reset_index(drop=True)
     figure, (left, right) = panels(2, max(3.4, 1.5 + 0.29 * len(shown)))
     names = {"raw": "all responses (confounded)", "within": "within a query"}
-    styles = {"raw": (theme.grey, "s"), "within": (theme.blue, "D"), "level": (theme.purple, "o")}
+    styles = {"raw": (theme.grey_line, "s"), "within": (theme.blue, "D"), "level": (theme.purple, "o")}
     for row in shown.itertuples():
         color, marker = styles.get(row.what, (theme.green, "^"))
         spread = None if np.isnan(row.low) else [[row.value - row.low], [row.high - row.value]]
@@ -208,12 +208,16 @@ def _before_and_after(axis: Axes, run: Path, theme: Theme) -> str:
     legend(axis, 1, loc="center right", reverse=True)
     last = table.iloc[-1]
     gain, loss = (
-        f"{last[name]:.0%}{interval(last[f'{name}_low'], last[f'{name}_high'])}" for name in ("rescued", "lost")
+        f"{last[name]:.0%}{interval(last[f'{name}_low'], last[f'{name}_high'])}"
+        if pd.notna(last[name])
+        else "none (no cases)"
+        for name in ("rescued", "lost")
     )
+    left_out = f" ({last['ungraded']} more reflect before any answer and are left out)" if last["ungraded"] else ""
     return (
-        f"Right: plain held-out responses that reflect, their verdict before and after; {last['label']}: of "
-        f"n = {last['responses']} responses to {last['queries']} queries, {gain} of the wrong first answers became "
-        f"right and {loss} of the right ones wrong, queries as clusters."
+        f"Right: sampled plain held-out responses that reflect, their verdict before and after; {last['label']}: of "
+        f"n = {last['responses']} responses to {last['queries']} queries{left_out}, {gain} of the wrong first answers "
+        f"became right and {loss} of the right ones wrong, queries as clusters."
     )
 
 
@@ -228,25 +232,33 @@ def words(run: Path, theme: Theme) -> Drawing:
     bars = table.head(16)
     y = -np.arange(len(bars))
     right.barh(y, bars["share"], 0.7, color=theme.purple, label="after reflection begins")
-    if table.attrs["other"]:
-        right.plot(bars["elsewhere"], y, "D", color=theme.ink, markersize=4.5, label="in responses without reflection")
+    if table.attrs["forced"]:
+        right.plot(bars["forced"], y, "o", color=theme.paper, markersize=8, mec=theme.ink, label="when forced")
+    right.plot(bars["before"], y, "D", color=theme.ink, markersize=4, label="before")
     right.set_yticks(y, bars["word"])
     right.tick_params(axis="y", labelcolor=theme.ink)
     right.grid(True, axis="x")
     right.grid(False, axis="y")
     right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.set_xlim(0, 1.02)
+    right.set_xlim(-0.02, 1.02)
     right.set_title("Share of responses that hold the word")
-    legend(right, 2, loc="lower left", bbox_to_anchor=(-0.02, 0.98))
-    first = bars.iloc[0]
-    rest = f"; diamonds: n = {table.attrs['other']:,} that do not reflect, anywhere" if table.attrs["other"] else ""
+    legend(right, 3, loc="lower left", bbox_to_anchor=(-0.02, 0.98))
+    of_pattern = table[table["word"].str.contains(REFLECTION_PATTERN)]
+    named = (table if of_pattern.empty else of_pattern).iloc[0]
+    rings = (
+        f"; rings: n = {table.attrs['forced']:,} forced second looks, after the trigger's words"
+        if table.attrs["forced"]
+        else ""
+    )
     return Drawing(
         figure,
         f"The words of reflection (the paper's Fig. 3): the {len(table)} most frequent words from the first "
         f"word of a second look on, in first responses of training that reflect by themselves; a word counts "
         f"once a response, frequent function words are left out. Left: area by frequency, down to a least size; "
-        f"purple: by itself a word of reflection. Right: n = {table.attrs['reflecting']:,} reflecting responses; "
-        f"“{first['word']}” is in {share_words(first['responses'], table.attrs['reflecting'])}, by Wilson{rest}.",
+        f"purple: by itself a word of reflection. Right: n = {table.attrs['reflecting']:,} reflecting responses to "
+        f"{table.attrs['queries']:,} queries; “{named['word']}” is in {named['share']:.0%}"
+        f"{interval(named['low'], named['high'])}, queries as clusters; diamonds: the same responses before their "
+        f"reflection begins{rings}.",
     )
 
 

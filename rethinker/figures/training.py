@@ -13,7 +13,7 @@ from rethinker.figures.style import (
     NoData,
     Theme,
     episodes,
-    legend,
+    legend_below,
     line,
     panels,
     queries_words,
@@ -25,9 +25,9 @@ from rethinker.figures.style import (
 
 
 def overview(run: Path, theme: Theme) -> Drawing:
-    """Three panels for the README: accuracy, reflection, effective share."""
+    """Three panels for the README: accuracy, reflection, what still has an advantage."""
     rows = episodes(run)
-    figure, (left, middle, right) = panels(3, 2.9)
+    figure, (left, middle, right) = panels(3, 3.1)
     try:
         words = _validation(left, run, theme)
     except NoData:
@@ -36,13 +36,13 @@ def overview(run: Path, theme: Theme) -> Drawing:
     left.set_title("Accuracy")
     line(middle, rows, "reflection/share", theme.purple, "reflects")
     middle.set_title("Spontaneous reflection")
-    line(right, rows, "queries/effective", theme.orange, "first responses")
+    line(right, rows, "queries/effective", theme.orange, "queries")
     line(right, rows, "replay/effective_after", theme.green, "trained samples", (0, (3, 1.5)))
-    right.set_title("Effective share")
+    right.set_title("Effective queries and samples")
     for axis in (left, middle, right):
         share_axis(axis, 1.02)
         time_axis(axis, run)
-    legend(right, 1, loc="lower left")
+    legend_below(right, 2)
     return Drawing(
         figure,
         f"Training at a glance. Accuracy: {words}. Reflection: share of sampled first responses with a reflection "
@@ -63,14 +63,14 @@ def _last(run: Path) -> str:
 
 def validation(run: Path, theme: Theme) -> Drawing:
     """Fig. 5: greedy validation accuracy, and the sampled accuracy of first responses on training queries."""
-    figure, (axis,) = panels(1, 3.5)
+    figure, (axis,) = panels(1, 3.8)
     words = _validation(axis, run, theme)
     rows = episodes(run)
     line(axis, rows, "accuracy/first", theme.orange, "training queries, sampled", (0, (3, 1.5)))
     axis.set_title("Accuracy during training")
     share_axis(axis)
     time_axis(axis, run)
-    legend(axis, 2, loc="lower right")
+    legend_below(axis, 2)
     return Drawing(
         figure,
         f"Validation during training (the paper's Fig. 5): {words}. Dashed: mean correctness of sampled first "
@@ -94,11 +94,13 @@ def _validation(axis: Axes, run: Path, theme: Theme) -> str:
 def advantages(run: Path, theme: Theme) -> Drawing:
     """Fig. 6: advantages of all samples and of the trained ones."""
     table = diagnostics.advantage_histograms(run)
-    if table.empty:
+    seen = table[table["count"] > 0]
+    if seen.empty:
         raise NoData("No episode has recorded its advantages yet.")
     rows = episodes(run)
     stages = list(table["stage"].unique())
     figure, axes = panels(len(stages))
+    reach = 1.08 * float(seen[["left", "right"]].abs().to_numpy().max())  # the recorded bins go much further
     words = []
     for axis, stage in zip(axes, stages, strict=True):
         part = table[table["stage"] == stage]
@@ -120,6 +122,7 @@ def advantages(run: Path, theme: Theme) -> Drawing:
                 axis.stairs(share, edges, color=color, fill=True, alpha=0.15)
         axis.set_title(stage, pad=8)
         share_axis(axis, None)
+        axis.set_xlim(-reach, reach)
         axis.set_xlabel("advantage")
         part = rows[rows["stage"] == stage]
         before, after = (_spread(part[f"replay/effective_{which}"]) for which in ("before", "after"))
@@ -128,7 +131,7 @@ def advantages(run: Path, theme: Theme) -> Drawing:
             f"{after} after"
         )
     axes[0].set_ylabel("share of samples")
-    legend(axes[0], 1, loc="upper left")
+    legend_below(axes[0], 2, lines=2)
     return Drawing(
         figure,
         "Advantages before and after the selection of samples (the paper's Fig. 6), all episodes of a stage together. "

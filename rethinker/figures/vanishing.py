@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from rethinker import diagnostics
+from rethinker.figures.contrast import readable
 from rethinker.figures.style import (
     DASHES,
     Drawing,
@@ -18,7 +19,7 @@ from rethinker.figures.style import (
     episodes,
     grid,
     largest,
-    legend,
+    legend_below,
     level_name,
     line,
     need_rollouts,
@@ -40,13 +41,13 @@ MAP_ROWS, MAP_COLUMNS = 10, 6  # categories and levels in the map
 def vanishing(run: Path, theme: Theme) -> Drawing:
     """Fig. 2: which share of queries still carries a signal."""
     rows = episodes(run)
-    figure, (left, right) = panels(2)
+    figure, (left, right) = panels(2, 3.6)
     shares = [rows[f"queries/{name}"].astype(float) for name in ("all_incorrect", "effective", "all_correct")]
     _stack(left, rows["episode"], shares, theme)
     left.set_title("Queries by their first responses")
     share_axis(left)
-    legend(left, 3, loc="lower left")
-    right.set_title("Effective share by difficulty")
+    legend_below(left, 3)
+    right.set_title("Effective queries by difficulty")
     first, last = shares[1].iloc[0], shares[1].iloc[-1]
     went, words = f"{first:.0%}", f"{last:.0%}"
     more = ""
@@ -65,20 +66,20 @@ def vanishing(run: Path, theme: Theme) -> Drawing:
             line(right, table[table[by] == key], "effective", color, level_name(by, key), dash)
         line(right, total, "wasted_tokens", theme.muted, "tokens without signal", (0, (1, 1.5)))
         more = (
-            f" Right: the effective share by {by}{note}, and the share of first-response tokens spent on queries "
-            f"without signal ({total['wasted_tokens'].iloc[0]:.0%} in the first episode, "
+            f" Right: the share of effective queries by {by}{note}, and the share of first-response tokens spent on "
+            f"queries without signal ({total['wasted_tokens'].iloc[0]:.0%} in the first episode, "
             f"{total['wasted_tokens'].iloc[-1]:.0%} in the last)."
         )
-        right.set_title(f"Effective share by {'difficulty' if by == 'level' else 'kind'}")
-        legend(right, 2, loc="lower left")
+        right.set_title(f"Effective queries by {'difficulty' if by == 'level' else 'kind'}")
+        legend_below(right, 4)
     share_axis(right)
     for axis in (left, right):
         time_axis(axis, run)
     return Drawing(
         figure,
         f"Vanishing advantages (the paper's Fig. 2). A query whose first responses are all right or all wrong gives no "
-        f"gradient; the effective share went from {went} in the first episode to {words} in the last "
-        f"({queries_words(run)}).{more}{smoothing(len(rows))}",
+        f"gradient; the share of the others, the effective ones, went from {went} in the first episode to {words} in "
+        f"the last ({queries_words(run)}).{more}{smoothing(len(rows))}",
     )
 
 
@@ -175,7 +176,7 @@ def _cell(axis: Axes, row: int, column: int, item: pd.Series | None, theme: Them
         return
     reason = "all wrong" if item["all_incorrect"] >= item["all_correct"] else "all right"
     rest = f" · {reason}" if item["effective"] < 1 else ""
-    color = theme.paper if item["effective"] > 0.55 else theme.ink
+    color = readable(strength(theme)(float(item["effective"])), theme)
     axis.text(column, row - 0.13, f"{item['effective']:.0%}", ha="center", va="center", color=color)
     axis.text(column, row + 0.24, f"{item['queries']:.0f}{rest}", ha="center", va="center", fontsize=7.5, color=color)
 
@@ -185,7 +186,7 @@ def waste(run: Path, theme: Theme) -> Drawing:
     need_rollouts(run)
     rows = episodes(run)
     table = diagnostics.waste(run)
-    figure, (left, right) = panels(2)
+    figure, (left, right) = panels(2, 3.6)
     names = {
         "signal_share": ("with an advantage", theme.blue, "-"),
         "no_signal_share": ("without an advantage", theme.orange, DASHES[1]),
@@ -195,7 +196,7 @@ def waste(run: Path, theme: Theme) -> Drawing:
         line(left, table, name, color, label, dash)
     left.set_title("Generated tokens, by what became of them")
     share_axis(left)
-    legend(left, 1, loc="best")
+    legend_below(left, 3)
     spent = (table["rollout_seconds"] + table["rethink_seconds"]).fillna(0.0).cumsum()
     lost = (table["rollout_lost"] + table["rethink_lost"]).fillna(0.0).cumsum()
     seconds, unit = next((item for item in UNITS if spent.iloc[-1] >= 3 * item[0]), UNITS[-1])
@@ -207,7 +208,7 @@ def waste(run: Path, theme: Theme) -> Drawing:
     right.set_ylim(0)
     right.set_ylabel(unit)
     right.set_title("Time")
-    legend(right, 1, loc="upper left")
+    legend_below(right, 2)
     for axis in (left, right):
         time_axis(axis, run)
     total = table[["tokens", *diagnostics.FATES]].sum()

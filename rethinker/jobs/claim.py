@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rethinker import locks
 from rethinker.config import RunConfig, to_yaml
@@ -52,7 +53,10 @@ def claim(config: RunConfig, *, resume: bool, home: str | Path = "") -> int:
     try:
         if locks.is_held(folder / WRITER_LOCK):
             pid = (folder / WRITER_LOCK).read_text().strip()
-            raise RunBusy(f"{folder} is still being written by process {pid}, whose launcher was killed: kill it first")
+            raise RunBusy(
+                f"{folder} is still being written by process {pid}, which no `rethinker train` waits for (that was "
+                "killed, or accelerate was started by hand): wait for it, or kill it first"
+            )
         check_folder(here, resume=resume)
         (folder / STOP_FILE).unlink(missing_ok=True)  # of a run that was killed before it answered
         (folder / LAUNCHER_FILE).unlink(missing_ok=True)
@@ -63,6 +67,11 @@ def claim(config: RunConfig, *, resume: bool, home: str | Path = "") -> int:
         os.close(lock)
         raise
     return lock
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether processes of a run of ``folder`` live. Cheap: no file is read."""
+    return locks.is_held(folder / LOCK) or locks.is_held(folder / WRITER_LOCK)
 
 
 def check_accelerate_file(path: str) -> None:
@@ -86,8 +95,8 @@ def check_accelerate_file(path: str) -> None:
 def write_record(
     folder: Path, pid: int, command: Sequence[str], *, home: str | Path, log: str | None, log_from: int = 0
 ) -> None:
-    """Write down who started the run, and where (``home``). ``log``: the file of its output in ``folder``, from byte
-    ``log_from`` on; None: it goes to a terminal. No environment, so no keys."""
+    """Write down who started the run, and where (``home``). ``log``: the file of its output, from byte ``log_from`` on,
+    relative to ``folder`` or absolute; None: it goes to a terminal. No environment, so no keys."""
     record = {
         "pid": pid,
         "process": process_started(pid),
@@ -112,6 +121,11 @@ def process_started(pid: int) -> str | None:
         return None if fields[0] == "Z" else f"{boot}/{fields[19]}"  # clock ticks between the boot and its start
     found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
+
+
+def is_same(record: dict[str, Any]) -> bool:
+    """Whether the process of a record lives, and its number is not another's by now."""
+    return bool(record) and record["process"] is not None and process_started(record["pid"]) == record["process"]
 
 
 def _who(folder: Path) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
 from rethinker.jobs.claim import CONFIG_FILE
 
+LOG_BYTES = 1 << 20  # of a log that are read
 LINE_BYTES = 1 << 16  # of metrics.jsonl that its last line is looked for in; an episode's has some 4,000
 
 
@@ -33,25 +37,43 @@ def planned_episodes(file: Path) -> int:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The object of a JSON file; {} where it is missing."""
+    """The object of a JSON file; {} where it is missing. Raises ValueError, with the path, for a broken one."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); remove the file") from error
 
 
 def last_line(file: Path) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl; {} before the first."""
+    """The last whole line of metrics.jsonl; {} before the first. Raises ValueError, with the path, for a broken one."""
     try:
         with file.open("rb") as opened:
             opened.seek(max(0, opened.seek(0, os.SEEK_END) - LINE_BYTES))
             lines = opened.read().split(b"\n")
     except FileNotFoundError:
         return {}
-    return json.loads(lines[-2]) if len(lines) > 1 else {}
+    if len(lines) < 2:
+        return {}
+    try:
+        return json.loads(lines[-2])
+    except ValueError as error:
+        raise ValueError(f"{file}: the last line is not valid JSON ({error}): {lines[-2][:80]!r}; remove it") from error
 
 
-_EXCEPTION = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:\w+\.)*\w*(?:Error|Exception|Exists|Busy|Interrupt|Exit)\b.*)")
+@contextmanager
+def open_log(folder: Path, record: dict[str, Any]) -> Iterator[tuple[BinaryIO, bytes]]:
+    """The log that a run's record names (``claim.write_record``), open where what it holds ends; and what it holds of
+    the last start, its last megabyte at most. Empty where the output went to a terminal or the log is gone."""
+    log = folder / record["log"] if record.get("log") else None
+    with log.open("rb") if log and log.exists() else BytesIO() as file:
+        file.seek(max(record.get("log_from", 0), file.seek(0, os.SEEK_END) - LOG_BYTES))
+        yield file, file.read()
+
+
+_NAMES = "Error|Exception|Exists|Busy|Moved|Locks|Interrupt|Exit"  # what the names of exceptions end with
+_EXCEPTION = re.compile(rf"^(?:\[rank\d+\]:\s*)?((?:\w+\.)*\w*(?:{_NAMES})\b.*)")
 
 
 def last_words(log: str, n: int = 3) -> tuple[str, ...]:

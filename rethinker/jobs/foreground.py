@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from rethinker.jobs.claim import (
 from rethinker.run_folder import STOP_FILE, run_state
 
 KILL_SIGNAL = signal.SIGUSR1  # tells who waits for a run to kill it, without a checkpoint
+INTERRUPTED = 130  # exit code of a run that an interrupt has ended without a checkpoint
 
 
 def launch_command(config: RunConfig, config_file: Path, *, resume: bool) -> list[str]:
@@ -55,10 +57,10 @@ def launch_command(config: RunConfig, config_file: Path, *, resume: bool) -> lis
 
 
 def train(config: RunConfig, *, resume: bool = False) -> int:
-    """Run ``config`` to its end; returns the exit code. Raises what ``claim`` does.
+    """Run ``config`` to its end; returns the exit code. Raises what ``claim`` does. To be called in the main thread.
 
     The first Ctrl-C or SIGTERM (what a scheduler sends) saves and stops after the episode, the second one kills;
-    KILL_SIGNAL kills at once.
+    KILL_SIGNAL kills at once. Before the run trains there is nothing to save: the first one ends it (INTERRUPTED).
     """
     with _lock(config, resume=resume) as lock:
         return _run(config, lock, resume=resume)
@@ -73,7 +75,8 @@ def _lock(config: RunConfig, *, resume: bool) -> Iterator[int]:
         return
     lock = claim(config, resume=resume)
     try:
-        write_record(config.folder, os.getpid(), [sys.executable, *sys.argv], home="", log=None)
+        log, log_from = _redirected()
+        write_record(config.folder, os.getpid(), [sys.executable, *sys.argv], home="", log=log, log_from=log_from)
         yield lock
     finally:
         os.close(lock)
@@ -86,32 +89,75 @@ def _run(config: RunConfig, lock: int, *, resume: bool) -> int:
         "TOKENIZERS_PARALLELISM": "false",
     }
     command = launch_command(config, config.folder / CONFIG_FILE, resume=resume)
-    process: subprocess.Popen[bytes] | None = None
-    killed = False
-
-    def kill(*_: object) -> None:
-        nonlocal killed
-        killed = True
-        if process is not None:
-            hang_up(process.pid)
-
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt),
-        KILL_SIGNAL: signal.signal(KILL_SIGNAL, kill),
-    }
-    try:
+    signals = _Signals(config.folder)
+    with signals.handled():
         # A session of its own, or the terminal's Ctrl-C would end the processes before they could save.
         process = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=(lock,))
-        if killed:  # before there was anything to kill
-            hang_up(process.pid)
+        signals.began(process)
         launcher: dict[str, Any] = {"pid": process.pid, "process": process_started(process.pid)}
         atomic_write_text(config.folder / LAUNCHER_FILE, json.dumps(launcher | {"exit_code": None}))
-        code = _wait(process, config)
-        atomic_write_text(config.folder / LAUNCHER_FILE, json.dumps(launcher | {"exit_code": code}))
+        code = process.wait()
+        code = INTERRUPTED if code and signals.ended else code
+        if locks.is_lock_of(lock, config.folder / LOCK):  # the folder has not been moved, and is nobody else's
+            atomic_write_text(config.folder / LAUNCHER_FILE, json.dumps(launcher | {"exit_code": code}))
         return code
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+class _Signals:
+    """What signals do to a run while it is waited for: in their handlers and not by exceptions, so that whenever one
+    comes, it is answered and the run does not live on without anybody who waits for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+        self.interrupts = 0
+        self.killed = False
+        self.ended = False  # by an interrupt, without a checkpoint
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Ctrl-C, SIGTERM and KILL_SIGNAL come here; a SIGINT that a shell has switched off stays off."""
+        handlers: dict[int, Any] = {signal.SIGTERM: self.interrupt, KILL_SIGNAL: self.kill}
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            handlers[signal.SIGINT] = self.interrupt
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def began(self, process: subprocess.Popen[bytes]) -> None:
+        """The run's launcher has been started; it is told what came before."""
+        self.process = process
+        if self.killed:
+            hang_up(process.pid)
+        if self.interrupts:
+            self.answer(process)
+
+    def kill(self, *_: object) -> None:
+        self.killed = True
+        if self.process is not None and self.process.returncode is None:
+            hang_up(self.process.pid)
+
+    def interrupt(self, *_: object) -> None:
+        self.interrupts += 1
+        if self.process is not None and self.process.returncode is None:
+            self.answer(self.process)
+
+    def answer(self, process: subprocess.Popen[bytes]) -> None:
+        if self.interrupts > 1:
+            self.ended = True
+            hang_up(process.pid)
+            print("killed; the last checkpoint is as it was", file=sys.stderr)
+        elif run_state(self.folder) == "starting":
+            self.ended = True
+            hang_up(process.pid, signal.SIGTERM)
+            print("ended before it began to train: there was nothing to save", file=sys.stderr)
+        else:
+            with suppress(FileNotFoundError):  # the folder was moved: it ends by itself
+                (self.folder / STOP_FILE).touch()
+            print("stopping after this episode, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
 
 
 def hang_up(launcher: int, number: int = signal.SIGHUP) -> None:
@@ -121,27 +167,14 @@ def hang_up(launcher: int, number: int = signal.SIGHUP) -> None:
         os.killpg(launcher, number)
 
 
-def _wait(process: subprocess.Popen[bytes], config: RunConfig) -> int:
-    asked = False
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            if asked:
-                hang_up(process.pid)
-                process.wait()
-                print("killed; the last checkpoint is as it was", file=sys.stderr)
-                return 130
-            asked = True
-            if run_state(config.folder) == "starting":
-                os.killpg(process.pid, signal.SIGTERM)  # nothing to save yet
-            else:
-                (config.folder / STOP_FILE).touch()
-                print("stopping after this episode, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def _redirected() -> tuple[str | None, int]:
+    """The file that this process's stderr goes to (`> log 2>&1`, a scheduler's), and its size now; None: a terminal, or
+    what else cannot be read again."""
+    with suppress(OSError):  # a pipe, a file that has been removed, or no /proc
+        status, path = os.fstat(2), os.readlink("/proc/self/fd/2")
+        if stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.stat(path)):
+            return path, status.st_size
+    return None, 0
 
 
 def _free_port() -> int:

@@ -10,41 +10,44 @@ Nothing here is from the paper.
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
-from rethinker import locks
 from rethinker.config import RunConfig, check_trainable, load_config
 from rethinker.jobs.claim import (
     CONFIG_FILE,
     LAUNCHER_FILE,
-    LOCK,
     LOCK_VARIABLE,
     RECORD_FILE,
     claim,
-    process_started,
+    is_alive,
     write_record,
 )
-from rethinker.jobs.files import config_file, is_run, last_line, last_words, planned_episodes, read_object
-from rethinker.jobs.foreground import KILL_SIGNAL, hang_up
-from rethinker.run_folder import STOP_FILE, WRITER_LOCK, check_settings, run_state
+from rethinker.jobs.files import (
+    config_file,
+    is_run,
+    last_line,
+    last_words,
+    open_log,
+    planned_episodes,
+    read_object,
+)
+from rethinker.jobs.kill import kill
+from rethinker.run_folder import STOP_FILE, check_settings, run_state
 
 State = Literal["starting", "running", "stopping", "finished", "stopped", "failed"]
 ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
 LOG_FILE = "launch.log"
-KILL_PATIENCE = 45.0  # seconds: torchrun gives its workers 30
-LAST_PATIENCE = 10.0  # seconds for SIGKILL, after that
+BURIAL = 10.0  # seconds: a process lets go of its lock an instant before it has ended
 POLL = 0.1  # seconds between looks at a lock
 KERNELS_OWN = ("CLICOLOR_FORCE", "FORCE_COLOR", "MPLBACKEND")  # a kernel's variables that are not for its jobs
-LOG_BYTES = 1 << 20  # of a log that are read
 
 _children: list[subprocess.Popen[bytes]] = []  # jobs that this process started: they are its own to bury
 
@@ -59,7 +62,7 @@ class JobStatus:
     stage: str  # "" before the first line
     seconds: float  # wall-clock, pauses excluded
     exit_code: int | None  # of accelerate's launcher; None while it lives, or where it was killed with who waited
-    error: tuple[str, ...] = ()  # of a failed job: the last words of its log
+    error: tuple[str, ...] = ()  # of a failed job: the last words of its log, or that there is none
 
     @property
     def alive(self) -> bool:
@@ -99,15 +102,16 @@ class Job:
     @property
     def alive(self) -> bool:
         """Whether its processes live. Cheap: no file is read."""
-        return locks.is_held(self.folder / LOCK) or locks.is_held(self.folder / WRITER_LOCK)
+        return is_alive(self.folder)
 
     def status(self) -> JobStatus:
         """How it stands now."""
         alive = self.alive  # first: a job that ends while we look has ended, with everything it had to say
+        stop = (self.folder / STOP_FILE).exists()  # before the state, as a run says first that it has stopped
         said, exit_code = run_state(self.folder), self._exit_code()
         state: State = "failed"
         if alive:  # one that has said its last word writes its report
-            asked = said == "stopped" or (said != "finished" and (self.folder / STOP_FILE).exists())
+            asked = said == "stopped" or (said != "finished" and stop)
             state = "stopping" if asked else "starting" if said in (None, "starting") else "running"
         elif said == "finished":
             state = "finished"
@@ -121,24 +125,37 @@ class Job:
             stage=last.get("stage", ""),
             seconds=last.get("seconds", 0.0),
             exit_code=exit_code,
-            error=last_words(self._log()) if state == "failed" else (),
+            error=self._error() if state == "failed" else (),
         )
 
     def tail(self, n: int = 20) -> list[str]:
         """The last ``n`` lines of what it printed since it was last started; [] where that went to a terminal."""
         return self._log().splitlines()[-n:] if n > 0 else []
 
+    def follow(self, n: int = 0) -> Iterator[str]:
+        """The last ``n`` lines of what it printed since it was last started, then every line as it comes, until the job
+        ends. None where that went to a terminal."""
+        with open_log(self.folder, self.record) as (log, text):
+            *lines, rest = text.split(b"\n")
+            lines = lines[-n:] if n > 0 else []
+            while True:
+                yield from (line.decode("utf-8", errors="replace") for line in lines)
+                alive = self.alive  # before the reading: then what an ended job said has been read
+                *lines, rest = (rest + log.read()).split(b"\n")
+                if not alive:
+                    break
+                time.sleep(0 if lines else POLL)
+            yield from (line.decode("utf-8", errors="replace") for line in (*lines, *([rest] if rest else [])))
+
     def _log(self) -> str:
-        """The log of the last start, its last megabyte at most."""
+        with open_log(self.folder, self.record) as (_, text):
+            return text.decode("utf-8", errors="replace")
+
+    def _error(self) -> tuple[str, ...]:
         record = self.record
-        if not record.get("log"):
-            return ""
-        try:
-            with (self.folder / record["log"]).open("rb") as file:
-                file.seek(max(record["log_from"], file.seek(0, os.SEEK_END) - LOG_BYTES))
-                return file.read().decode("utf-8", errors="replace")
-        except FileNotFoundError:
-            return ""
+        if record and not record["log"]:
+            return ("what it said went to the terminal that it was started in: nothing of it was kept",)
+        return last_words(self._log())
 
     def wait(self, timeout: float | None = None) -> JobStatus:
         """Wait until it ends, or for ``timeout`` seconds; its state says which. An interrupt ends the waiting only."""
@@ -159,27 +176,7 @@ class Job:
 
         Raises RuntimeError where it runs on another machine, or does not die.
         """
-        deadline = time.monotonic() + KILL_PATIENCE
-        asked = False
-        while self.alive:
-            record, launcher = self.record, read_object(self.folder / LAUNCHER_FILE)
-            if record and record["host"] != socket.gethostname():
-                raise RuntimeError(f"{self.name} runs on {record['host']}: kill it there, or stop() it from here")
-            late = time.monotonic() > deadline
-            if is_same(record):
-                if not asked or late:
-                    with suppress(ProcessLookupError):
-                        os.kill(record["pid"], signal.SIGKILL if late else KILL_SIGNAL)
-            elif is_same(launcher):
-                if not asked or late:
-                    hang_up(launcher["pid"], signal.SIGKILL if late else signal.SIGHUP)
-            elif (writer := _writer(self.folder)) is not None:  # its launcher is gone; the other ranks die with it
-                with suppress(ProcessLookupError):
-                    os.kill(writer, signal.SIGKILL)
-            asked = True
-            if time.monotonic() > deadline + LAST_PATIENCE:
-                raise RuntimeError(f"{self.name} does not die: end the processes of {self.folder} by hand")
-            time.sleep(POLL)
+        kill(self.folder)
         return self.status()
 
     def resume(self) -> Job:
@@ -193,7 +190,9 @@ class Job:
         code = read_object(self.folder / LAUNCHER_FILE).get("exit_code")
         if code is None and not self.alive:  # ended before accelerate started
             pid = self.record.get("pid")
-            code = next((child.returncode for child in _children if child.pid == pid), None)
+            for child in [child for child in _children if child.pid == pid]:
+                with suppress(subprocess.TimeoutExpired):
+                    code = child.wait(BURIAL)
         return code
 
     def __eq__(self, other: object) -> bool:
@@ -225,10 +224,13 @@ class Job:
         return f"<table><caption><b>{escape(self.name)}</b></caption>{cells}</table>"
 
 
-def start(config: RunConfig, resume: bool = False, *, home: str | Path = "") -> Job:
+def start(
+    config: RunConfig, resume: bool = False, *, home: str | Path = "", environment: Mapping[str, str] | None = None
+) -> Job:
     """Start a run in the background and return at once.
 
     ``home``: the job's working directory, where relative paths of ``config`` start; "": this process's.
+    ``environment``: variables that differ from this process's, e.g. CUDA_VISIBLE_DEVICES; they are not recorded.
     ``resume``: go on with the run of this name if there is one; a finished one is left as it is. Raises RunBusy where
     another job writes the folder, RunExists where it holds a run (with ``resume``: one with other settings),
     ConfigError for settings that cannot be trained.
@@ -241,7 +243,7 @@ def start(config: RunConfig, resume: bool = False, *, home: str | Path = "") -> 
     lock = claim(config, resume=resume, home=home)
     try:
         command = train_command(config.folder / CONFIG_FILE, resume=resume)
-        environment = {name: value for name, value in os.environ.items() if name not in KERNELS_OWN}
+        ours = {name: value for name, value in os.environ.items() if name not in KERNELS_OWN}
         with (folder / LOG_FILE).open("ab") as log:
             log_from = log.tell()
             process = subprocess.Popen(
@@ -250,7 +252,7 @@ def start(config: RunConfig, resume: bool = False, *, home: str | Path = "") -> 
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment | {LOCK_VARIABLE: str(lock), "PYTHONUNBUFFERED": "1"},
+                env=ours | {LOCK_VARIABLE: str(lock), "PYTHONUNBUFFERED": "1"} | dict(environment or {}),
                 start_new_session=True,  # the end of the kernel is not its end
                 pass_fds=(lock,),
             )
@@ -261,18 +263,20 @@ def start(config: RunConfig, resume: bool = False, *, home: str | Path = "") -> 
     return Job(folder)
 
 
+def find(path: str | Path) -> Job | list[Job]:
+    """The job of a run's folder; of a folder of runs, all of them by name, running and ended.
+
+    Raises FileNotFoundError where there is no such folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder")
+    if is_run(path):
+        return Job(path)
+    return [Job(folder) for folder in sorted(path.iterdir()) if folder.is_dir() and is_run(folder)]
+
+
 def train_command(config_file: Path, *, resume: bool) -> list[str]:
     """The command of a job: the one that a person would type."""
     command = [sys.executable, "-m", "rethinker.cli", "train", os.fspath(config_file)]
     return command + (["--resume"] if resume else [])
-
-
-def is_same(record: dict[str, Any]) -> bool:
-    """Whether the process of a record lives, and its number is not another's by now."""
-    return bool(record) and record["process"] is not None and process_started(record["pid"]) == record["process"]
-
-
-def _writer(folder: Path) -> int | None:
-    """The process that writes the run; it wrote its number when it took the lock that it still holds."""
-    file = folder / WRITER_LOCK
-    return int(file.read_text()) if locks.is_held(file) else None

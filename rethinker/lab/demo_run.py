@@ -17,6 +17,7 @@ from pathlib import Path
 from rethinker import launch, locks
 from rethinker.config import load_config
 from rethinker.datasets.visual_math import make_data
+from rethinker.lab.show import shown
 from rethinker.report import write_report
 from rethinker.repository import repository_root
 
@@ -45,13 +46,13 @@ def demo_run(runs_dir: str | Path = "runs", name: str = "demo") -> Path:
     queries of the visual-math world, ``report.html``. Safe to call from several notebooks at once: the first makes it,
     the others wait. ValueError where the folder holds a run with other settings; RuntimeError where training failed.
     """
-    folder = repository_root() / runs_dir  # an absolute one stays as it is
-    data = folder / ".data" / name
+    root = repository_root()
+    data = Path(runs_dir) / ".data" / name  # relative, as it may be: a checkout can be moved
     splits = {"train": data / "train.parquet", "validation": data / "validation.parquet", "test": TEST}
-    overrides = [*SETTINGS, f"name={name}", f"runs_dir={folder}"]
+    overrides = [*SETTINGS, f"name={name}", f"runs_dir={runs_dir}"]
     overrides += [f"data.{split}={path}" for split, path in splits.items()]
-    with _alone(data.parent / f"{name}.lock"):
-        make_data(data, TRAIN_QUERIES, VALIDATION_QUERIES, 0, DATA_SEED)
+    with _alone(root / data.parent / f"{name}.lock"):
+        make_data(root / data, TRAIN_QUERIES, VALIDATION_QUERIES, 0, DATA_SEED)
     return finished_run(CONFIG, overrides)
 
 
@@ -69,30 +70,35 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     """The folder of the finished run of ``config`` with ``overrides`` (key=value), trained where it is missing.
 
     A run that was interrupted goes on, one that another notebook has started is waited for, a finished one with the
-    same settings is loaded. Relative paths start at the repository's root. What the run says is printed. An interrupt
-    (the kernel's stop button) saves and stops it; a kernel that dies leaves it running.
+    same settings is loaded. Relative paths start at the repository's root. What the run says from now on is printed. An
+    interrupt (the kernel's stop button) saves and stops it; a kernel that dies leaves it running.
     Raises ValueError where the folder holds a run with other settings, RuntimeError where training failed or stopped.
     """
     root = repository_root()
     run = load_config(root / config, list(overrides))
     folder = root / run.folder
     with _alone(folder.parent / f".{run.name}.lock"):
+        said = 0
         try:
             job = launch.start(run, resume=True, home=root)
         except launch.RunBusy:  # of a kernel that is no more: its job lives on
             job = launch.Job(folder)
-        _follow(job)
+            said = len(_lines(job))
         status = job.status()
+        if status.state == "finished":
+            print(f"{shown(folder)}: loaded, {status.episode} episodes")
+        else:
+            _follow(job, said)
+            status = job.status()
         if status.state != "finished":
-            raise RuntimeError(f"{folder}: {status}; call again to go on with it")
+            raise RuntimeError(f"{shown(folder)}: {status}; call again to go on with it")
         if not (folder / "report.html").is_file():
             write_report(folder)
     return folder
 
 
-def _follow(job: launch.Job) -> None:
-    """Print what a job says until it ends."""
-    said = 0
+def _follow(job: launch.Job, said: int) -> None:
+    """Print what a job says until it ends, without its first ``said`` lines."""
     try:
         while job.alive:
             said += _print_from(job, said)
@@ -107,10 +113,14 @@ def _follow(job: launch.Job) -> None:
 
 def _print_from(job: launch.Job, line: int) -> int:
     """Print the lines of a job's output from number ``line`` on; returns how many."""
-    lines = job.tail(sys.maxsize)[line:]
+    lines = _lines(job)[line:]
     if lines:
         print("\n".join(lines), flush=True)
     return len(lines)
+
+
+def _lines(job: launch.Job) -> list[str]:
+    return job.tail(sys.maxsize)
 
 
 @contextmanager

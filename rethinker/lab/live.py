@@ -19,10 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from rethinker import report_page
-from rethinker.figures.style import LIGHT, THEMES, Drawing, Theme, legend, line, panels, settings, share_axis
+from rethinker.figures.style import LIGHT, THEMES, Drawing, Theme, legend_below, line, panels, settings, share_axis
+from rethinker.glossary import COORDINATES, RECORDS
 from rethinker.jobs.handle import Job, JobStatus
 from rethinker.plots import render
-from rethinker.watch import RunReader, ShownResponse, headline
+from rethinker.run_reader import RunReader, ShownResponse
+from rethinker.watch import headline
 
 WIDTH = 980  # pixels of the figure on the page
 
@@ -32,7 +34,8 @@ STYLE = """<style>
 .rethinker-live .bar div { background: #0072b2; border-radius: 5px; height: 10px; min-width: 4px; }
 .rethinker-live .state { font-weight: 700; } .rethinker-live .muted { opacity: .7; }
 .rethinker-live .said { white-space: pre-wrap; overflow-wrap: anywhere; font: 12.5px/1.45 monospace;
-  border-left: 4px solid rgba(128,128,128,.4); padding: .1rem .7rem; margin: .3rem 0; }
+  border-left: 4px solid rgba(128,128,128,.4); padding: .1rem .7rem; margin: .3rem 0;
+  max-height: 14rem; overflow-y: auto; }
 .rethinker-live .second { border-left-color: #0072b2; }
 .rethinker-live .right { color: #008a62; font-weight: 700; }
 .rethinker-live .wrong { color: #d55e00; font-weight: 700; }
@@ -129,16 +132,17 @@ def head(job: Job, reader: RunReader, status: JobStatus) -> str:
 
 def charts(reader: RunReader, theme: Theme = LIGHT) -> Drawing:
     """Four panels over the episodes so far: reward and accuracy, effective share, replay and reflection, tokens/s."""
-    table = pd.DataFrame(reader.episodes)
+    # A run of another version may lack a metric: its line is missing then, and nothing else.
+    table = pd.DataFrame(reader.episodes, columns=[*COORDINATES, *RECORDS["episode"]])
     with matplotlib.rc_context(settings(theme)):
         figure, axes = panels(4, 2.6)
-        figure.set_size_inches(13, 2.7)
+        figure.set_size_inches(13, 2.9)
         reward, effective, share, speed = axes
         line(reward, table, "reward/mean", theme.blue, "reward")
         line(reward, table, "accuracy/first", theme.orange, "accuracy", (0, (3, 1.5)))
         if reader.validations:
-            points = pd.DataFrame(reader.validations)
-            greedy = points["validation/accuracy"]
+            points = pd.DataFrame(reader.validations, columns=[*COORDINATES, *RECORDS["validation"]])
+            greedy = pd.to_numeric(points["validation/accuracy"])
             reward.plot(points["episode"], greedy, "o", color=theme.green, markersize=4, label="validation")
         line(effective, table, "replay/effective_before", theme.orange, "before")
         line(effective, table, "replay/effective_after", theme.green, "trained on", (0, (3, 1.5)))
@@ -146,7 +150,7 @@ def charts(reader: RunReader, theme: Theme = LIGHT) -> Drawing:
         line(share, table, "reflection/share", theme.purple, "reflects by itself", (0, (3, 1.5)))
         line(speed, table, "rollout/tokens_per_second", theme.grey, "tokens/s")
         for axis, title in zip(
-            axes, ("Reward and accuracy", "Effective share", "Replay and reflection", "Tokens/s"), strict=True
+            axes, ("Reward and accuracy", "Effective samples", "Replay and reflection", "Tokens/s"), strict=True
         ):
             axis.set_title(title, pad=8)
             axis.set_xlabel("episode")
@@ -155,7 +159,7 @@ def charts(reader: RunReader, theme: Theme = LIGHT) -> Drawing:
                 axis.set_ylim(0)
             else:
                 share_axis(axis, 1.03)
-                legend(axis, 1, loc="best")
+                legend_below(axis, 3, lines=2)
             _stages(axis, table)
     return Drawing(
         figure,

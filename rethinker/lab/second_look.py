@@ -1,7 +1,7 @@
 """Forced Rethinking step by step, for looking at: any response, sampled or typed, and a second look forced on it.
 
-The steps are those of training (``rethink.choose``, ``splice``, ``mark_kept``, the trainer's triggers, the one grader);
-here they run one at a time, on the CPU, with the policy's own engine.
+The steps are those of training (``rethink.choose``, ``splice``, ``mark_kept``, the trainer's triggers, the one grader)
+with the settings of a run; here they run one at a time, on the CPU, with the policy's own engine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from rethinker.config import ModelConfig, RethinkConfig
+from rethinker.config import ModelConfig, RethinkConfig, RunConfig
 from rethinker.experience import encode_triggers, first_sample
 from rethinker.grading import grade_many
 from rethinker.grpo import Scale, group_advantages
@@ -42,20 +42,28 @@ class Token(NamedTuple):
 
 @dataclass
 class SecondLooks:
-    """A policy to ask and to force. ``options`` and ``sampling`` mean what they mean in training."""
+    """A policy to ask and to force. ``options``, ``sampling`` and ``scale`` mean what they mean in training."""
 
     policy: Policy
     engine: RolloutEngine
     sampling: Sampling
     options: RethinkConfig = field(default_factory=RethinkConfig)
+    scale: Scale = "std"  # of group advantages
     seed: int = 0
 
     @classmethod
-    def load(cls, model: str, *, max_new_tokens: int, seed: int = 0) -> SecondLooks:
-        """The checkpoint folder (or hub id) ``model`` on the CPU, with the transformers engine."""
+    def load(cls, config: RunConfig, model: str = "", *, seed: int = 0) -> SecondLooks:
+        """The policy of ``config`` on the CPU with the transformers engine, asked and forced as in its last stage.
+
+        ``model``: another checkpoint folder (or hub id) in the place of ``config.model``, with its own image sizes.
+        """
         disable_progress_bar()  # one for 68 small tensors
-        policy = load_policy(ModelConfig(path=model), "cpu")
-        return cls(policy, TransformersEngine(policy), Sampling(max_new_tokens=max_new_tokens), seed=seed)
+        last = config.for_stage(len(config.stages) - 1)
+        weights = ModelConfig(path=model) if model else last.model
+        policy = load_policy(weights, "cpu", prompt_suffix=last.data.prompt_suffix, prompt_hint=last.data.prompt_hint)
+        rollout = last.rollout
+        sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_new_tokens)
+        return cls(policy, TransformersEngine(policy), sampling, last.rethink, last.grpo.advantage_scale, seed)
 
     def first(self, queries: Sequence[Query], n: int) -> list[Group]:
         """``n`` graded first responses y1 to every query."""
@@ -89,7 +97,7 @@ class SecondLooks:
         return Group(query, (sample,), (grade.correct,))
 
     def plans(self, samples: Sequence[Sample], trigger: str = "", fraction: float = 1.0) -> list[RethinkPlan]:
-        """``rethink.choose`` among ``samples``; ``trigger``: a key of TRIGGERS, "": drawn blindly, as in training."""
+        """``rethink.choose`` among ``samples``; ``trigger``: a key of TRIGGERS; "": chosen as in training."""
         triggers = encode_triggers(self.policy)
         if trigger and trigger not in triggers:
             raise ValueError(f"no trigger {trigger!r}; there are {', '.join(TRIGGERS)}")
@@ -101,6 +109,7 @@ class SecondLooks:
             room_tokens=self.options.room_tokens,
             max_new_tokens=self.sampling.max_new_tokens,
             seed=self.seed,
+            trigger_choice="blind" if trigger else self.options.trigger_choice,
             skip_reflective=self.options.skip_reflective,
         )
 
@@ -224,17 +233,18 @@ def parts_table(looks: SecondLooks, sample: Sample) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby("part", sort=False).sum()
 
 
-def placement_table(looks: SecondLooks, group: Group, candidates: Sequence[Sample], scale: Scale) -> pd.DataFrame:
-    """A row a place in the group: reward and advantage of the first responses, and after kept trajectories took theirs.
+def placement_table(looks: SecondLooks, group: Group, candidates: Sequence[Sample]) -> pd.DataFrame:
+    """A row a place in the group: reward and advantage of the first responses, and after kept trajectories came in.
 
-    ``scale``: ``grpo.group_advantages``'s. The group keeps its size (``placement`` replace).
+    With ``placement`` replace they take the places of their y1; with append they come behind, where before was nothing
+    (NaN).
     """
     options = looks.options
-    rethought = keep(group, candidates, options.max_per_query, "replace", options.nll_on)
+    rethought = keep(group, candidates, options.max_per_query, options.placement, options.nll_on)
     columns = {}
     for name, samples in (("before", group.samples), ("after", rethought.samples)):
         rewards = [sample.reward for sample in samples]
-        columns[f"reward {name}"] = rewards
-        columns[f"A {name}"] = group_advantages(torch.tensor([rewards]), scale)[0].tolist()
+        columns[f"reward {name}"] = pd.Series(rewards)
+        columns[f"A {name}"] = pd.Series(group_advantages(torch.tensor([rewards]), looks.scale)[0].tolist())
     taken = ["y1 + trigger + y2" if sample.rethinking else "y1" for sample in rethought.samples]
-    return pd.DataFrame({"sample": [sample.sample_id for sample in group.samples], "trained on": taken, **columns})
+    return pd.DataFrame({"sample": [sample.sample_id for sample in rethought.samples], "trained on": taken, **columns})

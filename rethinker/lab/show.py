@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 from IPython.display import HTML, Image, Markdown, display
 
 from rethinker.plots import THEMES, Drawing, NoData, draw, render
+from rethinker.report import write_report
 from rethinker.repository import repository_root
 
 PIXELS_AN_INCH = 80  # on the page; the picture itself has twice as many
@@ -24,17 +29,45 @@ def show_html(text: str) -> None:
     display(HTML(text))
 
 
-def show_report(run: Path) -> None:
-    """Where a run's report is: a link that JupyterLab opens, and the path."""
-    report = run / "report.html"
-    if not report.is_file():
-        raise FileNotFoundError(f"{report} is missing: write it with `rethinker report {run}`")
+def show_if(draw_it: Callable[[], Drawing]) -> None:
+    """What ``draw_it`` draws, as ``show`` does; where it raises NoData, the reason in words."""
     try:
-        shown = report.resolve().relative_to(repository_root())
-    except ValueError:  # a run outside the repository: JupyterLab cannot open it
-        display(Markdown(f"Report: `{report}`"))
+        drawing = draw_it()
+    except NoData as reason:
+        display(Markdown(f"*{reason}*"))
     else:
-        display(Markdown(f"Report: [{shown}](../{shown})"))  # notebooks stand one folder below the root
+        show(drawing)
+
+
+def show_table(table: pd.DataFrame) -> None:
+    """A table whose texts are shown to their ends (pandas cuts them after 50 characters)."""
+    with pd.option_context("display.max_colwidth", None):
+        display(table)
+
+
+def shown(path: str | Path) -> str:
+    """The path as a person would write it: from the repository's root where it is below it."""
+    root, path = repository_root(), Path(path).resolve()
+    return os.fspath(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def show_report(run: str | Path) -> None:
+    """Where a run's report is: a link that JupyterLab opens, and the path.
+
+    It is written where it is missing; where the run's files do not allow that, the reason in words.
+    """
+    report = Path(run) / "report.html"
+    try:
+        if not report.is_file():
+            write_report(run)
+    except (FileNotFoundError, ValueError) as reason:
+        display(Markdown(f"No report: {reason}"))
+        return
+    where = shown(report)
+    if os.path.isabs(where):  # outside the repository: JupyterLab cannot open it
+        display(Markdown(f"Report: `{where}`"))
+    else:
+        display(Markdown(f"Report: [{where}](../{where})"))  # notebooks stand one folder below the root
 
 
 def show_figures(run: str | Path, *names: str, theme: str = "light") -> None:
@@ -45,7 +78,4 @@ def show_figures(run: str | Path, *names: str, theme: str = "light") -> None:
     if theme not in THEMES:
         raise ValueError(f"no theme {theme!r}; there are {', '.join(THEMES)}")
     for name in names:
-        try:
-            show(draw(run, name, THEMES[theme]))
-        except NoData as reason:
-            display(Markdown(f"*{name}: {reason}*"))
+        show_if(partial(draw, run, name, THEMES[theme]))

@@ -6,6 +6,7 @@ implementation.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -35,6 +36,25 @@ GRADING_CASES = (
     ("", r"I have \boxed{12", "12", "cut at the token limit: not balanced"),
     ("", r"\boxed{}", "3", "nothing in the box"),
 )
+
+
+def query_at(queries: Sequence[Query], place: int) -> Query:
+    """Query number ``place``, from 0. ValueError where there is none."""
+    if not 0 <= place < len(queries):
+        raise ValueError(f"query={place}: {len(queries)} queries were read; places are 0 to {len(queries) - 1} (limit)")
+    return queries[place]
+
+
+def likely_answers(query: Query) -> list[str]:
+    """Responses to try a grader with: the gold answer in a box, without one, in another form, and then revoked."""
+    gold = query.answer
+    if re.fullmatch(r"-?\d+", gold):
+        other = f"{gold}.0"
+    elif re.fullmatch(r"[A-Z]", gold):
+        other = f"({gold})"
+    else:
+        other = f" {gold} " if "\\" in gold else rf"\text{{{gold}}}"
+    return [rf"\boxed{{{gold}}}", gold, rf"It is \boxed{{{other}}}.", rf"\boxed{{{gold}}}? No: \boxed{{-1}}"]
 
 
 def query_counts(queries: Sequence[Query]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ also make without a form, so that an executed copy shows a result.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import ipywidgets
 from IPython.display import HTML, display
@@ -17,11 +18,12 @@ from rethinker.lab.teaching import grade_table
 from rethinker.rethink import TRIGGERS
 from rethinker.types import Query
 
+MENU = 300  # queries in a menu: a browser draws a longer one slowly, and nobody reads it
 WIDE = {"layout": ipywidgets.Layout(width="60em"), "style": {"description_width": "7em"}}
 
 
 def grading_form(queries: Sequence[Query]) -> ipywidgets.Widget:
-    """Choose a query, type a response, see its grade. The response starts as the boxed gold answer."""
+    """Choose a query (of the first ``MENU``), type a response, see its grade; it starts as the first's gold answer."""
     chosen = _query_menu(queries)
     response = ipywidgets.Textarea(rf"\boxed{{{queries[0].answer}}}", description="response", **WIDE)
 
@@ -33,29 +35,40 @@ def grading_form(queries: Sequence[Query]) -> ipywidgets.Widget:
     return _form([chosen, response], "Grade", show)
 
 
-def rethinking_form(looks: SecondLooks, queries: Sequence[Query]) -> ipywidgets.Widget:
-    """Choose a query and a trigger, type y1 (or leave it empty: the policy writes it), and force the second look."""
+def rethinking_form(looks: SecondLooks, queries: Sequence[Query], responses: int) -> ipywidgets.Widget:
+    """Choose a query and one of its ``responses`` first responses, or type one, and a trigger; force the second look.
+
+    The first responses are those of ``looks.first``; another seed is another second look on the same one.
+    """
     chosen = _query_menu(queries)
-    response = ipywidgets.Textarea("", description="y1", placeholder="empty: the policy's own", **WIDE)
+    index = ipywidgets.Dropdown(options=range(responses), description="response", **WIDE)
+    response = ipywidgets.Textarea("", description="y1", placeholder="empty: the policy's own, chosen above", **WIDE)
     trigger = ipywidgets.Dropdown(
-        options=[("drawn blindly", ""), *((kind, kind) for kind in TRIGGERS)], description="trigger", **WIDE
+        options=[("as in training", ""), *((kind, kind) for kind in TRIGGERS)], description="trigger", **WIDE
     )
+    seed = ipywidgets.BoundedIntText(looks.seed, max=2**31 - 1, description="seed", **WIDE)
 
     def show() -> None:
         query = queries[chosen.value]
-        group = looks.written(query, response.value) if response.value else looks.first([query], 1)[0]
-        trajectories = looks.force(group, trigger.value)
+        if response.value:
+            group = looks.written(query, response.value)
+        else:
+            (group,) = looks.first([query], responses)
+            at = slice(index.value, index.value + 1)
+            group = replace(group, samples=group.samples[at], first_correct=group.first_correct[at])
+        trajectories = replace(looks, seed=seed.value).force(group, trigger.value)
         display(HTML(query_card(query)))
         display(HTML(tokens_html(looks.tokens(trajectories[0]))))
         display(kept_table(trajectories))
 
-    return _form([chosen, response, trigger], "Force a second look", show)
+    return _form([chosen, index, response, trigger, seed], "Force a second look", show)
 
 
 def _query_menu(queries: Sequence[Query]) -> ipywidgets.Dropdown:
     if not queries:
         raise ValueError("there is no query to choose")
-    options = [(f"{query.qid}: {query.category}, level {query.level}", n) for n, query in enumerate(queries)]
+    shown = enumerate(queries[:MENU])
+    options = [(f"{query.qid}: {query.category}, level {query.level}", n) for n, query in shown]
     return ipywidgets.Dropdown(options=options, description="query", **WIDE)
 
 

@@ -5,7 +5,9 @@ Qwen2.5-VL and Qwen3-VL checkpoints in Hugging Face's layout, whole or with LoRA
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from rethinker.config import ModelConfig
 from rethinker.policy.attention import use_shared_prefix_attention
 from rethinker.policy.images import ImageStore
 from rethinker.policy.prompt import prompt_text
 from rethinker.policy.vision import ImageEncoder
+from rethinker.schema import ConfigError
+from rethinker.settings import ModelConfig
 from rethinker.types import Query
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -119,7 +122,8 @@ def load_policy(
 ) -> Policy:
     """The policy of ``config`` on ``device``, in training mode only after ``.model.train()``.
 
-    Raises ValueError for a model family other than Qwen2.5-VL and Qwen3-VL, OSError where there is no checkpoint.
+    Raises ValueError for a model family other than Qwen2.5-VL and Qwen3-VL, ConfigError for a LoRA target that the
+    language model has not, OSError where there is no checkpoint.
     """
     family = AutoConfig.from_pretrained(config.path).model_type
     if family not in FAMILIES:
@@ -209,11 +213,22 @@ def _add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
 
     Adapters are float32 whatever the model's type: AdamW's step at a usual learning rate is less than half a unit in
     the last place of most bfloat16 weights, and would be rounded away. The layers cast their input and their output.
+    Raises ConfigError for a target that no layer has.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     # The vision tower's MLP has layers of the same names: the pattern starts at the language model.
-    pattern = rf".*language_model\..*\.({'|'.join(config.lora_targets)})"
+    start = r".*language_model\..*\."
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    layers = sorted({name.rpartition(".")[2] for name in linear if re.fullmatch(rf"{start}\w+", name)})
+    for target in config.lora_targets:  # peft asks only that one of them is found
+        if target not in layers:
+            near = difflib.get_close_matches(target, layers, n=1) or layers
+            raise ConfigError(
+                f"model.lora_targets: {config.path} has no linear layer {target!r} in its language model; did you mean "
+                f"{' or '.join(map(repr, near))}?"
+            )
+    pattern = rf"{start}({'|'.join(config.lora_targets)})"
     inject_adapter_in_model(
         LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern),
         model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rethinker.config import RunConfig
+from rethinker.config import RunConfig, check_own_weights
 from rethinker.policy.loading import Policy
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.canary import canary_gap
@@ -26,16 +26,18 @@ def make_engine(config: RunConfig, policy: Policy, max_images: int = 8) -> Rollo
 
     ``max_images``: the most images of a query (vLLM keeps room for them in its context). vLLM starts from
     ``config.model.path``: call ``sync_weights`` first where the policy has other weights by now.
-    Raises ImportError where vLLM is asked for and not installed.
+    Raises ImportError where vLLM is asked for and not installed, ConfigError for a ``rollout.dtype`` other than the
+    policy's without vLLM.
     """
     rollout = config.rollout
     if rollout.engine == "transformers" or (rollout.engine == "auto" and not vllm_available()):
+        check_own_weights(config)
         return TransformersEngine(policy, rollout.batch_size)
     return VllmEngine(
         policy,
         config.model.path,
         max_new_tokens=rollout.max_new_tokens,
-        dtype=config.model.dtype,
+        dtype=config.model.dtype if rollout.dtype == "auto" else rollout.dtype,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         tensor_parallel_size=rollout.tensor_parallel_size,
         max_images=max_images,

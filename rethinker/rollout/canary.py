@@ -26,8 +26,9 @@ def canary_gap(
     """Mean over freshly sampled tokens of abs(engine's log-prob - trainer's), in nats.
 
     ``forward`` is the trainer's ``PolicyForward``, bare or wrapped; where it is wrapped every rank must call. ``top_p``
-    is left out of the probe's sampling, since the trainer does not apply it. About 1e-6 in float32; with bfloat16
-    engines 0.01 and more is usual. None where the engine sampled no token at all.
+    is left out of the probe's sampling, since the trainer does not apply it. About 1e-6 in float32; an engine in
+    bfloat16 differs by rounding alone (2e-3 for the tiny VLM, 0.01 and more for large models), and so needs a larger
+    ``rollout.canary``. None where the engine sampled no token at all.
 
     Raises ValueError without probes or for greedy sampling.
     """

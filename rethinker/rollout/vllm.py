@@ -43,6 +43,7 @@ class VllmEngine:
 
     ``path``: the checkpoint the engine starts from (its weights are replaced at the first ``sync_weights``). The device
     is the policy's. ``max_images``: images a prompt. ``max_new_tokens``: the longest response that will be asked for.
+    ``dtype``: of weights and KV cache; the policy's weights are cast where theirs is another.
     Each of several accelerate processes has an engine of its own, on GPUs on the device of its LOCAL_RANK (after
     vLLM's documentation and source; not run by us on more than one GPU).
 

@@ -1,0 +1,111 @@
+"""Cells of the notebooks, executed in this process: on runs that lack things, with parameters that are not defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+from synthetic_run import write_run
+
+from rethinker.notebooks import find_notebooks
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Notebooks enter the repository and widen tables; undone after each test."""
+    monkeypatch.chdir(ROOT)
+    with pd.option_context("display.max_colwidth", pd.get_option("display.max_colwidth")):
+        yield
+
+
+def execute(number: str, first: int | None = None, **parameters: Any) -> dict[str, Any]:
+    """The names after the ``first`` code cells (None: all) of a notebook with ``parameters``; values are not shown."""
+    (path,) = find_notebooks([number])
+    names: dict[str, Any] = {}
+    cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"][:first]
+    for place, source in enumerate(cells):
+        exec(source, names)
+        if not place:
+            assert parameters.keys() <= names.keys()
+            names |= parameters
+    return names
+
+
+@pytest.fixture(scope="module")
+def bare_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stage 1 without replay, before any evaluation: nothing in the buffer, nothing forced, no reflection."""
+    run = write_run(tmp_path_factory.mktemp("world") / "run", stages=(1,), queries=6, held_out=4)
+    (run / "config.yaml").write_text("name: bare\nreplay:\n  mode: filter\n")
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(re.sub(r'"replay/buffer_size": [0-9.]+', '"replay/buffer_size": 0', metrics.read_text()))
+    for file in (run / "evaluation").iterdir():
+        file.unlink()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("number", "parameters", "missing"),
+    [
+        ("03", {}, ()),
+        ("04", {"draws": 100}, ("kept no sample for replay",)),
+        ("05", {"responses": 2, "limit": 8}, ("Nothing was forced to rethink",)),
+        ("08", {}, ("Nothing was forced to rethink", "No first response reflects", "No evaluation")),
+    ],
+)
+def test_any_run_will_do(number, parameters, missing, bare_run, monkeypatch):
+    from rethinker.lab import show
+
+    said: list[str] = []
+    monkeypatch.setattr(show, "display", lambda item: said.append(str(item.data)))
+    execute(number, run=str(bare_run), **parameters)
+    for text in missing:
+        assert any(text in item for item in said), text
+
+
+def test_a_query_that_is_not_there():
+    for number, cells in (("01", 3), ("05", 3)):
+        with pytest.raises(ValueError, match="query=99: 4 queries were read; places are 0 to 3"):
+            execute(number, cells, query=99, limit=4)
+
+
+def test_the_prompt_is_the_configs():
+    """Of the 7B config: the official code's request for a box."""
+    names = execute("01", 3, config="experiments/vl_rethinker_7b.yaml", limit=4)
+    messages = nbformat.read(find_notebooks(["01"])[0], 4).cells
+    (cell,) = [cell.source for cell in messages if "chat_messages(asked" in cell.source and cell.cell_type == "code"]
+    *before, last = cell.splitlines()
+    exec("\n".join([*before, f"shown = {last}"]), names)
+    assert names["shown"][0]["content"][-1]["text"].endswith("put your final answer within \\boxed{}.")
+
+
+def test_the_grid_file_alone_is_full_scale():
+    file = "experiments/ablations/grid.yaml"
+    grid = execute("07", 2, grid_file=file)["grid"]
+    assert len(grid.runs) == 12 and {run.config.seed for run in grid.runs} == {0, 1, 2} and grid.slots == 1
+    assert len(execute("07", 2)["grid"].runs) == 4  # the smoke grid's own two seeds
+
+
+def test_what_is_given_goes_before_the_grid_file():
+    overrides = "name=other 'data.prompt_suffix=in a box'"
+    grid = execute("07", 2, seeds="4, 5, 6", slots=3, overrides=overrides, runs_dir="elsewhere")["grid"]
+    assert (grid.name, grid.slots, grid.folder) == ("other", 3, Path("elsewhere/other"))
+    assert {run.config.seed for run in grid.runs} == {4, 5, 6}
+    assert {run.config.data.prompt_suffix for run in grid.runs} == {"in a box"}
+
+
+def test_words_in_tables_are_not_cut():
+    names = execute("02", 2)
+    table = names["aggregation_table"](names["toy_batch"](), 0.2, 0.35, 4)
+    assert table["divides"].str.len().max() > 50 and "..." not in table.to_html()
+
+
+def test_alpha_reaches_every_cell_of_the_law():
+    names = execute("04", 5, alpha=3.0, draws=50)
+    assert set(names["sweep"]["alpha"]) == {0.0, 0.5, 1.0, 2.0, 3.0, 4.0} and set(names["shown"]["alpha"]) == {3.0}
