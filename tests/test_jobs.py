@@ -429,12 +429,18 @@ def test_an_interrupt_while_starting_ends_it(config, foreground_fake, capsys):
     assert "ended before it began to train" in capsys.readouterr().err
 
 
-def test_the_second_interrupt_kills(config, foreground_fake, capsys):
+@pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN], ids=["terminal", "nohup"])
+def test_the_second_interrupt_kills(config, foreground_fake, capsys, hangup):
     def before():
         wait_for(lambda: run_state(config.folder) == "running")
         interrupt(2)
 
-    assert foreground_fake("deaf", before) == foreground.INTERRUPTED
+    known = signal.signal(signal.SIGHUP, hangup)
+    try:
+        assert foreground_fake("deaf", before) == foreground.INTERRUPTED
+        assert signal.getsignal(signal.SIGHUP) == hangup
+    finally:
+        signal.signal(signal.SIGHUP, known)
     assert not Job(config.folder).alive and "killed; the last checkpoint is as it was" in capsys.readouterr().err
 
 

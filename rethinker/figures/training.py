@@ -130,6 +130,8 @@ def advantages(run: Path, theme: Theme) -> Drawing:
             f"{stage}: n = {counts['before']:,} before, {counts['after']:,} after; not zero: {before} before, "
             f"{after} after"
         )
+    for axis in axes:  # one scale, so that the stages can be compared
+        axis.set_ylim(0, max(other.get_ylim()[1] for other in axes))
     axes[0].set_ylabel("share of samples")
     legend_below(axes[0], 2, lines=2)
     return Drawing(

@@ -120,6 +120,8 @@ class _Signals:
         handlers: dict[int, Any] = {signal.SIGTERM: self.interrupt, KILL_SIGNAL: self.kill}
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             handlers[signal.SIGINT] = self.interrupt
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: it still does nothing here, but the processes
+            handlers[signal.SIGHUP] = lambda *_: None  # of the run do not inherit that: they are killed by it
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
