@@ -26,8 +26,55 @@ INLINE = "Choices: (A) 12 cm (B) 13 cm (C) $\\frac{1}{2}$ cm (D) 0.25 cm"
 COLONS = "Choices:\nA: red\nB: dark red\nC: blue"
 ORDER = "List them in ascending order."
 
+SEGMENT = "Which line segment is the altitude of the triangle?"
 # kind -> (answer in the box, gold, question, expected)
 TABLE: dict[str, list[tuple[str, str, str, bool]]] = {
+    "geometric name": [
+        (r"\angle CBA", r"\angle ABC", "", True),
+        (r"\angle BAC", r"\angle ABC", "", False),  # another vertex; as products they are equal
+        ("∠BAC", "∠ABC", "", False),
+        ("ABC", "∠ABC", "", True),
+        ("angle CBA", r"\angle ABC", "", True),
+        (r"\angle 2", r"\angle 1", "", False),
+        ("∠1", r"\angle 1", "", True),
+        ("A", r"\angle A", "", True),
+        (r"\angle B", r"\angle A", "", False),
+        (r"\overline{BA}", r"\overline{AB}", "", True),
+        ("BA", r"\overline{AB}", "", True),
+        (r"\overline{AC}", r"\overline{AB}", "", False),
+        (r"\overrightarrow{BA}", r"\overrightarrow{AB}", "", False),
+        ("AB", r"\vec{AB}", "", True),
+        (r"\triangle BCA", r"\triangle ABC", "", True),
+        (r"\triangle ABD", r"\triangle ABC", "", False),
+        (r"\triangle ABC", r"\angle ABC", "", False),
+        ("DA", "AD", SEGMENT, True),
+        ("DB", "AD", SEGMENT, False),
+        ("BA", "AB", "Which vector is shown?", False),
+        ("YX", "XY", "", False),
+        ("HO", "OH", "", False),
+        ("RI", "IR", "Express the voltage in terms of I and R.", True),
+        ("yx", "xy", "", True),
+        ("2yx", "2xy", "", True),
+        ("CBA", "ABC", "", False),
+        ("B_1A_1", "A_1B_1", "Which side is longest?", True),
+        ("p", "P", "", False),
+        ("P", "p", "", False),
+        ("(P)", "P", "", True),
+        ("l", "L", "", False),
+        ("H2O", "H_2O", "", True),
+        ("CO_2", "CO2", "", True),
+        ("CO_3", "CO2", "", False),
+    ],
+    "factorial": [
+        ("5", "5!", "", False),
+        ("120", "5!", "", True),
+        ("3!", "6", "", True),
+        ("3!", "3", "", False),
+        ("n", "n!", "", False),
+        ("(n+1)", "(n+1)!", "", False),
+        ("Yes!", "Yes", "", True),
+        (r"\text{Thirteen!}", "13", "", True),
+    ],
     "choice letter": [
         ("A", "A", "", True),
         ("a", "A", "", True),

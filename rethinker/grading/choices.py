@@ -22,6 +22,8 @@ _SPACED_TEXT = re.compile(r"([A-Z])\s+(\S.*)", re.DOTALL)
 _LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:[\s,;&]*[(\[]?[A-Z][)\]]?)*")
 _MORE_LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:\s*(?:,|;|and|or|&)\s*[(\[]?[A-Z][)\]]?)*[.)]?")
 
+USUAL = "ABCDEFGH"  # letters that are taken for choices where the question lists none (an image may)
+
 Same = Callable[[str, str], bool]
 
 

@@ -1,6 +1,6 @@
 """Whether two answers mean the same: cheap readings first, math-verify (through ``ask``) only when none decides.
 
-Rules (ours), beside those of `quantity`, `plain` and `choices`:
+Rules (ours), beside those of `quantity`, `plain`, `names` and `choices`:
 - ``x = 3`` equals ``3``; two equations of different unknowns are compared as they stand. ``3+4=7`` equals ``7``.
 - ``(1, 2)`` and ``[1, 2)`` are ordered and their brackets count; ``\\{1, 2\\}`` is unordered; a bare list ``1, 2``
   takes the brackets and the order of the other side; between bare lists order does not count, unless the question
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rethinker.grading import choices as mc
+from rethinker.grading.names import same_name
 from rethinker.grading.normalize import clean, squeeze, strip_lead_in, to_latex
 from rethinker.grading.plain import is_phrase, leading_verdict, number_word, parse_time, same_time, word_form
 from rethinker.grading.quantity import Quantity, compare_quantities, parse_number, parse_quantity, split_unit
@@ -53,6 +54,8 @@ def equivalent(pred: str, gold: str, question: str, ask: Ask) -> tuple[bool, str
     comparison = _Comparison(question, ask)
     options = mc.parse_choices(question) if question else {}
     letter = mc.gold_letter(g, options)
+    if letter is not None and not options and letter not in mc.USUAL:  # a point, a variable: its case counts
+        letter = None
     if letter is not None:
         return mc.judge_letter(p, letter, options, lambda a, b: comparison.same(a, b)[0])
     if options:
@@ -66,6 +69,7 @@ def equivalent(pred: str, gold: str, question: str, ask: Ask) -> tuple[bool, str
 
 class _Comparison:
     def __init__(self, question: str, ask: Ask) -> None:
+        self._question = question
         self._ordered = bool(_ORDERED.search(question))
         self._ratio = "ratio" in question.lower()
         self._ask = ask
@@ -80,6 +84,9 @@ class _Comparison:
         p, g = _unnamed(strip_lead_in(pred), strip_lead_in(gold))
         if p and squeeze(p) == squeeze(g):
             return True, "exact"
+        named = same_name(p, g, self._question)
+        if named is not None:
+            return named, "name" if named else "another name"
         verdict = _numbers(number_word(p) or p, number_word(g) or g)
         if verdict is not None:
             return verdict

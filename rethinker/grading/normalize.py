@@ -41,6 +41,7 @@ _APPROX = re.compile(
 _DIGIT_GAP = re.compile(r"(?<=\d)\s+(?=\d)")
 _TRIG_DEGREES = re.compile(r"\\?\b(sin|cos|tan|cot|sec|csc)\s*(?:\(\s*)?(-?\d+(?:\.\d+)?)\s*degrees(?:\s*\))?")
 _SPACES = re.compile(r"\s+")
+_CLOSING = re.compile(r"[.,;:。]$|[A-Za-z]{2}\s*!$")  # behind a number, a variable or a bracket ! is a factorial
 
 
 def clean(text: str) -> str:
@@ -65,7 +66,7 @@ def clean(text: str) -> str:
     text = _strip_delimiters(text.strip())
     text = text.replace(r"\$", "$")
     text = _SPACES.sub(" ", text).strip()
-    while text and text[-1] in ".,;:!。" and not text.endswith(("\\,", "\\;")):
+    while text and _CLOSING.search(text) and not text.endswith(("\\,", "\\;")):
         text = text[:-1].rstrip()
     return _strip_group(text)
 

@@ -1,0 +1,70 @@
+"""Names of points, angles, segments and figures: ``\\angle BAC`` is not a product, so mathematics cannot compare it.
+
+Rules (ours): an angle of three letters may be read backwards (its vertex stays in the middle), a segment, a line or an
+arc from either end, a triangle from any corner; a ray or vector has one direction. A name without its word ("BAC")
+takes the word of the other side. Two bare capitals may be swapped where the question is about what has two ends, or
+asks for a formula (then they are a product). The case of a single letter counts: ``P`` is not ``p``.
+"""
+
+from __future__ import annotations
+
+import re
+
+_LETTER = r"[A-Z](?:_\s*\{?\d+\}?|')?"
+_KINDS = (
+    ("angle", r"(?:m\s*)?\\(?:measured|spherical)?angle(?![a-zA-Z])|(?:the\s+)?angle\b"),
+    ("triangle", r"\\(?:triangle|bigtriangleup|Delta)(?![a-zA-Z])|(?:the\s+)?triangle\b"),
+    ("ray", r"\\(?:overrightarrow|vec|mathbf)(?![a-zA-Z])|(?:the\s+)?(?:ray|vector)\b"),
+    ("arc", r"\\(?:widehat|overarc|wideparen)(?![a-zA-Z])|(?:the\s+)?(?:minor\s+|major\s+)?arc\b"),
+    (
+        "segment",
+        r"\\(?:overline|overleftrightarrow|bar)(?![a-zA-Z])|(?:the\s+)?(?:line\s+segment|segment|line|side|chord|edge)\b",
+    ),
+)
+_NAME = re.compile(rf"\{{?\s*((?:{_LETTER}\s*)+|\d+)\s*\}}?", re.ASCII)
+_FORMULA = re.compile(r"(?:[A-Z][a-z]?\s*(?:_?\s*\{?\d+\}?\s*)?)+")
+_TWO_ENDS = re.compile(
+    r"segment|\blines?\b|\bsides?\b|chord|\bedges?\b|diameter|radi(?:us|i)\b|length|distance|altitude|median|bisect|"
+    r"tangent|secant|perpendicular|parallel|hypotenuse|\blegs?\b|diagonal|midline|express|in terms of|formula|product",
+    re.IGNORECASE,
+)
+_DIRECTED = re.compile(r"\bvectors?\b|\brays?\b|direct", re.IGNORECASE)
+
+
+def same_name(pred: str, gold: str, question: str) -> bool | None:
+    """Whether two cleaned answers name the same thing; None where one of them is no name."""
+    if _FORMULA.fullmatch(pred) and _FORMULA.fullmatch(gold) and _plain(pred) == _plain(gold):
+        return True  # CO_2 is CO2
+    p, g = _read(pred), _read(gold)
+    if p is None or g is None:
+        single = re.fullmatch(r"[A-Za-z]", pred) and re.fullmatch(r"[A-Za-z]", gold)
+        return pred == gold if single else None
+    (p_kind, p_letters), (g_kind, g_letters) = p, g
+    if p_kind and g_kind and p_kind != g_kind:
+        return False
+    if p_letters == g_letters:
+        return True
+    kind = g_kind or p_kind
+    if kind is None and len(g_letters) == 2 and _TWO_ENDS.search(question) and not _DIRECTED.search(question):
+        kind = "segment"
+    if kind == "triangle":
+        return sorted(p_letters) == sorted(g_letters)
+    return kind in ("angle", "arc", "segment") and p_letters == g_letters[::-1]
+
+
+def _read(text: str) -> tuple[str | None, tuple[str, ...]] | None:
+    """(kind, letters) of a name: one with its word, or capitals alone."""
+    for kind, pattern in _KINDS:
+        if word := re.match(pattern, text, re.IGNORECASE if not text.startswith("\\") else 0):
+            named = _NAME.fullmatch(text[word.end() :].strip())
+            return (kind, _letters(named[1])) if named else None
+    named = _NAME.fullmatch(text)
+    return (None, _letters(named[1])) if named and named[1][0].isupper() else None
+
+
+def _plain(formula: str) -> str:
+    return re.sub(r"[\s_{}]", "", formula)
+
+
+def _letters(text: str) -> tuple[str, ...]:
+    return tuple(re.sub(r"[\s{}]", "", letter) for letter in re.findall(rf"{_LETTER}|\d+", text))
