@@ -45,10 +45,8 @@ def sparkline(values: Sequence[float | None], width: int, top: float | None = No
     )
 
 
-def clock(seconds: float | None) -> str:
-    """Hours, minutes and seconds; a dash for None."""
-    if seconds is None:
-        return "–"
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -63,8 +61,9 @@ def headline(reader: RunReader, status: JobStatus) -> str:
     """Where the run is, in a line."""
     step = reader.steps[-1]["step"] if reader.steps else 0
     parts = [f"episode {status.episode}/{status.episodes}", f"step {step}", clock(status.seconds)]
-    if status.alive:
-        parts.append(f"{clock(reader.seconds_left(status.episodes))} left")
+    left = reader.seconds_left(status.episodes)
+    if status.alive and left is not None:
+        parts.append(f"{clock(left)} left")
     return "  ".join(([status.stage] if status.stage else []) + parts)
 
 
