@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rethinker.grading import choices as mc
-from rethinker.grading.names import same_name
+from rethinker.grading.names import same_name, same_relation
 from rethinker.grading.normalize import clean, squeeze, strip_lead_in, to_latex
 from rethinker.grading.plain import is_phrase, leading_verdict, number_word, parse_time, same_time, word_form
 from rethinker.grading.quantity import Quantity, compare_quantities, parse_number, parse_quantity, split_unit
@@ -31,6 +31,8 @@ _NAME = re.compile(
 )
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _RATIO = re.compile(r"([\d.]+)\s*:\s*([\d.]+)")
+_MEGA = re.compile(r"\d\s*M(?=(?:m|g|s|W|V|A|J|N|Hz|Pa|eV|\\?Omega|ohm)\b)")  # 5 MW is not 5 mW
+_DASHED = re.compile(r"\d+(?:\s*-\s*\d+)+")  # a date, a range
 _MAX_ITEMS = 30
 
 
@@ -78,15 +80,23 @@ class _Comparison:
         """(equal, reason) of two cleaned answers."""
         if squeeze(pred) == squeeze(gold):
             return True, "exact"
+        p, g = strip_lead_in(pred), strip_lead_in(gold)
+        named = same_name(p, g, self._question)
+        if named is None:
+            named = same_relation(p, g)
+        if named is not None:
+            return named, "name" if named else "another name"
         verdict = self._times_and_words(pred, gold)
         if verdict is not None:
             return verdict
-        p, g = _unnamed(strip_lead_in(pred), strip_lead_in(gold))
+        if depth == 0 and not self._holds(p):
+            return False, "an equation that does not hold"
+        p, g = _unnamed(p, g)
         if p and squeeze(p) == squeeze(g):
             return True, "exact"
-        named = same_name(p, g, self._question)
-        if named is not None:
-            return named, "name" if named else "another name"
+        if _DASHED.fullmatch(p) and _DASHED.fullmatch(g):
+            equal = [int(part) for part in p.split("-")] == [int(part) for part in g.split("-")]
+            return equal, "date or range" if equal else "another date or range"
         verdict = _numbers(number_word(p) or p, number_word(g) or g)
         if verdict is not None:
             return verdict
@@ -97,6 +107,16 @@ class _Comparison:
         if is_phrase(g) != is_phrase(p) and (is_phrase(g) or parse_number(g) is not None):
             return False, "different kind of answer"
         return self._expressions(p, g)
+
+    def _holds(self, text: str) -> bool:
+        """Whether the sides of ``3 + 4 = 7`` that are free of letters equal the last one; True for what is no equation.
+
+        Otherwise every number would be right behind an equals sign.
+        """
+        *sides, last = (part.strip() for part in text.split("="))
+        if not last or re.search(r"[<>,;]|\\(?:approx|le|ge|ne|lt|gt|neq|leq|geq)(?![a-zA-Z])", text):
+            return True
+        return all(self.same(side, last, depth=1)[0] for side in sides if side and not _has_letters(side))
 
     def _times_and_words(self, pred: str, gold: str) -> tuple[bool, str] | None:
         gold_time, pred_time = parse_time(gold), parse_time(pred)
@@ -113,7 +133,8 @@ class _Comparison:
             return None
         letters_only = len(gold_words) == 1  # a variable: its case counts
         if gold_words == pred_words and not letters_only:
-            return True, "words"
+            same = bool(_MEGA.search(gold)) == bool(_MEGA.search(pred))
+            return same, "words" if same else "unit: mega is not milli"
         if is_phrase(gold) and is_phrase(pred) and not _listed(gold) and not _listed(pred):
             return False, "different words"
         return None
@@ -205,8 +226,13 @@ def _assignment(text: str) -> tuple[str | None, str]:
     if len(parts) < 2 or not all(parts):
         return None, text
     named = _NAME.fullmatch(parts[0]) is not None
-    arithmetic = not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", parts[0]))
+    arithmetic = not _has_letters(parts[0])
     return (parts[0], parts[-1]) if named or arithmetic else (None, text)
+
+
+def _has_letters(text: str) -> bool:
+    """Whether there are letters beside LaTeX commands."""
+    return bool(re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text)))
 
 
 def _listed(text: str) -> bool:

@@ -3,7 +3,9 @@
 Rules (ours): an angle of three letters may be read backwards (its vertex stays in the middle), a segment, a line or an
 arc from either end, a triangle from any corner; a ray or vector has one direction. A name without its word ("BAC")
 takes the word of the other side. Two bare capitals may be swapped where the question is about what has two ends, or
-asks for a formula (then they are a product). The case of a single letter counts: ``P`` is not ``p``.
+asks for a formula (then they are a product). The case of a single letter counts: ``P`` is not ``p``. A relation
+between two names (``AB \\parallel CD``) may be read from either side; congruent and similar figures keep the order of
+their letters.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ _KINDS = (
 )
 _NAME = re.compile(rf"\{{?\s*((?:{_LETTER}\s*)+|\d+)\s*\}}?", re.ASCII)
 _FORMULA = re.compile(r"(?:[A-Z][a-z]?\s*(?:_?\s*\{?\d+\}?\s*)?)+")
+_RELATION = re.compile(r"\\(?:parallel|perp|cong|sim)(?![a-zA-Z])|=")
 _TWO_ENDS = re.compile(
     r"segment|\blines?\b|\bsides?\b|chord|\bedges?\b|diameter|radi(?:us|i)\b|length|distance|altitude|median|bisect|"
-    r"tangent|secant|perpendicular|parallel|hypotenuse|\blegs?\b|diagonal|midline|express|in terms of|formula|product",
+    r"tangent|secant|perpendicular|parallel|hypotenuse|\blegs?\b|diagonal|midline|express|in terms of|formula",
     re.IGNORECASE,
 )
 _DIRECTED = re.compile(r"\bvectors?\b|\brays?\b|direct", re.IGNORECASE)
@@ -33,10 +36,13 @@ _DIRECTED = re.compile(r"\bvectors?\b|\brays?\b|direct", re.IGNORECASE)
 
 def same_name(pred: str, gold: str, question: str) -> bool | None:
     """Whether two cleaned answers name the same thing; None where one of them is no name."""
-    if _FORMULA.fullmatch(pred) and _FORMULA.fullmatch(gold) and _plain(pred) == _plain(gold):
+    formulas = _FORMULA.fullmatch(pred) and _FORMULA.fullmatch(gold)
+    if formulas and _plain(pred) == _plain(gold):
         return True  # CO_2 is CO2
     p, g = _read(pred), _read(gold)
     if p is None or g is None:
+        if formulas and re.search(r"\d", pred + gold):
+            return False
         single = re.fullmatch(r"[A-Za-z]", pred) and re.fullmatch(r"[A-Za-z]", gold)
         return pred == gold if single else None
     (p_kind, p_letters), (g_kind, g_letters) = p, g
@@ -50,6 +56,24 @@ def same_name(pred: str, gold: str, question: str) -> bool | None:
     if kind == "triangle":
         return sorted(p_letters) == sorted(g_letters)
     return kind in ("angle", "arc", "segment") and p_letters == g_letters[::-1]
+
+
+def same_relation(pred: str, gold: str) -> bool | None:
+    """Whether two cleaned answers state the same relation between two names; None where one of them does not."""
+    p, g = _RELATION.split(pred), _RELATION.split(gold)
+    signs = _RELATION.findall(pred) + _RELATION.findall(gold)
+    if len(p) != 2 or len(g) != 2 or not all(side.strip() for side in (*p, *g)):
+        return None
+    if signs == ["=", "="] and not all(_read(side.strip()) and "\\" in pred + gold for side in (*p, *g)):
+        return None  # mathematics
+    ordered = signs[0] in (r"\cong", r"\sim")
+
+    def same(a: str, b: str) -> bool:
+        a, b = a.strip(), b.strip()
+        return _plain(a) == _plain(b) or (not ordered and same_name(a, b, "line") is True)
+
+    straight, crossed = (same(p[0], g[i]) and same(p[1], g[1 - i]) for i in (0, 1))
+    return signs[0] == signs[1] and (straight or crossed)
 
 
 def _read(text: str) -> tuple[str | None, tuple[str, ...]] | None:

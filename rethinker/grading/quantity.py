@@ -4,6 +4,7 @@ Rules (ours):
 - A missing unit is fine on either side; two different units are wrong, also where one could be converted (1 m is not
   accepted for 100 cm). Spellings of one unit are equal: ``cm``, ``centimetres``; ``m^2``, ``square meters``.
 - Percent: a gold of 50% takes 50%, 50 and 0.5; a bare gold of 50 takes 50%, and of 0.5 takes 50%.
+- Words of scale multiply: 5 million is 5,000,000 and not 5.
 - Decimals: equal within 1e-9 relative. A *more precise* response counts if it rounds to a decimal gold with at
   least two decimals (3.14159 for 3.14); a decimal with at least four decimals counts for a fraction it rounds (0.3333
   for 1/3). Integers take no tolerance.
@@ -28,6 +29,11 @@ _FRACTION = re.compile(
 _SLASH = re.compile(rf"{_SIGN}(?:(?P<whole>\d+)\s+(?:and\s+)?)?(?P<top>{_DEC})\s*/\s*(?P<bottom>{_DEC})")
 _REPEATING = re.compile(rf"{_SIGN}(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\{{(?P<cycle>\d+)\}}")
 _CURRENCY = re.compile(r"^(?P<sign>[+-]?)\s*(?P<mark>[$€£¥₹]|rs\.?(?=\s*\d)|usd\b)\s*", re.IGNORECASE)
+_SCALE = re.compile(
+    rf"(?P<number>[+-]?\s*{_DEC})\s*(?P<scale>dozen|hundred|thousand|million|billion|trillion)s?\b\s*(?P<rest>.*)",
+    re.IGNORECASE,
+)
+_SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _MAX_EXPONENT = 300
 _MAX_DIGITS = 400
 
@@ -77,13 +83,20 @@ def parse_quantity(text: str) -> Quantity | None:
     if currency:
         unit = _UNIT_OF[currency["mark"].lower()]
         text = currency["sign"] + text[currency.end() :]
+    scale = 1
+    if words := _SCALE.fullmatch(text):
+        scale = _SCALES[words["scale"].lower()]
+        text = f"{words['number']} {words['rest']}".strip()
     body, tail = split_unit(text)
     if tail is not None:
         if unit is not None and tail not in (unit, ""):
             return None
         unit = unit or tail or None
     number = parse_number(_bare(body))
-    return None if number is None else Quantity(number[0], number[1], unit)
+    if number is None:
+        return None
+    decimals = number[1] if scale == 1 or number[1] is None else max(0, number[1] - len(str(scale)) + 1)
+    return Quantity(number[0] * scale, decimals, unit)
 
 
 def parse_number(text: str) -> tuple[Fraction, int | None] | None:
