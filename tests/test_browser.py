@@ -54,7 +54,7 @@ def apt_install(package: str) -> str:
             return ""
         for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", package]):
             try:
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=220)
             except (OSError, subprocess.TimeoutExpired) as error:
                 return str(error)
             if done.returncode:
