@@ -147,7 +147,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_long_runs_are_smoothed_and_say_so() -> None:
-    from rethinker.figures.style import smoothing
+    from rethinker.figures.timeline import smoothing
 
     assert smoothing(40) == ""
     assert "running means over 10 episodes" in smoothing(200)

@@ -13,13 +13,24 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from rethinker import method_tables
 from rethinker.config import load_config
 from rethinker.figures.output import finish
-from rethinker.figures.style import LIGHT, Drawing, NoData, Theme, legend, panels, settings, share_axis
+from rethinker.figures.style import (
+    DASHES,
+    LIGHT,
+    Drawing,
+    NoData,
+    Theme,
+    legend,
+    legend_below,
+    panels,
+    settings,
+    share_axis,
+)
+from rethinker.figures.timeline import line, smoothing, time_axis
 from rethinker.run_files import run_seed
 
 ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.97)}  # between panel and title
@@ -138,21 +149,23 @@ def buffer_life(run: str | Path, theme: Theme = LIGHT) -> Drawing:
         raise NoData("The run has kept no sample for replay: replay.mode is not ssr, or no sample had an advantage.")
     with _style(theme):
         figure, (left, middle, right) = panels(3, 3.1)
-        _over_episodes(left, table, "effective_before", theme.grey_line, "rolled out")
-        _over_episodes(left, table, "effective_after", theme.blue, "trained")
-        _over_episodes(left, table, "share", theme.orange, "replayed", (0, (3, 1.5)))
+        line(left, table, "effective_before", theme.grey_line, "rolled out")
+        line(left, table, "effective_after", theme.blue, "trained")
+        line(left, table, "share", theme.orange, "replayed", DASHES[1])
         left.set_title("Effective, and replayed")
         share_axis(left, 1.04)
-        legend(left, 3, **ABOVE)
-        _over_episodes(middle, table, "buffer_size", theme.purple, "samples")
+        legend_below(left, 3)
+        line(middle, table, "buffer_size", theme.purple, "samples")
         middle.set_title("Samples in the buffer")
         middle.set_ylim(0, None)
-        _over_episodes(right, table, "age_mean", theme.green, "mean")
-        _over_episodes(right, table, "age_max", theme.grey_line, "largest", (0, (3, 1.5)))
+        line(right, table, "age_mean", theme.green, "mean")
+        line(right, table, "age_max", theme.grey_line, "largest", DASHES[1])
         right.set_title("Age of replayed samples")
         right.set_ylabel("episodes")
         right.set_ylim(0, None)
-        legend(right, 2, **ABOVE)
+        legend_below(right, 2)
+        for axis in (left, middle, right):
+            time_axis(axis, Path(run))
     replayed = table["share"].astype(float).mean()
     without = int(table["age_mean"].isna().sum())
     gaps = f" Gaps: nothing was replayed in {without} of the episodes." if without else ""
@@ -160,25 +173,9 @@ def buffer_life(run: str | Path, theme: Theme = LIGHT) -> Drawing:
         f"The replay buffer over n = {len(table)} episodes (values without interval); it starts empty with a stage. "
         f"Left: the share of samples with an advantage among those rolled out and those trained on, and the share of "
         f"the trained ones that came from the buffer ({replayed:.0%} on average). Right: ages in episodes; 0 is the "
-        f"episode that made the sample.{gaps}"
+        f"episode that made the sample.{gaps}{smoothing(len(table))}"
     )
     return finish(Drawing(figure, words), _of_run(run))
-
-
-def _over_episodes(
-    axis: Axes,
-    table: pd.DataFrame,
-    name: str,
-    color: str,
-    label: str,
-    dash: str | tuple[float, tuple[float, ...]] = "-",
-) -> None:
-    marker = "o" if len(table) <= 20 else None
-    axis.plot(
-        table["episode"], table[name].astype(float), color=color, label=label, linestyle=dash, marker=marker, ms=3.5
-    )
-    axis.set_xlabel("episode")
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
 def triggers(run: str | Path, theme: Theme = LIGHT) -> Drawing:

@@ -23,19 +23,13 @@ from rethinker.figures.style import (
     NoData,
     Theme,
     colors,
-    episodes,
-    interval,
-    largest,
     legend,
     legend_below,
-    level_name,
-    line,
-    need_rollouts,
     panels,
     share_axis,
-    smoothing,
-    time_axis,
 )
+from rethinker.figures.timeline import episodes, line, need_rollouts, smoothing, time_axis
+from rethinker.figures.words import interval, largest, level_name
 from rethinker.rethink import REFLECTION_PATTERN
 
 STACKED = ("wrong_to_right", "right_to_right", "right_to_wrong", "wrong_to_wrong")  # from below

@@ -8,20 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from rethinker import diagnostics
-from rethinker.figures.style import (
-    Drawing,
-    NoData,
-    Theme,
-    episodes,
-    legend_below,
-    line,
-    panels,
-    queries_words,
-    share_axis,
-    share_words,
-    smoothing,
-    time_axis,
-)
+from rethinker.figures.style import Drawing, NoData, Theme, legend_below, panels, share_axis
+from rethinker.figures.timeline import episodes, line, smoothing, time_axis
+from rethinker.figures.words import queries_words, share_words
 
 
 def overview(run: Path, theme: Theme) -> Drawing:

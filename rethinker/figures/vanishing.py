@@ -11,27 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from rethinker import diagnostics
 from rethinker.figures.contrast import readable
-from rethinker.figures.style import (
-    DASHES,
-    Drawing,
-    Theme,
-    colors,
-    episodes,
-    grid,
-    largest,
-    legend_below,
-    level_name,
-    line,
-    need_rollouts,
-    panels,
-    queries_words,
-    share_axis,
-    share_words,
-    smoothing,
-    strength,
-    time_axis,
-    widths,
-)
+from rethinker.figures.style import DASHES, Drawing, Theme, colors, grid, legend_below, panels, share_axis, strength
+from rethinker.figures.timeline import episodes, line, need_rollouts, smoothing, time_axis
+from rethinker.figures.words import largest, level_name, queries_words, share_words, widths
 
 PANELS = 6  # of one kind in a figure: more categories than that are not shown
 UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))

@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from rethinker import report_page
-from rethinker.figures.style import LIGHT, THEMES, Drawing, Theme, legend_below, line, panels, settings, share_axis
+from rethinker.figures.style import LIGHT, THEMES, Drawing, Theme, legend_below, panels, settings, share_axis
+from rethinker.figures.timeline import line
 from rethinker.glossary import COORDINATES, RECORDS
 from rethinker.jobs.handle import Job, JobStatus
 from rethinker.plots import render
