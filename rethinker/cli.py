@@ -260,8 +260,9 @@ def make_data(arguments: argparse.Namespace) -> int:
 def pretrain(arguments: argparse.Namespace) -> int:
     import torch
 
+    from rethinker.curriculum import PretrainSettings
     from rethinker.evaluation.base import document_base
-    from rethinker.pretrain import PretrainSettings, pretrain_tiny
+    from rethinker.pretrain import pretrain_tiny
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)

@@ -12,26 +12,28 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from rethinker.config import ModelConfig
+from rethinker.curriculum import (
+    CYCLES,
+    IGNORED,
+    PretrainSettings,
+    TraceBatches,
+    draw_puzzle,
+    puzzle_query,
+    tokenizer_corpus,
+)
 from rethinker.datasets.puzzles import KINDS, LEVELS, make_puzzle
 from rethinker.grading import grade
 from rethinker.policy.loading import load_policy
 from rethinker.policy.prompt import prompt_text
 from rethinker.policy.tiny import SPECIAL_TOKENS, equal_size_pixels, tiny_model, tiny_processor, train_tokenizer
 from rethinker.pretrain import (
-    CYCLES,
-    IGNORED,
-    PretrainSettings,
-    TraceBatches,
     cycle_ends,
     decision_loss,
-    draw_puzzle,
     make_optimizers,
     positions,
     pretrain_tiny,
-    puzzle_query,
     rate_factor,
     supervised_loss,
-    tokenizer_corpus,
     train_step,
 )
 from rethinker.rethink import TRIGGERS
