@@ -527,6 +527,7 @@ def test_another_process_of_the_same_number_is_not_signalled(config, fake, monke
     job = launch.start(config)
     real = job.record
     file = job.folder / claim.RECORD_FILE
+    time.sleep(2 / os.sysconf("SC_CLK_TCK"))  # processes of one tick of the clock have one word
     with subprocess.Popen(["sleep", "60"]) as bystander:
         file.write_text(json.dumps(real | {"pid": bystander.pid}))
         (job.folder / claim.LAUNCHER_FILE).write_text(
