@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rethinker import notebooks
-from rethinker.jobs import commands as job_commands
+from rethinker.lab.jobs import commands as job_commands
+from rethinker.lab.notebook import execute as notebooks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,11 +116,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from rethinker import launch
     from rethinker.config import check_trainable, load_config
-    from rethinker.jobs.foreground import INTERRUPTED
-    from rethinker.run_folder import check_folder, run_state
-    from rethinker.wandb_sync import check_key
+    from rethinker.lab import jobs as launch
+    from rethinker.lab.jobs.foreground import INTERRUPTED
+    from rethinker.lab.wandb.sync import check_key
+    from rethinker.rundir.folder import check_folder, run_state
 
     config = load_config(arguments.config, arguments.overrides)
     check_trainable(config)
@@ -157,7 +157,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     from rethinker.config import check_name, load_config
-    from rethinker.run_folder import best_model
+    from rethinker.rundir.folder import best_model
 
     config = load_config(arguments.config, arguments.overrides)
     folder, run = config.folder, Path(arguments.config).parent
@@ -170,7 +170,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     check_name("--label", arguments.label)
     if (folder / "evaluation" / f"{arguments.label}.json").exists():
         raise ValueError(f"{folder} has an evaluation {arguments.label!r} already: choose another --label")
-    from rethinker.held_out import evaluate_checkpoint
+    from rethinker.evaluation.held_out import evaluate_checkpoint
 
     result = evaluate_checkpoint(config)
     path = result.save(folder, arguments.label)
@@ -180,9 +180,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def ablate(arguments: argparse.Namespace) -> int:
-    from rethinker.ablation.grid import load_grid
-    from rethinker.ablation.run import plan, run_grid, save_table
-    from rethinker.ablation.table import compare, in_words
+    from rethinker.lab.ablation.grid import load_grid
+    from rethinker.lab.ablation.run import plan, run_grid, save_table
+    from rethinker.lab.ablation.table import compare, in_words
 
     grid = load_grid(arguments.grid, arguments.overrides)
     if arguments.dry_run:
@@ -200,7 +200,7 @@ def ablate(arguments: argparse.Namespace) -> int:
 
 
 def watch(arguments: argparse.Namespace) -> int:
-    from rethinker.watch import follow
+    from rethinker.lab.watch.terminal import follow
 
     status = follow(arguments.folder, every=arguments.every, once=arguments.once, responses=arguments.responses)
     return 1 if status.state == "failed" else 0
@@ -215,7 +215,7 @@ def report(arguments: argparse.Namespace) -> int:
             raise FileNotFoundError(f"{run} is not the folder of a run (no metrics.jsonl)")
         _write_report(run)
     if arguments.wandb:
-        from rethinker.wandb_report import save_report
+        from rethinker.lab.wandb.report import save_report
 
         address = save_report(runs, publish=arguments.publish)
         print(f"W&B report ({'published' if arguments.publish else 'draft'}): {address}")
@@ -223,7 +223,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def sync(arguments: argparse.Namespace) -> int:
-    from rethinker.wandb_sync import sync
+    from rethinker.lab.wandb.sync import sync
 
     code = 0
     for done in sync(_runs(arguments.folders)):
@@ -233,7 +233,7 @@ def sync(arguments: argparse.Namespace) -> int:
 
 
 def figures(arguments: argparse.Namespace) -> int:
-    from rethinker.plots import save_figures
+    from rethinker.lab.figures.catalogue import save_figures
 
     paths = save_figures(arguments.folder, arguments.out, arguments.names or None)
     for path in paths:
@@ -248,7 +248,7 @@ def run_notebooks(arguments: argparse.Namespace) -> int:
 
 
 def make_data(arguments: argparse.Namespace) -> int:
-    from rethinker.datasets.visual_math import contact_sheet
+    from rethinker.datasets.world.visual_math import contact_sheet
 
     _make_data(arguments.out, arguments.train, arguments.validation, arguments.test, arguments.seed)
     print(f"written: {arguments.out}")
@@ -260,9 +260,9 @@ def make_data(arguments: argparse.Namespace) -> int:
 def pretrain(arguments: argparse.Namespace) -> int:
     import torch
 
-    from rethinker.curriculum import PretrainSettings
-    from rethinker.evaluation.base import document_base
-    from rethinker.pretrain import pretrain_tiny
+    from rethinker.tiny.curriculum import PretrainSettings
+    from rethinker.tiny.measures import document_base
+    from rethinker.tiny.pretrain import pretrain_tiny
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
@@ -287,7 +287,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
 
 
 def glossary(arguments: argparse.Namespace) -> int:
-    from rethinker.glossary import to_markdown
+    from rethinker.rundir.glossary import to_markdown
 
     if arguments.out:
         arguments.out.write_text(to_markdown(), encoding="utf-8")
@@ -297,7 +297,7 @@ def glossary(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    from rethinker.doctor import print_checks, run_checks
+    from rethinker.lab.doctor.checks import print_checks, run_checks
 
     return print_checks(run_checks())
 
@@ -312,13 +312,13 @@ def _runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def _make_data(out: Path, train: int = 4000, validation: int = 120, test: int = 360, seed: int = 0) -> None:
-    from rethinker.datasets.visual_math import make_data as draw
+    from rethinker.datasets.world.visual_math import make_data as draw
 
     draw(out, train, validation, test, seed)
 
 
 def _write_report(folder: Path) -> None:
-    from rethinker.report import write_report
+    from rethinker.lab.report.write import write_report
 
     print(f"written: {write_report(folder)}")
 

@@ -19,10 +19,10 @@ from rethinker.config import RunConfig
 from rethinker.datasets.order import QueryOrder
 from rethinker.grading import grade_many
 from rethinker.grpo import group_advantages
-from rethinker.measure import Episode
 from rethinker.policy.loading import Policy
 from rethinker.rethink import TRIGGERS, choose, keep, mark_kept, splice
 from rethinker.rollout.base import RolloutEngine
+from rethinker.rundir.metrics import Episode
 from rethinker.seeding import stable_seed
 from rethinker.types import Grade, Group, Query, Request, Response, Sample, Sampling
 

@@ -181,8 +181,8 @@ class SelectiveSampleReplay(Generic[SampleT]):
         """What the draws of later episodes depend on: ``mode``, ``episode``, ``generator`` (JSON-able), ``entries``.
 
         To be taken between episodes: samples that the next ``start_episode`` will forget are left out.
-        ``entries`` is a list of (episode added, sample) holding the sample objects themselves: ``rethinker.checkpoint``
-        writes them to disk with ``rethinker.records.sample_to_dict`` and gives samples back to ``load_state_dict``.
+        ``entries`` is a list of (episode added, sample) holding the sample objects themselves: the checkpoint
+        writes them to disk and gives samples back to ``load_state_dict``.
         """
         return {
             "mode": self.mode,

@@ -23,7 +23,13 @@ from accelerate.utils import gather_object
 from rethinker.config import RunConfig
 from rethinker.datasets.order import QueryOrder
 from rethinker.experience import Experience
-from rethinker.measure import (
+from rethinker.policy.batching import arrange, micro_batches
+from rethinker.policy.forward import token_logprobs
+from rethinker.policy.loading import Policy
+from rethinker.replay import Selector
+from rethinker.rollout.base import RolloutEngine
+from rethinker.rollout.canary import canary_gap
+from rethinker.rundir.metrics import (
     Episode,
     episode_metrics,
     episode_warnings,
@@ -31,14 +37,8 @@ from rethinker.measure import (
     replay_ages,
     rollout_rows,
 )
-from rethinker.policy.batching import arrange, micro_batches
-from rethinker.policy.forward import token_logprobs
-from rethinker.policy.loading import Policy
-from rethinker.replay import Selector
-from rethinker.rollout.base import RolloutEngine
-from rethinker.rollout.canary import canary_gap
+from rethinker.rundir.tracking import Tracker
 from rethinker.seeding import stable_seed
-from rethinker.tracking import Tracker
 from rethinker.types import Request, Sample
 from rethinker.update import PolicyUpdate
 

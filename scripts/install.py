@@ -3,7 +3,7 @@
     python3.11 scripts/install.py --venv .venv --extra cpu [--dev] [--pip-args="--extra-index-url URL"]
 
 Steps: make the environment (an existing one is kept), install the package in editable mode with its extras, repair
-torchvision where its import fails (``rethinker.doctor``), remember the extra. Running it again is safe.
+torchvision where its import fails (``rethinker.lab.doctor.checks``), remember the extra. Running it again is safe.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         extras, pip_args = ["gpu"], options.pip_args
     pip_install(python, [*extras, *(DEV_EXTRAS if options.dev else ())], pip_args, options.venv / "pip-install.log")
-    repair = subprocess.run([python, "-m", "rethinker.doctor", "--repair"], cwd=ROOT)
+    repair = subprocess.run([python, "-m", "rethinker.lab.doctor.checks", "--repair"], cwd=ROOT)
     if repair.returncode:
         raise SystemExit("set-up: torchvision does not work and could not be repaired, see above")
     (options.venv / CHOSEN_EXTRA).write_text(options.extra + "\n")

@@ -33,7 +33,7 @@ def randomise():
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """A checkpoint folder of the tiny Qwen2.5-VL with random weights."""
-    from rethinker.policy.tiny import save_policy, tiny_model, tiny_processor, train_tokenizer
+    from rethinker.tiny.model import save_policy, tiny_model, tiny_processor, train_tokenizer
 
     corpus = ["user\nHow many red circles are there?", "assistant\nThe answer is \\boxed{23}.", "\n\nWait, let's see."]
     tokenizer = train_tokenizer(corpus * 20)

@@ -1,4 +1,4 @@
-"""A made-up run, written file by file to the contract of rethinker/glossary.py: two stages, every kind of record.
+"""A made-up run, written file by file as rethinker/rundir/glossary.py says: two stages, every kind of record.
 
 Its numbers follow a simple story (a rising skill, reflection in stage 2), drawn from a seed; nothing is measured.
 """
@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw
 
 from rethinker.evaluation.evaluate import validate
 from rethinker.evaluation.result import COLUMNS, Evaluation
-from rethinker.files import append_json_line, atomic_write_text
-from rethinker.glossary import EPISODE, ROLLOUT_COLUMNS, STEP
 from rethinker.rethink import TRIGGERS
+from rethinker.rundir.atomic import append_json_line, atomic_write_text
+from rethinker.rundir.glossary import EPISODE, ROLLOUT_COLUMNS, STEP
 from rethinker.types import Grade, Query, Response, Sampling
 
 KINDS = ("angle", "bars", "clock", "count", "sum", "table")

@@ -13,18 +13,20 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
-from rethinker import cli, locks, plots, provenance
-from rethinker.ablation import gpus, origin, slots
-from rethinker.ablation import run as ablation
-from rethinker.ablation.grid import Grid, load_grid
-from rethinker.ablation.table import NOT_MEASURED, PROGRESS, TEST, VALIDATION, compare, curves, in_words, wide
+from rethinker import cli
 from rethinker.config import to_yaml
+from rethinker.config.schema import ConfigError
 from rethinker.evaluation.statistics import over_seeds, t95
-from rethinker.figures import ablation as figures
-from rethinker.jobs import claim, handle
-from rethinker.jobs.handle import Job
-from rethinker.run_folder import WRITER_LOCK, RunExists
-from rethinker.schema import ConfigError
+from rethinker.lab.ablation import gpus, origin, slots
+from rethinker.lab.ablation import run as ablation
+from rethinker.lab.ablation.grid import Grid, load_grid
+from rethinker.lab.ablation.table import NOT_MEASURED, PROGRESS, TEST, VALIDATION, compare, curves, in_words, wide
+from rethinker.lab.figures import ablation as figures
+from rethinker.lab.figures import catalogue as plots
+from rethinker.lab.jobs import claim, handle
+from rethinker.lab.jobs.handle import Job
+from rethinker.rundir import locks, provenance
+from rethinker.rundir.folder import WRITER_LOCK, RunExists
 
 ROOT = Path(__file__).parents[1]
 

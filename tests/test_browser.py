@@ -26,8 +26,8 @@ from pathlib import Path
 import pytest
 from synthetic_run import write_run
 
-from rethinker.plots import FIGURES
-from rethinker.report import write_report
+from rethinker.lab.figures.catalogue import FIGURES
+from rethinker.lab.report.write import write_report
 
 papermill = pytest.importorskip("papermill", reason="papermill is missing: pip install -e '.[lab,dev]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e '.[lab,dev]'")

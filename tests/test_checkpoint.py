@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_training import random_samples, same, tiny_policy, weights
 
-from rethinker import checkpoint
 from rethinker.config import ModelConfig
 from rethinker.policy.loading import load_policy
 from rethinker.replay import NoReplay, SelectiveSampleReplay
+from rethinker.rundir import checkpoint
 from rethinker.types import Rethinking
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from rethinker import cli, held_out, launch, report
+from rethinker import cli
 from rethinker.config import load_config, to_yaml
-from rethinker.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS, to_markdown
-from rethinker.jobs import claim, commands
-from rethinker.jobs.foreground import INTERRUPTED
-from rethinker.schema import ConfigError
+from rethinker.config.schema import ConfigError
+from rethinker.evaluation import held_out
+from rethinker.lab import jobs as launch
+from rethinker.lab.jobs import claim, commands
+from rethinker.lab.jobs.foreground import INTERRUPTED
+from rethinker.lab.report import write as report
+from rethinker.rundir.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS, to_markdown
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "experiments" / "tiny.yaml")

@@ -14,8 +14,8 @@ import torch
 
 from rethinker import config as module
 from rethinker.config import RunConfig, check_trainable, load_config, to_dict, to_yaml
+from rethinker.config.schema import ConfigError
 from rethinker.grpo import group_advantages, kl_penalty, policy_loss, truncated_importance_weights
-from rethinker.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = [

@@ -8,7 +8,7 @@ import pytest
 
 from rethinker.config import ConfigError, load_config
 from rethinker.datasets.io import load_queries
-from rethinker.lab.cut_down import cut_down
+from rethinker.lab.notebook.cut_down import cut_down
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ("experiments/tiny.yaml", "experiments/vl_rethinker_7b.yaml")

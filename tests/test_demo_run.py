@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from rethinker.config import to_yaml
+from rethinker.config.repository import enter_repository, repository_root
 from rethinker.lab import demo_run
-from rethinker.launch import RunBusy
-from rethinker.repository import enter_repository, repository_root
-from rethinker.run_folder import check_folder, run_state
+from rethinker.lab.jobs import RunBusy
+from rethinker.rundir.folder import check_folder, run_state
 
 ROOT = Path(__file__).parents[1]
 

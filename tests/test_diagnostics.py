@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
-from rethinker import diagnostics, gallery
-from rethinker.files import append_json_line
-from rethinker.gallery import changed_responses
-from rethinker.glossary import EPISODE, ROLLOUT_COLUMNS
+from rethinker.lab.analysis import diagnostics
+from rethinker.lab.report import gallery
+from rethinker.lab.report.gallery import changed_responses
+from rethinker.rundir.atomic import append_json_line
+from rethinker.rundir.glossary import EPISODE, ROLLOUT_COLUMNS
 
 
 @pytest.fixture(scope="module")

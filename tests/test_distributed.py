@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rethinker import launch
 from rethinker.config import RunConfig, load_config
+from rethinker.lab import jobs as launch
 from rethinker.rollout import vllm_available
 
 pytestmark = pytest.mark.slow

@@ -17,8 +17,9 @@ from safetensors.numpy import save_file
 from wandb.sdk.lib.urls import DEFAULT_BASE_URL
 from wandb.sdk.lib.wbauth import wbnetrc
 
-from rethinker import doctor, repair
-from rethinker.doctor import Check
+from rethinker.lab.doctor import checks as doctor
+from rethinker.lab.doctor import repair
+from rethinker.lab.doctor.checks import Check
 
 
 def test_this_environment_is_fine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,8 @@ from rethinker.config import RethinkConfig
 from rethinker.evaluation.evaluate import evaluate, validate
 from rethinker.evaluation.result import Evaluation, load
 from rethinker.evaluation.statistics import binomial, clustered, mean_pass_at_k, paired_difference, pass_at_k, wilson
-from rethinker.files import append_json_line, atomic_write_text
 from rethinker.rethink import TRIGGERS
+from rethinker.rundir.atomic import append_json_line, atomic_write_text
 from rethinker.types import Grade, Query, Request, Response, Sampling
 
 EOS = 0
@@ -199,7 +199,7 @@ def test_save_and_load(tmp_path) -> None:
 
 
 def test_validation_is_greedy_and_has_the_glossary_names() -> None:
-    from rethinker.glossary import VALIDATION
+    from rethinker.rundir.glossary import VALIDATION
 
     script = Script(**SCRIPT)
     evaluation = validate(script, QUERIES, sampling=Sampling(max_new_tokens=60), seed=0, grade_many=grade_many)

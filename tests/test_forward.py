@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rethinker.config import ModelConfig
+from rethinker.config.schema import ConfigError
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy, merged_weights, save_model, use_liger
 from rethinker.policy.packing import pack
 from rethinker.rollout import TransformersEngine
-from rethinker.schema import ConfigError
 from rethinker.types import Query, Request, Sampling
 
 PACKINGS = ["shared", "plain"]

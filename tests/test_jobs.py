@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from rethinker import cli, launch, locks
+from rethinker import cli
 from rethinker.config import RunConfig, load_config, to_yaml
-from rethinker.jobs import claim, foreground, handle, kill
-from rethinker.jobs.files import last_words
-from rethinker.jobs.handle import Job
-from rethinker.run_folder import (
+from rethinker.config.schema import ConfigError
+from rethinker.lab import jobs as launch
+from rethinker.lab.jobs import claim, foreground, handle, kill
+from rethinker.lab.jobs.files import last_words
+from rethinker.lab.jobs.handle import Job
+from rethinker.rundir import locks
+from rethinker.rundir.folder import (
     STOP_FILE,
     WRITER_LOCK,
     RunExists,
@@ -29,7 +32,6 @@ from rethinker.run_folder import (
     run_state,
     sole_writer,
 )
-from rethinker.schema import ConfigError
 
 TINY = Path(__file__).parents[1] / "experiments" / "tiny.yaml"
 
@@ -323,7 +325,7 @@ def test_what_a_foreground_run_prints_is_found_where_it_was_redirected(config, t
     code = (
         "import sys\n"
         "from rethinker.config import load_config\n"
-        "from rethinker.jobs import foreground\n"
+        "from rethinker.lab.jobs import foreground\n"
         "foreground.launch_command = lambda *_, **__: [sys.executable, '-c', 'raise ValueError(\"boom\")']\n"
         "sys.exit(foreground.train(load_config(sys.argv[1]), resume=True))\n"
     )
@@ -605,7 +607,7 @@ def test_find(tmp_path, fake):
 
 
 def test_a_run_that_was_started_otherwise(config):
-    """By an older version, or `python -m rethinker.experiment`."""
+    """By an older version, or `python -m rethinker.run`."""
     config.folder.mkdir()
     (config.folder / "config.yaml").write_text("name: run\n")
     (config.folder / "status.json").write_text('{"state": "stopped"}')
@@ -732,7 +734,10 @@ def test_no_secret_is_written(config, fake, monkeypatch):
 
 
 def test_a_kernel_needs_no_torch():
-    code = "import sys, rethinker.launch, rethinker.lab.live, rethinker.watch; print('torch' in sys.modules)"
+    code = (
+        "import sys, rethinker.lab.jobs, rethinker.lab.notebook.live, rethinker.lab.watch.terminal\n"
+        "print('torch' in sys.modules)"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 
@@ -741,7 +746,7 @@ def test_a_kernel_needs_no_torch():
 
 KERNEL = """
 import sys
-from rethinker import launch
+from rethinker.lab import jobs as launch
 from rethinker.config import load_config
 print(launch.ensure(load_config(sys.argv[1])))
 """

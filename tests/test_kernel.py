@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rethinker.launch import Job
-from rethinker.notebooks import KERNEL_START_S, check_parameters, find_notebooks
+from rethinker.lab.jobs import Job
+from rethinker.lab.notebook.execute import KERNEL_START_S, check_parameters, find_notebooks
 
 pytest.importorskip("papermill")
 

@@ -22,5 +22,4 @@ def test_the_algorithm_contract_covers_its_whole_layer() -> None:
     by_id = {contract["id"]: contract for contract in contracts}
     layers = [{name.strip("() ") for name in layer.replace("|", ":").split(":")} for layer in by_id["layers"]["layers"]]
     algorithm = next(layer for layer in layers if "grading" in layer)
-    lowest = layers[-1] - {"tracking", "wandb_mirror"}  # they mirror to W&B
-    assert {name.removeprefix("rethinker.") for name in by_id["algorithm"]["source_modules"]} == algorithm | lowest
+    assert {name.removeprefix("rethinker.") for name in by_id["algorithm"]["source_modules"]} == algorithm | layers[-1]

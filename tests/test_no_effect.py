@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rethinker.config import load_config
-from rethinker.no_effect import RULES, without_effect
+from rethinker.config.no_effect import RULES, without_effect
 
 ROOT = Path(__file__).parents[1]
 SECOND_STAGE = "stages=[{name: a}, {name: b, overrides: {%s}}]"

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
-from rethinker.notebooks import find_notebooks
+from rethinker.lab.notebook.execute import find_notebooks
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,11 +16,18 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from rethinker import cli, notebooks
-from rethinker.ablation.grid import load_grid
+from rethinker import cli
 from rethinker.config import load_config
-from rethinker.lab.cut_down import cut_down
-from rethinker.notebooks import ParameterError, check_parameters, find_notebooks, load_params, read_parameters
+from rethinker.lab.ablation.grid import load_grid
+from rethinker.lab.notebook import execute as notebooks
+from rethinker.lab.notebook.cut_down import cut_down
+from rethinker.lab.notebook.execute import (
+    ParameterError,
+    check_parameters,
+    find_notebooks,
+    load_params,
+    read_parameters,
+)
 
 ROOT = Path(__file__).parents[1]
 SOURCES = find_notebooks()

@@ -10,7 +10,9 @@ from xml.etree import ElementTree
 import pytest
 from synthetic_run import write_run
 
-from rethinker import cli, diagnostics, plots
+from rethinker import cli
+from rethinker.lab.analysis import diagnostics
+from rethinker.lab.figures import catalogue as plots
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +99,8 @@ def test_ticks_say_what_they_are(run: Path) -> None:
 
 
 def test_effective_queries_and_effective_samples_have_different_names(run: Path) -> None:
-    from rethinker.lab.live import charts
-    from rethinker.run_reader import RunReader
+    from rethinker.lab.notebook.live import charts
+    from rethinker.lab.watch.follow import RunReader
 
     reader = RunReader(run)
     reader.update()
@@ -113,7 +115,7 @@ def test_the_word_of_the_caption_is_one_of_reflection(run: Path) -> None:
 
 
 def test_self_corrections_are_sampled_ones_and_say_so(run: Path) -> None:
-    from rethinker import reflection
+    from rethinker.lab.analysis import reflection
 
     last = reflection.self_corrections(run).iloc[-1]
     caption = plots.draw(run, "pays").caption
@@ -147,7 +149,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_long_runs_are_smoothed_and_say_so() -> None:
-    from rethinker.figures.timeline import smoothing
+    from rethinker.lab.figures.timeline import smoothing
 
     assert smoothing(40) == ""
     assert "running means over 10 episodes" in smoothing(200)

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
-from rethinker import method_tables
 from rethinker.evaluation.statistics import wilson
-from rethinker.figures import method
-from rethinker.figures.style import THEMES, NoData
-from rethinker.glossary import ROLLOUT_COLUMNS
 from rethinker.lab import pages, teaching
-from rethinker.plots import render
+from rethinker.lab.analysis import method as method_tables
+from rethinker.lab.figures import method
+from rethinker.lab.figures.catalogue import render
+from rethinker.lab.figures.style import THEMES, NoData
+from rethinker.rundir.glossary import ROLLOUT_COLUMNS
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
-from rethinker import diagnostics, reflection
 from rethinker.evaluation.statistics import wilson
-from rethinker.glossary import ROLLOUT_COLUMNS
+from rethinker.lab.analysis import diagnostics, reflection
 from rethinker.rethink import TRIGGERS
+from rethinker.rundir.glossary import ROLLOUT_COLUMNS
 
 WAIT = "\\boxed{1}\n\nWait, let's double check: \\boxed{2}"
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from rethinker.grpo import group_advantages
-from rethinker.records import sample_from_dict, sample_to_dict
 from rethinker.replay import (
     DropIneffective,
     NoReplay,
@@ -18,6 +17,7 @@ from rethinker.replay import (
     draw_probabilities,
     make_selector,
 )
+from rethinker.rundir.samples import sample_from_dict, sample_to_dict
 from rethinker.types import Grade, Query, Response, Sample
 
 

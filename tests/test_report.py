@@ -11,11 +11,11 @@ import pytest
 from synthetic_run import write_run
 
 from rethinker.evaluation.result import Evaluation, load
-from rethinker.figures.contrast import contrast, readable
-from rethinker.figures.style import Theme, colors, strength
-from rethinker.plots import FIGURES, THEMES, draw
-from rethinker.report import gains, write_report
-from rethinker.wandb_report import fig7_keys, fig7_words
+from rethinker.lab.figures.catalogue import FIGURES, THEMES, draw
+from rethinker.lab.figures.contrast import contrast, readable
+from rethinker.lab.figures.style import Theme, colors, strength
+from rethinker.lab.report.write import gains, write_report
+from rethinker.lab.wandb.report import fig7_keys, fig7_words
 
 HOSTILE = "<script>alert('x')</script><img src=http://example.com/a.png onerror=alert(1)>&amp;"
 

@@ -17,6 +17,7 @@ from tiny_qwen3 import tiny_qwen3
 
 import rethinker.rollout
 from rethinker.config import ModelConfig, RolloutConfig, RunConfig
+from rethinker.config.schema import ConfigError
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy
 from rethinker.rollout import ScriptedEngine, TransformersEngine, canary_gap, make_engine
@@ -24,7 +25,6 @@ from rethinker.rollout.decoding import Decoder
 from rethinker.rollout.sampler import choose, sampling_logprobs, uniform_stream
 from rethinker.rollout.transformers import KEEP_ROWS, SPARE_ROWS, arrange
 from rethinker.rollout.vllm_setup import _placement
-from rethinker.schema import ConfigError
 from rethinker.types import Query, Request, Response, Sampling
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from rethinker.config import RethinkConfig, RolloutConfig, RunConfig, load_config
-from rethinker.lab.second_look import SecondLooks, first_table, kept_table, parts_table, placement_table
+from rethinker.lab.notebook.second_look import SecondLooks, first_table, kept_table, parts_table, placement_table
 from rethinker.rethink import TRIGGERS
 from rethinker.types import Query
 
@@ -111,12 +111,12 @@ def test_the_choice_of_the_trigger_and_the_placement_are_the_runs(looks, query):
 
 
 def test_a_long_menu_is_cut(query):
-    widgets = pytest.importorskip("rethinker.lab.widgets")
+    widgets = pytest.importorskip("rethinker.lab.notebook.widgets")
     assert len(widgets.grading_form([query] * 1000).children[0].options) == widgets.MENU
 
 
 def test_the_forms_do_what_the_calls_do(looks, query, monkeypatch):
-    widgets = pytest.importorskip("rethinker.lab.widgets")
+    widgets = pytest.importorskip("rethinker.lab.notebook.widgets")
     form = widgets.grading_form([query])
     *_, button, output = form.children
     button.click()

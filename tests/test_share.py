@@ -9,10 +9,10 @@ import sys
 import pytest
 from synthetic_run import STAGES, write_run
 
-from rethinker import launch
 from rethinker.config import load_config
-from rethinker.files import atomic_write_text
+from rethinker.lab import jobs as launch
 from rethinker.lab import share
+from rethinker.rundir.atomic import atomic_write_text
 
 
 @pytest.fixture

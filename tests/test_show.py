@@ -11,7 +11,7 @@ from IPython.display import HTML, Image, Markdown
 from synthetic_run import write_run
 
 from rethinker.lab import show
-from rethinker.plots import Drawing, NoData
+from rethinker.lab.figures.catalogue import Drawing, NoData
 
 ROOT = Path(__file__).parents[1]
 

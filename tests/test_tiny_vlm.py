@@ -12,7 +12,13 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from rethinker.config import ModelConfig
-from rethinker.curriculum import (
+from rethinker.datasets.world.puzzles import KINDS, LEVELS, make_puzzle
+from rethinker.grading import grade
+from rethinker.policy.loading import load_policy
+from rethinker.policy.prompt import prompt_text
+from rethinker.rethink import TRIGGERS
+from rethinker.rollout.transformers import TransformersEngine
+from rethinker.tiny.curriculum import (
     CYCLES,
     IGNORED,
     PretrainSettings,
@@ -21,12 +27,8 @@ from rethinker.curriculum import (
     puzzle_query,
     tokenizer_corpus,
 )
-from rethinker.datasets.puzzles import KINDS, LEVELS, make_puzzle
-from rethinker.grading import grade
-from rethinker.policy.loading import load_policy
-from rethinker.policy.prompt import prompt_text
-from rethinker.policy.tiny import SPECIAL_TOKENS, equal_size_pixels, tiny_model, tiny_processor, train_tokenizer
-from rethinker.pretrain import (
+from rethinker.tiny.model import SPECIAL_TOKENS, equal_size_pixels, tiny_model, tiny_processor, train_tokenizer
+from rethinker.tiny.pretrain import (
     cycle_ends,
     decision_loss,
     make_optimizers,
@@ -36,8 +38,6 @@ from rethinker.pretrain import (
     supervised_loss,
     train_step,
 )
-from rethinker.rethink import TRIGGERS
-from rethinker.rollout.transformers import TransformersEngine
 from rethinker.types import Query, Request, Sampling
 
 COMMITTED = Path(__file__).parents[1] / "data" / "tiny-vlm"

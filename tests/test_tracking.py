@@ -10,10 +10,11 @@ import pytest
 import wandb
 from wandb.sdk.mailbox import MailboxClosedError
 
-from rethinker import tracking, wandb_mirror
 from rethinker.config import RunConfig, TrackingConfig
-from rethinker.measure import histogram
-from rethinker.tracking import Tracker
+from rethinker.lab.wandb import mirror as wandb_mirror
+from rethinker.rundir import tracking
+from rethinker.rundir.metrics import histogram
+from rethinker.rundir.tracking import Tracker
 
 
 def tracker(folder, **settings) -> Tracker:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from tiny_training import Run, logprobs_now, restore, same, small_config, tiny_policy, weights
 
-from rethinker.glossary import EPISODE, STEP
-from rethinker.measure import Episode
 from rethinker.rethink import TRIGGERS
 from rethinker.rollout import TransformersEngine
 from rethinker.rollout.scripted import ScriptedEngine
+from rethinker.rundir.glossary import EPISODE, STEP
+from rethinker.rundir.metrics import Episode
 from rethinker.types import Request, Response, Sampling
 
 MIXED, ONE, HARD, EASY = "text", "one", "two", "middle"

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from tiny_training import SMALL, logprobs_now, random_samples, restore, same, tiny_policy, weights
 
 from rethinker.config import load_config
-from rethinker.glossary import STEP
 from rethinker.policy.forward import PolicyForward
+from rethinker.rundir.glossary import STEP
 from rethinker.types import Response
 from rethinker.update import PolicyUpdate, pack
 

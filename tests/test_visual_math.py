@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from rethinker.datasets import visual_math
-from rethinker.datasets.drawing import COLORS
 from rethinker.datasets.io import load_queries
-from rethinker.datasets.puzzles import KINDS, LEVELS, Puzzle, make_puzzle
-from rethinker.datasets.traces import Loss, plain_trace, rethinking_trace
-from rethinker.datasets.visual_math import contact_sheet, draw_puzzles, make_data
+from rethinker.datasets.world.drawing import COLORS
+from rethinker.datasets.world.puzzles import KINDS, LEVELS, Puzzle, make_puzzle
+from rethinker.datasets.world.traces import Loss, plain_trace, rethinking_trace
+from rethinker.datasets.world.visual_math import contact_sheet, draw_puzzles, make_data
 
 EVERY = [(kind, level) for kind in KINDS for level in LEVELS]
 

@@ -11,18 +11,18 @@ import wandb
 from synthetic_run import write_run
 from wandb_server import ENTITY, Artifact, WandbServer, serve
 
-from rethinker import wandb_mirror
-from rethinker.checkpoint import point
 from rethinker.cli import main
 from rethinker.config import RunConfig, TrackingConfig, load_config, to_yaml
-from rethinker.files import atomic_write_text
-from rethinker.glossary import RECORDS, ROLLOUT_COLUMNS
-from rethinker.measure import histogram
-from rethinker.schema import ConfigError
-from rethinker.tracking import Tracker
-from rethinker.wandb_mirror import artifact_name, axes, evaluation_numbers, whole_groups
-from rethinker.wandb_report import report_blocks
-from rethinker.wandb_sync import recordings
+from rethinker.config.schema import ConfigError
+from rethinker.lab.wandb import mirror as wandb_mirror
+from rethinker.lab.wandb.mirror import artifact_name, axes, evaluation_numbers, whole_groups
+from rethinker.lab.wandb.report import report_blocks
+from rethinker.lab.wandb.sync import recordings
+from rethinker.rundir.atomic import atomic_write_text
+from rethinker.rundir.checkpoint import point
+from rethinker.rundir.glossary import RECORDS, ROLLOUT_COLUMNS
+from rethinker.rundir.metrics import histogram
+from rethinker.rundir.tracking import Tracker
 
 KEY = secrets.token_hex(20)
 
@@ -295,7 +295,7 @@ def test_what_an_online_run_has_sent_is_not_sent_again(tmp_path, server, image_f
 
 def test_a_key_is_asked_for_before_a_run_is_launched(tmp_path, home, monkeypatch, capsys):
     """tracking.wandb_mode=online without a key: an error that says what to do, and no folder of a run."""
-    monkeypatch.setattr("rethinker.launch.train", lambda config, resume: 0)
+    monkeypatch.setattr("rethinker.lab.jobs.train", lambda config, resume: 0)
     monkeypatch.delenv("WANDB_API_KEY")
     file = tmp_path / "a.yaml"
     settings = f"{{name: run, runs_dir: {tmp_path}/runs, tracking: {{wandb: true, wandb_mode: online}}}}"

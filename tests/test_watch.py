@@ -14,14 +14,16 @@ from IPython.display import HTML, Image
 from rich.console import Console
 from synthetic_run import write_run
 
-from rethinker import cli, locks, watch
-from rethinker.files import append_json_line, atomic_write_text
-from rethinker.jobs.claim import LOCK
+from rethinker import cli
 from rethinker.lab import live
-from rethinker.launch import Job, JobStatus
-from rethinker.run_folder import STATUS_FILE
-from rethinker.run_reader import RunReader
-from rethinker.watch import sparkline
+from rethinker.lab.jobs import Job, JobStatus
+from rethinker.lab.jobs.claim import LOCK
+from rethinker.lab.watch import terminal as watch
+from rethinker.lab.watch.follow import RunReader
+from rethinker.lab.watch.terminal import sparkline
+from rethinker.rundir import locks
+from rethinker.rundir.atomic import append_json_line, atomic_write_text
+from rethinker.rundir.folder import STATUS_FILE
 
 
 @pytest.fixture(scope="module")

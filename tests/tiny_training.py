@@ -1,4 +1,4 @@
-"""A trainer on the random tiny model with a scripted engine, put together as rethinker.experiment does it."""
+"""A trainer on the random tiny model with a scripted engine, put together as rethinker.run does it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from accelerate import Accelerator
 
 from rethinker.config import ModelConfig, RunConfig, load_config
 from rethinker.datasets.order import QueryOrder
-from rethinker.measure import Episode
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import Policy, load_policy
 from rethinker.replay import make_selector
 from rethinker.rollout.scripted import ScriptedEngine
-from rethinker.tracking import Tracker
+from rethinker.rundir.metrics import Episode
+from rethinker.rundir.tracking import Tracker
 from rethinker.trainer import Progress, Trainer
 from rethinker.types import Grade, Query, Request, Sample
 from rethinker.types import Response as EngineResponse
@@ -180,8 +180,8 @@ def random_samples(policy: Policy, queries: Sequence[Query], count: int, seed: i
 def teach_guessing(tokenizer_of: Path, folder: Path, queries: Sequence[Query], steps: int = 40) -> Path:
     """Write a tiny model that answers 1 or 2 at random, and after a trigger again: groups of it have an advantage."""
     from rethinker.policy.loading import load_processor, make_policy
-    from rethinker.policy.tiny import save_policy, tiny_model
     from rethinker.rethink import TRIGGERS
+    from rethinker.tiny.model import save_policy, tiny_model
 
     torch.manual_seed(0)
     processor = load_processor(ModelConfig(path=str(tokenizer_of)))

@@ -39,8 +39,8 @@ from table import growth_table, trl_table
 from transformers.utils.logging import disable_progress_bar
 from world import LEARNING_RATE, SEED, Point, build_model, write_queries
 
-from rethinker.files import atomic_write_text
-from rethinker.provenance import git_state
+from rethinker.rundir.atomic import atomic_write_text
+from rethinker.rundir.provenance import git_state
 
 SCENARIOS = (Point(pixels=112, queries=8, group=8, tokens=64), Point(pixels=448, queries=4, group=8, tokens=64))
 QUICK_SCENARIOS = (Point(pixels=56, queries=2, group=8, tokens=4),)

@@ -13,9 +13,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from summary import growth, spread
 from world import Point
 
-from rethinker.figures.style import LIGHT, legend, panels, settings
-from rethinker.files import atomic_write_bytes
-from rethinker.plots import Drawing, render
+from rethinker.lab.figures.catalogue import Drawing, render
+from rethinker.lab.figures.style import LIGHT, legend, panels, settings
+from rethinker.rundir.atomic import atomic_write_bytes
 
 TIMES = ("step_s", "generation_s", "training_s")
 

@@ -1,4 +1,4 @@
-"""Our side: the real run, put together by ``rethinker.experiment``, one episode with one update a step.
+"""Our side: the real run, put together by ``rethinker.run``, one episode with one update a step.
 
 Changed for the benchmark, and nothing else: EOS is banned, and the grader's verdicts (not its work) are replaced.
 """
@@ -17,8 +17,8 @@ from world import LEARNING_RATE, SEED, Point, check_lengths, grade_by_parity, ne
 
 import rethinker.experience
 from rethinker.config import RunConfig, load_config
-from rethinker.experiment import Experiment
 from rethinker.policy.loading import Policy
+from rethinker.run import Experiment
 from rethinker.types import Request, Response, Sampling
 
 MICRO_BATCH_TOKENS = 2048  # about the fastest on a CPU, whose caches hold that many

@@ -21,7 +21,7 @@ from transformers import (
 from rethinker.datasets.io import load_queries, write_parquet
 from rethinker.datasets.order import QueryOrder
 from rethinker.grading import grade_many
-from rethinker.policy.tiny import save_policy, train_tokenizer
+from rethinker.tiny.model import save_policy, train_tokenizer
 from rethinker.types import Grade, Query
 
 SEED = 0

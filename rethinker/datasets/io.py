@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from rethinker.datasets.checks import image_fault, special_token
 from rethinker.datasets.rows import REQUIRED_COLUMNS, Row, open_rows, stored_image
-from rethinker.files import atomic_write_bytes
 from rethinker.grading import check_gold, extract_gold
+from rethinker.rundir.atomic import atomic_write_bytes
 from rethinker.types import Query
 
 SCHEMA_COLUMNS = (

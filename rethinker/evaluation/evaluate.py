@@ -19,11 +19,11 @@ from typing import Any
 
 import pandas as pd
 
+from rethinker.config.settings import RethinkConfig
 from rethinker.evaluation.result import COLUMNS, MODES, Evaluation, empty_rows
 from rethinker.rethink import RethinkPlan, choose, contains_reflection, splice
 from rethinker.rollout.base import RolloutEngine
 from rethinker.seeding import stable_seed
-from rethinker.settings import RethinkConfig
 from rethinker.types import Grade, Query, Request, Response, Sample, Sampling
 
 GradeMany = Callable[[list[tuple[str, str, str]]], list[Grade]]  # (response text, gold answer, question) each

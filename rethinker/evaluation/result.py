@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from rethinker.evaluation.statistics import Estimate, binomial, clustered, mean_pass_at_k
-from rethinker.files import atomic_write_bytes, atomic_write_text
+from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
 
 MODES = ("plain", "forced", "bound")
 

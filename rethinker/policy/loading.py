@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
+from rethinker.config.schema import ConfigError
+from rethinker.config.settings import ModelConfig
 from rethinker.policy.attention import use_shared_prefix_attention
 from rethinker.policy.images import ImageStore
 from rethinker.policy.prompt import prompt_text
 from rethinker.policy.vision import ImageEncoder
-from rethinker.schema import ConfigError
-from rethinker.settings import ModelConfig
 from rethinker.types import Query
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")

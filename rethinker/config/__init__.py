@@ -1,0 +1,49 @@
+"""The configuration of a run: typed, frozen settings, filled from YAML and ``key=value`` overrides."""
+
+from rethinker.config.loading import (
+    RunConfig,
+    check_name,
+    check_own_weights,
+    check_trainable,
+    data_source,
+    load_config,
+    to_dict,
+    to_yaml,
+)
+from rethinker.config.schema import ConfigError
+from rethinker.config.settings import (
+    DataConfig,
+    EvaluationConfig,
+    GrpoConfig,
+    LaunchConfig,
+    ModelConfig,
+    OptimConfig,
+    ReplayConfig,
+    RethinkConfig,
+    RolloutConfig,
+    StageConfig,
+    TrackingConfig,
+)
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "EvaluationConfig",
+    "GrpoConfig",
+    "LaunchConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ReplayConfig",
+    "RethinkConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "StageConfig",
+    "TrackingConfig",
+    "check_name",
+    "check_own_weights",
+    "check_trainable",
+    "data_source",
+    "load_config",
+    "to_dict",
+    "to_yaml",
+]

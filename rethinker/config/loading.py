@@ -1,0 +1,253 @@
+"""The configuration of a run: frozen dataclasses, filled from YAML and ``key=value`` overrides.
+
+Every field says its unit and where its default comes from: "paper" (arXiv 2504.08837), "official code" or "ours".
+Unknown keys and bad values are errors that name the key, the value, what is allowed and the nearest valid key.
+Two-stage runs (the paper's VL-Reasoner, then VL-Rethinker) are one file: ``stages`` holds overrides a stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rethinker.config.schema import ConfigError, build, option
+from rethinker.config.settings import (
+    DataConfig,
+    EvaluationConfig,
+    GrpoConfig,
+    LaunchConfig,
+    ModelConfig,
+    OptimConfig,
+    ReplayConfig,
+    RethinkConfig,
+    RolloutConfig,
+    StageConfig,
+    TrackingConfig,
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, resolved."""
+
+    name: str = "run"
+    runs_dir: str = "runs"
+    seed: int = option(0, min=0)
+    queries_per_episode: int = option(1024, min=1)  # over all ranks (paper)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    rethink: RethinkConfig = field(default_factory=RethinkConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
+
+    def __post_init__(self) -> None:
+        if self.samples_per_episode % self.optim.train_batch_size:
+            raise ConfigError(
+                f"optim.train_batch_size={self.optim.train_batch_size} does not divide the {self.samples_per_episode} "
+                f"samples of an episode (queries_per_episode {self.queries_per_episode} x rollout.group_size "
+                f"{self.rollout.group_size})"
+            )
+        if self.grpo.objective == "cispo" and self.grpo.dual_clip is not None:
+            raise ConfigError(
+                f"grpo.dual_clip={self.grpo.dual_clip} with grpo.objective='cispo', which bounds its weights by "
+                "clip_low and clip_high alone: set grpo.dual_clip=null, or grpo.objective=clip"
+            )
+        self._check_rethinking()
+        self._check_model()
+        if not self.evaluation.modes:
+            raise ConfigError("evaluation.modes=[]: needs at least one of plain, forced and bound")
+        if 1.0 in self.optim.betas:
+            raise ConfigError(f"optim.betas={list(self.optim.betas)}: each must be below 1")
+        self._check_names()
+
+    def _check_rethinking(self) -> None:
+        options, tokens = self.rethink, self.rollout.max_new_tokens
+        if options.fraction == 1.0:
+            raise ConfigError("rethink.fraction=1.0: Forced Rethinking needs q < 1, so that y1 is trained too")
+        if options.fraction and tokens <= options.room_tokens:
+            raise ConfigError(
+                f"rollout.max_new_tokens={tokens} leaves no first response rethink.room_tokens={options.room_tokens} "
+                "for a second look: nothing could be forced"
+            )
+
+    def _check_model(self) -> None:
+        model = self.model
+        if model.min_pixels and model.max_pixels and model.min_pixels > model.max_pixels:
+            raise ConfigError(f"model.min_pixels={model.min_pixels} is above model.max_pixels={model.max_pixels}")
+        if model.lora_rank and not model.lora_targets:
+            raise ConfigError("model.lora_targets=[] with model.lora_rank above 0: nothing would be trained")
+        if self.rollout.engine == "transformers":
+            check_own_weights(self)
+
+    def _check_names(self) -> None:
+        check_name("name", self.name)
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"stages: needs at least one stage and distinct names, got {names}")
+        for index, name in enumerate(names):
+            check_name(f"stages[{index}].name", name)
+            if name in RESERVED_STAGES or name.startswith("step-"):
+                raise ConfigError(f"stages[{index}].name={name!r}: {', '.join(RESERVED_STAGES)} and step-* are taken")
+
+    @property
+    def folder(self) -> Path:
+        """``runs/<name>``."""
+        return Path(self.runs_dir) / self.name
+
+    @property
+    def samples_per_episode(self) -> int:
+        """First responses of an episode's groups, over all ranks."""
+        return self.queries_per_episode * self.rollout.group_size
+
+    def batches(self, samples: int) -> int:
+        """Raw batches, and so steps, of an episode with ``samples`` samples; see ``OptimConfig``."""
+        size = self.optim.train_batch_size
+        return min(self.samples_per_episode // size, -(-samples // size))
+
+    @property
+    def episodes(self) -> int:
+        """Episodes of all stages."""
+        return sum(stage.episodes for stage in self.stages)
+
+    def for_stage(self, index: int) -> RunConfig:
+        """The settings of stage ``index``: this config with the stage's overrides."""
+        stage = self.stages[index]
+        where = f"stages[{index}].overrides (stage {stage.name!r})"
+        try:
+            return _build(_merge(to_dict(self), stage.overrides))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+
+RESERVED_STAGES = ("last", "best", "start")  # names of links and labels of a run
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+def check_name(key: str, name: str) -> None:
+    """Raises ConfigError for a ``name`` that cannot name a file everywhere."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{key}={name!r}: allowed are letters, digits, '_', '-' and '.', which cannot come first")
+
+
+def data_source(text: str) -> tuple[str, str | None]:
+    """Path (or name on the hub) and split of an entry of ``data``: "owner/name:train" has both, "a.parquet" none."""
+    path, colon, split = text.rpartition(":")
+    if not (path and colon and _NAME.fullmatch(split)) or Path(text).exists():
+        return text, None
+    return path, split
+
+
+# What a stage can set is for its training; held-out tests keep the run's own settings (see EvaluationConfig).
+STAGE_SECTIONS = ("grpo", "optim", "replay", "rethink")
+STAGE_KEYS = {  # of other sections: what is not built once for the whole run
+    "evaluation": ("every",),
+    "rollout": ("group_size", "temperature", "top_p", "canary"),
+    "tracking": ("save_every",),
+}
+
+
+def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for section, values in overrides.items():
+        if section not in STAGE_SECTIONS and section not in STAGE_KEYS:
+            allowed = ", ".join(sorted([*STAGE_SECTIONS, *STAGE_KEYS]))
+            raise ConfigError(f"a stage can set {allowed}, not {section!r}")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{section}={values!r}: expected a section of settings")
+        for key in values:
+            if section in STAGE_KEYS and key not in STAGE_KEYS[section]:
+                allowed = ", ".join(f"{section}.{name}" for name in STAGE_KEYS[section])
+                raise ConfigError(f"'{section}.{key}' is for the whole run; a stage can set {allowed}")
+        merged[section] = {**base[section], **values}
+    return merged
+
+
+def _build(values: dict[str, Any]) -> RunConfig:
+    return build(RunConfig, values)
+
+
+def check_trainable(config: RunConfig) -> None:
+    """Raises ConfigError for settings that can be evaluated but not trained."""
+    if config.model.dtype == "bfloat16" and not config.model.lora_rank:
+        raise ConfigError(
+            "model.dtype='bfloat16' with model.lora_rank=0: an update below 2^-9 of a weight is rounded away; "
+            "train all weights in float32, or set model.lora_rank (adapters are float32)"
+        )
+
+
+def check_own_weights(config: RunConfig) -> None:
+    """Raises ConfigError for a ``rollout.dtype`` that the transformers engine cannot have: it runs the policy's own
+    weights, in their type."""
+    if config.rollout.dtype not in ("auto", config.model.dtype):
+        raise ConfigError(
+            f"rollout.dtype={config.rollout.dtype!r} with the transformers engine, which generates with the trained "
+            f"weights themselves (model.dtype={config.model.dtype!r}): set rollout.dtype=auto, or use vLLM"
+        )
+
+
+def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The config of a YAML file with ``section.key=value`` overrides; every stage's settings are checked too.
+
+    Raises ConfigError for an unreadable file, an unknown key or a bad value.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        loaded = OmegaConf.load(path) if path else OmegaConf.create({})
+        for item in overrides:
+            _override(loaded, item)
+        values = OmegaConf.to_container(loaded, resolve=True)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path or 'overrides'}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no mapping of settings")
+    config = _build({str(key): value for key, value in values.items()})
+    for index in range(len(config.stages)):
+        config.for_stage(index)
+    return config
+
+
+def _override(loaded: Any, item: str) -> None:
+    """Apply ``key=value``; keys may point into lists (stages.0.episodes=2), which a dotlist of OmegaConf's may not."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    key, equals, text = item.partition("=")
+    if not (key and equals):
+        raise ConfigError(f"{item!r}: an override is written key=value, e.g. optim.lr=5e-5")
+    try:
+        OmegaConf.update(loaded, key, OmegaConf.from_dotlist([f"value={text}"])["value"], merge=True)
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        raise ConfigError(f"{item!r}: {' '.join(str(error).split())}") from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain dicts and lists, ready for YAML and JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return plain(dataclasses.asdict(config))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML; ``load_config`` reads it back to an equal config."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))

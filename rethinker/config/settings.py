@@ -1,0 +1,182 @@
+"""The sections of a run's config, with every default and where it comes from; ``config.RunConfig`` holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rethinker.config.schema import option
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy: a Qwen2.5-VL or Qwen3-VL checkpoint in Hugging Face's layout."""
+
+    path: str = "data/tiny-vlm"  # folder or hub id
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the trained weights
+    min_pixels: int | None = option(None, min=1)  # an image; None: the checkpoint's own (official code: 256*28*28)
+    max_pixels: int | None = option(None, min=1)  # (official code: 1280*28*28)
+    freeze_vision: bool = False  # the vision tower; adapters (lora_rank) leave it frozen in any case
+    forward: Literal["shared", "plain"] = "shared"  # shared: a query's prompt and images once for all its samples
+    autocast: bool = False  # bfloat16 arithmetic on float32 weights in the trainer's forward and backward
+    compile: bool = False  # torch.compile of the decoder layers, in the trainer's forward and backward
+    liger: bool = True  # Liger's kernels, on GPUs where liger-kernel is installed
+    gradient_checkpointing: bool = False
+    lora_rank: int = option(0, min=0)  # 0: all weights are trained (paper)
+    lora_alpha: float = option(32.0, min=0, exclusive=True)
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """ViRL39K's schema: a parquet or JSON lines file, a folder of them, or a Hugging Face data set ("owner/name").
+
+    Image paths are relative to the file. ``path:split`` names a file of a folder or a split of a data set, e.g.
+    ``owner/name:train``. The prompt's two texts hold for the whole run: a stage cannot set them.
+    """
+
+    train: str = "data/generated/visual_math/train.parquet"
+    validation: str | None = None
+    test: str | None = None
+    train_limit: int | None = option(None, min=1)  # queries
+    test_limit: int | None = option(None, min=1)  # queries
+    prompt_suffix: str = ""  # put behind every question (the official code's is in experiments/vl_rethinker_7b.yaml)
+    prompt_hint: str = ""  # the paper's reflection hint, an option of Forced Rethinking
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How responses are generated.
+
+    ``dtype``: vLLM can run in bfloat16 beside a trainer in float32 (also one with model.autocast), for half the memory
+    and more speed: weights are rounded when they are synchronised, and ``grpo.importance_cap`` corrects for the gap.
+    The transformers engine has no weights of its own, and so no type of its own. ``canary``: the largest mean gap, in
+    nats a token, between the log-probs of engine and trainer after a synchronisation; 1e-2 is for float32 on both
+    sides, lower precision needs more (experiments/vl_rethinker_7b.yaml has 0.3).
+    """
+
+    engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vLLM where installed
+    group_size: int = option(8, min=2)  # G responses a query (paper)
+    temperature: float = option(1.0, min=0, exclusive=True)  # (official code)
+    top_p: float = option(1.0, min=0, max=1, exclusive=True)  # (official code: 0.95)
+    max_new_tokens: int = option(2048, min=1)  # a response, forced rethinking included (official code)
+    batch_size: int = option(64, min=1)  # prompts generated at once by the transformers engine
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of vLLM's weights and KV cache; auto: model.dtype
+    canary: float = option(1e-2, min=0)  # nats, see above; 0: no check
+    gpu_memory_utilization: float = option(0.5, min=0, max=1, exclusive=True)  # vLLM on a GPU
+    tensor_parallel_size: int = option(1, min=1)  # vLLM on GPUs
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """Group advantages and the policy loss; see rethinker/grpo.py for the formulas."""
+
+    advantage_scale: Literal["std", "none"] = "std"  # paper; none: Dr. GRPO, official code
+    ratio: Literal["token", "sequence"] = "token"  # sequence: GSPO
+    objective: Literal["clip", "cispo"] = "clip"
+    aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
+    clip_low: float = option(0.2, min=0, exclusive=True)  # (official code)
+    clip_high: float = option(0.35, min=0, exclusive=True)  # (official code)
+    dual_clip: float | None = option(None, min=1, exclusive=True)
+    kl_coef: float = option(0.0, min=0)  # 0: no reference model is loaded (official code)
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    entropy_coef: float = option(0.0, min=0)
+    importance_cap: float | None = option(
+        2.0, min=1
+    )  # truncated importance sampling, engine against trainer; None: off
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """What a step trains on; see rethinker/replay.py."""
+
+    mode: Literal["grpo", "filter", "ssr", "dynamic_sampling"] = "ssr"
+    alpha: float = option(1.0, min=0)  # exponent of abs(advantage) (official code)
+    lifetime: int = option(1, min=1)  # episodes that a sample stays (paper: 1, cleared at the start of each)
+    capacity: int | None = option(None, min=1)  # samples; None: no bound
+    max_rollouts: int = option(10, min=1)  # dynamic_sampling: roll-outs an episode before it goes on with what it has
+
+    @property
+    def outlives(self) -> bool:
+        """Whether samples are there for later episodes too."""
+        return self.mode == "ssr" and self.lifetime > 1
+
+
+@dataclass(frozen=True)
+class RethinkConfig:
+    """Forced Rethinking; see rethinker/rethink.py."""
+
+    fraction: float = option(0.0, min=0, max=1)  # q of the eligible first responses; 0: off (stage 1)
+    max_per_query: int = option(2, min=1)  # kept trajectories (paper)
+    temperature: float = option(0.9, min=0, exclusive=True)  # of the second look (official code)
+    room_tokens: int = option(32, min=1)  # smallest budget for a second look
+    placement: Literal["replace", "append"] = "replace"
+    trigger_choice: Literal["blind", "by_correctness"] = "blind"  # by_correctness: official code
+    skip_reflective: bool = False  # leave first responses alone that reflect by themselves (ours)
+    nll_coef: float = option(0.05, min=0)  # (official code)
+    nll_on: Literal["rethinking", "trajectory"] = "rethinking"
+    forced_tokens: Literal["on_policy", "behavior", "mask"] = "on_policy"  # ratio of trigger tokens, ours
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW; a step is one optimiser update.
+
+    An episode makes queries_per_episode * rollout.group_size / ``train_batch_size`` steps. Each takes an equal part of
+    the episode's samples, in the order of the groups: ``train_batch_size``, more where rethink.placement=append has
+    made groups larger. Where replay.mode=dynamic_sampling gave up early there are fewer steps of at most that size.
+    """
+
+    lr: float = option(1e-6, min=0, exclusive=True)  # (official code)
+    betas: tuple[float, float] = option((0.9, 0.98), min=0, max=1)
+    weight_decay: float = option(0.0, min=0)
+    warmup_steps: int = option(0, min=0)
+    max_grad_norm: float = option(1.0, min=0, exclusive=True)
+    train_batch_size: int = option(512, min=1)  # samples a step, over all ranks, before any selection (paper)
+    micro_batch_tokens: int = option(16384, min=1)  # tokens a forward pass on one rank; a single sample may exceed it
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Validation during training and the evaluation on the test split, before training and after each stage.
+
+    All of them sample as the run's own settings say (rollout.temperature, rollout.top_p, rethink.temperature,
+    rethink.room_tokens): what a stage overrides is for its training only, so that stages can be compared.
+    """
+
+    every: int = option(5, min=0)  # episodes between validations; 0: only at the ends of stages
+    samples: int = option(4, min=1)  # sampled responses a test query (pass@k)
+    modes: tuple[Literal["plain", "forced", "bound"], ...] = ("plain", "forced", "bound")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where a run is written besides its folder."""
+
+    wandb: bool = False  # the key comes from WANDB_API_KEY or `wandb login`; it is never written to a file
+    wandb_project: str = "rethinker"
+    wandb_mode: Literal["online", "offline"] = "offline"  # offline: sent later by `rethinker sync`
+    wandb_group: str | None = None  # runs that belong together, e.g. an ablation's seeds (ours)
+    wandb_tags: tuple[str, ...] = ()  # (ours)
+    # Rows with images in an episode's table; 0: no tables (ours). Each table has its own copy of its images on disk.
+    wandb_responses: int = option(64, min=0)
+    wandb_checkpoints: bool = False  # the best and the last one become artifacts when the run ends or stops (ours)
+    save_every: int = option(10, min=0)  # episodes between checkpoints; 0: only at the ends of stages
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How ``rethinker train`` starts processes, on one machine; the result does not depend on it, up to rounding."""
+
+    accelerate: str | None = None  # a file of `accelerate config`; None: processes on this machine
+    processes: int = option(1, min=1)  # on this machine, where no accelerate file is given
+    threads: int = option(1, min=1)  # CPU threads a process
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A part of the run with settings of its own, e.g. ``overrides: {rethink: {fraction: 0.5}}``."""
+
+    name: str = "train"
+    episodes: int = option(1, min=1)
+    overrides: dict[str, Any] = field(default_factory=dict)

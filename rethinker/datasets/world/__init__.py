@@ -1,0 +1,1 @@
+"""The visual-math world: questions about drawn images, with answers and derivations."""

@@ -1,1 +1,0 @@
-"""Runs as jobs: started once, locked, found again, stopped, resumed."""

@@ -1,0 +1,162 @@
+"""Run what is left of a grid, side by side and resumable, and collect its table from the files of its runs."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from rethinker.config import RunConfig
+from rethinker.lab.ablation.gpus import check_processes, slot_environments, visible_gpus
+from rethinker.lab.ablation.grid import Grid
+from rethinker.lab.ablation.origin import Now, mixture
+from rethinker.lab.ablation.slots import Ending, run_in_slots, sole
+from rethinker.lab.ablation.table import COLUMNS, run_rows, typed
+from rethinker.lab.jobs.claim import is_alive
+from rethinker.lab.jobs.files import config_file, is_run
+from rethinker.lab.jobs.handle import LOG_FILE
+from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
+from rethinker.rundir.folder import check_folder, check_settings, run_state
+
+FINISHED, BUSY = "nothing: finished", "wait: another job writes it"
+GENERATED = "data/generated/"  # what `rethinker train` draws where it is missing
+
+
+def plan(grid: Grid) -> pd.DataFrame:
+    """A row a run: name, labels, seed, episodes, what would happen (start, go on, wait, nothing), what changed since it
+    was made (code, data; "" for nothing), its settings.
+
+    Raises RunExists where a folder of that name holds a run with other settings.
+    """
+    rows, now = [], Now()
+    for run in grid.runs:
+        folder = run.config.folder
+        checkpoint = check_folder(run.config, resume=True)
+        todo = "go on" if checkpoint else "start"
+        if is_alive(folder):
+            todo = BUSY
+            if is_run(folder):  # it may not have a config of its own yet, only that of its start
+                check_settings(folder, config_file(folder), run.config)
+        elif run_state(folder) == "finished":
+            todo = FINISHED
+        rows.append(
+            {"run": run.config.name, **run.labels, "seed": run.config.seed, "episodes": run.config.episodes}
+            | {"to do": todo, "changed since": now.differs(run.config), "overrides": " ".join(run.overrides)}
+        )
+    return pd.DataFrame(rows)
+
+
+def run_grid(grid: Grid, slots: int | None = None, *, say: Callable[[str], None] = print) -> dict[str, str]:
+    """Run what is left of a grid, then write its table; returns run -> finished, stopped or failed.
+
+    A finished run is loaded, a stopped one goes on, one that another job writes is waited for (``run_in_slots`` says
+    where it is counted). A run that fails does not stop the others; the end of its log is said when all are done.
+    Ctrl-C or SIGTERM stops all after their episode, with checkpoints, and raises KeyboardInterrupt; the same call goes
+    on. What was made by other code or from other data is used and said.
+
+    Raises, before anything is started: RunExists where a run's folder holds a run with other settings, GridBusy where
+    another process looks after this grid, ConfigError where the slots do not fit the GPUs.
+    """
+    planned = plan(grid).set_index("run")
+    _warn(grid, planned["changed since"], say)
+    outcomes = dict.fromkeys(planned.index[planned["to do"] == FINISHED], "finished")
+    if outcomes:
+        say(f"{len(outcomes)} of {len(grid.runs)} runs: {FINISHED}")
+    left = {run.config.name: run.config for run in grid.runs if run.config.name not in outcomes}
+    completed = not left or _run(left, grid.folder, grid.slots if slots is None else slots, outcomes, say)
+    if differ := mixture(save_table(grid)):
+        say(f"warning: {differ}")
+    if not completed:
+        raise KeyboardInterrupt
+    return {run.config.name: outcomes[run.config.name] for run in grid.runs}
+
+
+def _run(
+    left: dict[str, RunConfig], folder: Path, slots: int, outcomes: dict[str, str], say: Callable[[str], None]
+) -> bool:
+    """Run what is left and fill ``outcomes``; False if it was interrupted."""
+    gpus = visible_gpus()
+    environments = slot_environments(gpus, slots)
+    check_processes(left.values(), gpus, slots)
+    if over := len(gpus) % slots:
+        say(f"{over} of {len(gpus)} GPUs stay idle: they cannot be shared equally by {slots} slots")
+    titles = {name: f"[{number}/{len(left)}] {name}" for number, name in enumerate(left, start=1)}
+    started: dict[str, float] = {}
+    failures: dict[str, Ending] = {}
+
+    def on_start(name: str) -> None:
+        started[name] = time.monotonic()
+        say(f"{titles[name]}: started, log {left[name].folder / LOG_FILE}")
+
+    def on_wait(name: str, in_slot: bool) -> None:
+        told = "it keeps its slot" if in_slot else "it may be on any GPU, so nothing is started before it has ended"
+        say(f"{titles.get(name, name)}: is running already; {told}")
+
+    def on_end(name: str, ending: Ending) -> None:
+        outcomes[name] = ending.state
+        if ending.state == "failed":
+            failures[name] = ending
+        why = f" ({ending.why})" if ending.why else ""
+        after = f" after {(time.monotonic() - started[name]) / 60:.1f} minutes" if name in started else ""
+        say(f"{titles.get(name, name)}: {ending.state}{why}{after}")
+
+    with sole(folder):
+        _draw_data(left.values(), say)
+        completed = run_in_slots(
+            list(left.values()), environments, folder, on_start=on_start, on_wait=on_wait, on_end=on_end
+        )
+    for name, ending in failures.items():
+        if ending.log:
+            say(f"\n{name} failed; the end of {left[name].folder / LOG_FILE}:\n" + "\n".join(ending.log) + "\n")
+    return completed
+
+
+def _warn(grid: Grid, changed: pd.Series, say: Callable[[str], None]) -> None:
+    """Say what makes the comparison of the runs less than it seems."""
+    if not any(run.config.data.test or run.config.data.validation for run in grid.runs):
+        say("warning: neither data.test nor data.validation is set: there will be no accuracy to compare")
+    for what, runs in changed[changed != ""].groupby(changed, sort=False):
+        say(
+            f"warning: changed since {len(runs)} of {len(grid.runs)} runs were made: {what} ({', '.join(runs.index)}); "
+            "they are used as they are, and made anew where their folders are removed"
+        )
+
+
+def _draw_data(configs: Iterable[RunConfig], say: Callable[[str], None]) -> None:
+    """Draw the visual-math world where runs need it and it is missing: each would do so itself, at the same time."""
+    paths = {path for config in configs for path in (config.data.train, config.data.validation, config.data.test)}
+    missing = [path for path in paths if path and path.startswith(GENERATED) and not Path(path).exists()]
+    for folder in sorted({Path(path).parent for path in missing}):
+        say(f"drawing the visual-math world into {folder}")
+        command = [sys.executable, "-m", "rethinker.cli", "make-data", "--out", os.fspath(folder)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def collect(grid: Grid) -> pd.DataFrame:
+    """What the runs' files say, a row a run and measure: the columns of ``ablation.table.COLUMNS``, one of each axis.
+
+    ``state`` tells how each run stands; one that has not begun has its progress, 0 episodes, only.
+    Raises RunExists where a run's folder holds a run with other settings, ValueError for a broken file.
+    """
+    rows = []
+    for run in grid.runs:
+        check_folder(run.config, resume=True)
+        about = {"run": run.config.name, **run.labels, "label": run.label, "seed": run.config.seed}
+        rows += [about | row for row in run_rows(run.config)]
+    first, *rest = COLUMNS
+    return typed(pd.DataFrame(rows, columns=[first, *grid.axes, *rest]))
+
+
+def save_table(grid: Grid) -> pd.DataFrame:
+    """``collect``, written to ``table.parquet`` and ``table.csv`` in the grid's folder."""
+    table, buffer = collect(grid), io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    atomic_write_bytes(grid.folder / "table.parquet", buffer.getvalue())
+    atomic_write_text(grid.folder / "table.csv", table.to_csv(index=False))
+    return table

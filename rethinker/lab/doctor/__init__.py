@@ -1,0 +1,1 @@
+"""What is installed, what is broken, how to repair it."""

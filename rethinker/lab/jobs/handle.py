@@ -1,0 +1,282 @@
+"""A run in the background, in hand: start it from a notebook, watch, stop and resume it.
+
+``start`` runs ``rethinker train`` in a session of its own, so it outlives the kernel that started it; its output goes
+to ``runs/<name>/launch.log``. All that a later kernel needs to find it is in ``runs/<name>/job/``, and whether it lives
+is the lock of its folder (``rethinker.rundir.locks`` says where that holds): no server, no state in the kernel, and a
+process id that another process has by now is never signalled. Imports no torch: the kernel stays off the GPU.
+Nothing here is from the paper.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+from rethinker.config import RunConfig, check_trainable, load_config
+from rethinker.lab.jobs.claim import (
+    CONFIG_FILE,
+    LAUNCHER_FILE,
+    LOCK_VARIABLE,
+    RECORD_FILE,
+    claim,
+    is_alive,
+    write_record,
+)
+from rethinker.lab.jobs.files import (
+    config_file,
+    is_run,
+    last_line,
+    last_words,
+    open_log,
+    planned_episodes,
+    read_object,
+)
+from rethinker.lab.jobs.kill import kill
+from rethinker.rundir.folder import STOP_FILE, check_settings, run_state
+
+State = Literal["starting", "running", "stopping", "finished", "stopped", "failed"]
+ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
+LOG_FILE = "launch.log"
+BURIAL = 10.0  # seconds: a process lets go of its lock an instant before it has ended
+POLL = 0.1  # seconds between looks at a lock
+KERNELS_OWN = ("CLICOLOR_FORCE", "FORCE_COLOR", "MPLBACKEND")  # a kernel's variables that are not for its jobs
+
+_children: list[subprocess.Popen[bytes]] = []  # jobs that this process started: they are its own to bury
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """How a job stands. ``episode``, ``stage`` and ``seconds`` are those of the last line of metrics.jsonl."""
+
+    state: State
+    episode: int  # the last one that has ended; 0: none has
+    episodes: int  # of all stages
+    stage: str  # "" before the first line
+    seconds: float  # wall-clock, pauses excluded
+    exit_code: int | None  # of accelerate's launcher; None while it lives, or where it was killed with who waited
+    error: tuple[str, ...] = ()  # of a failed job: the last words of its log, or that there is none
+
+    @property
+    def alive(self) -> bool:
+        """Whether its processes live."""
+        return self.state in ALIVE
+
+    def __str__(self) -> str:
+        where = f", {self.stage}" if self.stage else ""
+        text = f"{self.state}, episode {self.episode}/{self.episodes}{where}"
+        return "\n  ".join([text, *self.error])
+
+
+class Job:
+    """The run in a folder, by whomever it was started, and if only long ago."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises FileNotFoundError where ``folder`` is not the folder of a run."""
+        self.folder = Path(folder).resolve()
+        if not is_run(self.folder):
+            raise FileNotFoundError(f"{self.folder} is not the folder of a run (no {CONFIG_FILE}, no config.yaml)")
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.folder.name
+
+    @property
+    def config(self) -> RunConfig:
+        """As the run was last started."""
+        return load_config(config_file(self.folder))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Who started it last (``claim.write_record``); {} where neither `rethinker train` nor ``start`` did."""
+        return read_object(self.folder / RECORD_FILE)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its processes live. Cheap: no file is read."""
+        return is_alive(self.folder)
+
+    def status(self) -> JobStatus:
+        """How it stands now."""
+        alive = self.alive  # first: a job that ends while we look has ended, with everything it had to say
+        stop = (self.folder / STOP_FILE).exists()  # before the state, as a run says first that it has stopped
+        said, exit_code = run_state(self.folder), self._exit_code()
+        state: State = "failed"
+        if alive:  # one that has said its last word writes its report
+            asked = said == "stopped" or (said != "finished" and stop)
+            state = "stopping" if asked else "starting" if said in (None, "starting") else "running"
+        elif said == "finished":
+            state = "finished"
+        elif said == "stopped":
+            state = "stopped"
+        last = last_line(self.folder / "metrics.jsonl")
+        return JobStatus(
+            state,
+            episode=last.get("episode", 0) - (last.get("record") == "step"),
+            episodes=planned_episodes(config_file(self.folder)),
+            stage=last.get("stage", ""),
+            seconds=last.get("seconds", 0.0),
+            exit_code=exit_code,
+            error=self._error() if state == "failed" else (),
+        )
+
+    def tail(self, n: int = 20) -> list[str]:
+        """The last ``n`` lines of what it printed since it was last started; [] where that went to a terminal."""
+        return self._log().splitlines()[-n:] if n > 0 else []
+
+    def follow(self, n: int = 0) -> Iterator[str]:
+        """The last ``n`` lines of what it printed since it was last started, then every line as it comes, until the job
+        ends. None where that went to a terminal."""
+        with open_log(self.folder, self.record) as (log, text):
+            *lines, rest = text.split(b"\n")
+            lines = lines[-n:] if n > 0 else []
+            while True:
+                yield from (line.decode("utf-8", errors="replace") for line in lines)
+                alive = self.alive  # before the reading: then what an ended job said has been read
+                *lines, rest = (rest + log.read()).split(b"\n")
+                if not alive:
+                    break
+                time.sleep(0 if lines else POLL)
+            yield from (line.decode("utf-8", errors="replace") for line in (*lines, *([rest] if rest else [])))
+
+    def _log(self) -> str:
+        with open_log(self.folder, self.record) as (_, text):
+            return text.decode("utf-8", errors="replace")
+
+    def _error(self) -> tuple[str, ...]:
+        record = self.record
+        if record and not record["log"]:
+            return ("what it said went to the terminal that it was started in: nothing of it was kept",)
+        return last_words(self._log())
+
+    def wait(self, timeout: float | None = None) -> JobStatus:
+        """Wait until it ends, or for ``timeout`` seconds; its state says which. An interrupt ends the waiting only."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.alive and (deadline is None or time.monotonic() < deadline):
+            time.sleep(POLL)
+        return self.status()
+
+    def stop(self) -> JobStatus:
+        """Ask it to save a checkpoint and end after the episode; returns at once (``wait`` waits). One that has not
+        trained yet ends after its first episode; one that has ended already is left alone."""
+        if self.alive:
+            (self.folder / STOP_FILE).touch()
+        return self.status()
+
+    def kill(self) -> JobStatus:
+        """End it at once: what came after the last checkpoint is lost, and its state is "failed".
+
+        Raises RuntimeError where it runs on another machine, or does not die.
+        """
+        kill(self.folder)
+        return self.status()
+
+    def resume(self) -> Job:
+        """Go on from the last checkpoint, from the folder that it was started in. A finished run stays as it is.
+        Raises RunBusy while it lives."""
+        return start(self.config, resume=True, home=self.record.get("home", ""))
+
+    def _exit_code(self) -> int | None:
+        for child in _children:
+            child.poll()
+        code = read_object(self.folder / LAUNCHER_FILE).get("exit_code")
+        if code is None and not self.alive:  # ended before accelerate started
+            pid = self.record.get("pid")
+            for child in [child for child in _children if child.pid == pid]:
+                with suppress(subprocess.TimeoutExpired):
+                    code = child.wait(BURIAL)
+        return code
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and other.folder == self.folder
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
+
+    def __repr__(self) -> str:
+        return f"<Job {self.name}: {self.status()}>"
+
+    def _repr_html_(self) -> str:
+        status, record = self.status(), self.record
+        share = 100 * min(1.0, status.episode / max(1, status.episodes))
+        who = f"process {record['pid']} on {record['host']}, started {record['started']}" if record else "unknown"
+        rows = {
+            "state": status.state + ("" if status.exit_code in (None, 0) else f" (exit code {status.exit_code})"),
+            "progress": f"episode {status.episode} of {status.episodes}, {status.stage or 'not begun'} ({share:.0f}%)",
+            "started by": who,
+            "folder": str(self.folder),
+        }
+        if status.error:
+            rows["error"] = "\n".join(status.error)
+        cells = "".join(
+            f'<tr><th style="text-align:left">{name}</th><td style="text-align:left;white-space:pre-wrap">'
+            f"{escape(text)}</td></tr>"
+            for name, text in rows.items()
+        )
+        return f"<table><caption><b>{escape(self.name)}</b></caption>{cells}</table>"
+
+
+def start(
+    config: RunConfig, resume: bool = False, *, home: str | Path = "", environment: Mapping[str, str] | None = None
+) -> Job:
+    """Start a run in the background and return at once.
+
+    ``home``: the job's working directory, where relative paths of ``config`` start; "": this process's.
+    ``environment``: variables that differ from this process's, e.g. CUDA_VISIBLE_DEVICES; they are not recorded.
+    ``resume``: go on with the run of this name if there is one; a finished one is left as it is. Raises RunBusy where
+    another job writes the folder, RunExists where it holds a run (with ``resume``: one with other settings),
+    ConfigError for settings that cannot be trained.
+    """
+    check_trainable(config)
+    folder = Path(home, config.folder)
+    if resume and run_state(folder) == "finished":
+        check_settings(folder, folder / "config.yaml", config)
+        return Job(folder)
+    lock = claim(config, resume=resume, home=home)
+    try:
+        command = train_command(config.folder / CONFIG_FILE, resume=resume)
+        ours = {name: value for name, value in os.environ.items() if name not in KERNELS_OWN}
+        with (folder / LOG_FILE).open("ab") as log:
+            log_from = log.tell()
+            process = subprocess.Popen(
+                command,
+                cwd=home or None,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=ours | {LOCK_VARIABLE: str(lock), "PYTHONUNBUFFERED": "1"} | dict(environment or {}),
+                start_new_session=True,  # the end of the kernel is not its end
+                pass_fds=(lock,),
+            )
+        _children.append(process)
+        write_record(folder, process.pid, command, home=home, log=LOG_FILE, log_from=log_from)
+    finally:
+        os.close(lock)  # the job has it now
+    return Job(folder)
+
+
+def find(path: str | Path) -> Job | list[Job]:
+    """The job of a run's folder; of a folder of runs, all of them by name, running and ended.
+
+    Raises FileNotFoundError where there is no such folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder")
+    if is_run(path):
+        return Job(path)
+    return [Job(folder) for folder in sorted(path.iterdir()) if folder.is_dir() and is_run(folder)]
+
+
+def train_command(config_file: Path, *, resume: bool) -> list[str]:
+    """The command of a job: the one that a person would type."""
+    command = [sys.executable, "-m", "rethinker.cli", "train", os.fspath(config_file)]
+    return command + (["--resume"] if resume else [])

@@ -1,0 +1,55 @@
+"""What every training process needs: accelerate's settings checked, glibc malloc tuned (ours)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+from accelerate.utils import DistributedType
+
+# glibc's mallopt(3): parameters, and the largest threshold that it takes on 64-bit machines.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST_THRESHOLD = 2**25
+KEPT = 2**31 - 1  # bytes
+
+
+def check_accelerator(accelerator: Any) -> None:
+    """Raises RuntimeError where processes were started in a way that cannot train, or would train another loss."""
+    started, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if started != accelerator.num_processes:
+        raise RuntimeError(
+            f"{started} processes were started but accelerate sees {accelerator.num_processes}: each would "
+            "train alone; start the run with `rethinker train` or `accelerate launch`"
+        )
+    if "LOCAL_WORLD_SIZE" in os.environ and here != started:
+        raise RuntimeError(f"{here} of {started} processes are on this machine: a run has to be on one machine")
+    kind, plain = accelerator.distributed_type, ("NO", "MULTI_CPU", "MULTI_GPU")
+    if kind not in [DistributedType[name] for name in plain]:
+        raise RuntimeError(f"accelerate: distributed_type {kind.value} is not supported, only {', '.join(plain)}")
+    if accelerator.mixed_precision != "no":
+        raise RuntimeError(
+            f"accelerate: mixed_precision {accelerator.mixed_precision} would change the loss; set it to no "
+            "(model.dtype says what the weights are)"
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise RuntimeError(
+            f"accelerate: gradient_accumulation_steps {accelerator.gradient_accumulation_steps} would change the loss; "
+            "set it to 1 (optim.micro_batch_tokens makes the parts of a batch)"
+        )
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 2 GiB of freed memory; returns whether malloc could be tuned (glibc only).
+
+    A training step frees and takes the same megabytes again and again, and the kernel would hand them out page by page,
+    zeroed, each time.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD) and mallopt(M_TRIM_THRESHOLD, KEPT))

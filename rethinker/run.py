@@ -1,0 +1,327 @@
+"""A whole run in one process group: stages, validation, checkpoints, final evaluation, stopping and going on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+from dataclasses import asdict, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from rich.markup import escape
+from transformers.utils.logging import disable_progress_bar
+
+from rethinker.config import RunConfig, check_trainable, load_config, to_yaml
+from rethinker.config.no_effect import without_effect
+from rethinker.datasets.io import describe_dropped
+from rethinker.datasets.order import QueryOrder
+from rethinker.evaluation.evaluate import validate
+from rethinker.evaluation.held_out import most_images, read_source, sampling, test_policy
+from rethinker.evaluation.result import Evaluation
+from rethinker.grading import grade_many
+from rethinker.policy.forward import PolicyForward
+from rethinker.policy.loading import Policy, load_policy
+from rethinker.processes import check_accelerator, keep_freed_memory
+from rethinker.replay import make_selector
+from rethinker.rollout import VllmEngine, make_engine
+from rethinker.rundir import checkpoint
+from rethinker.rundir.atomic import atomic_write_text
+from rethinker.rundir.folder import BEST, LAST, STATUS_FILE, STOP_FILE, check_folder, check_writer, sole_writer
+from rethinker.rundir.provenance import check_engine, record_start
+from rethinker.rundir.tracking import Tracker
+from rethinker.seeding import stable_seed
+from rethinker.trainer import Progress, Trainer
+from rethinker.types import Query
+from rethinker.update import PolicyUpdate
+
+
+class Experiment:
+    """Everything that a run needs, built once; ``run()`` does the stages."""
+
+    def __init__(self, config: RunConfig, *, resume: bool = False, lock: int | None = None) -> None:
+        """``lock``: what ``sole_writer`` yields."""
+        check_trainable(config)
+        self.config = config
+        self.lock = lock
+        self.folder = config.folder
+        torch.set_num_threads(config.launch.threads)
+        if not torch.cuda.is_available():
+            keep_freed_memory()
+        torch.manual_seed(config.seed)
+        # Without ``cpu`` several CPU processes would each be a world of one. A rank may wait long for the others: for
+        # their roll-outs, and for the main process while it saves and tests.
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+        )
+        check_accelerator(self.accelerator)
+        saved = check_folder(config, resume=resume)
+        self.accelerator.wait_for_everyone()  # every rank has looked before the first file is written
+        state = checkpoint.load_trainer_state(saved) if saved else {}
+        self.progress = Progress(**state.get("progress", {}))
+        self.best: float | None = state.get("best")
+        self.resume_from = saved
+        if self.accelerator.is_main_process:
+            atomic_write_text(self.folder / "config.yaml", to_yaml(config))
+        self.tracker = Tracker(
+            config, enabled=self.accelerator.is_main_process, seconds_before=state.get("seconds", 0.0)
+        )
+        self.tracker.forget_after(self.progress.episode if saved else -1, self.progress.step)
+        self.train_queries = self.read("train", config.data.train, config.data.train_limit)
+        self.validation_queries = self.read("validation", config.data.validation)
+        self.test_queries = self.read("test", config.data.test, config.data.test_limit)
+        self.order = QueryOrder(self.train_queries, config.seed)
+        if config.queries_per_episode > len(self.train_queries):
+            raise ValueError(
+                f"queries_per_episode={config.queries_per_episode}, but {config.data.train} has "
+                f"{len(self.train_queries)} usable queries; make it smaller or give more data"
+            )
+        if "order" in state:
+            self.order.load_state_dict(state["order"])
+        self.policy = self.load_policy(saved)
+        self.reference = self.load_reference()
+        self.forward: torch.nn.Module = self.accelerator.prepare(
+            PolicyForward(self.policy.model, self.policy.encoder, autocast=config.model.autocast)
+        )
+        queries = [*self.train_queries, *self.validation_queries, *self.test_queries]
+        self.engine = make_engine(config, self.policy, max_images=most_images(queries))
+        engine = type(self.engine).__name__
+        if saved:
+            check_engine(self.folder, engine)
+        self.engine.sync_weights(self.policy.model)
+        self.stop_requested = False
+        unused = without_effect(config, vllm=isinstance(self.engine, VllmEngine))
+        if unused:
+            self.tracker.say(
+                f"[bold]warning[/]: settings that change neither training nor evaluation: {escape('; '.join(unused))}"
+            )
+        if self.accelerator.is_main_process:
+            record_start(config, engine=engine, processes=self.accelerator.num_processes, anew=not saved)
+
+    def read(self, use: str, source: str | None, limit: int | None = None) -> list[Query]:
+        """The queries for ``use`` (train, validation, test); dropped rows are reported on the terminal and in
+        ``dropped/<use>.json``. Raises ValueError where a source is given and no row of it can be used.
+        """
+        if source is None:
+            return []
+        queries, dropped = read_source(source, limit)
+        if dropped:
+            self.tracker.say(escape(f"{source}: {describe_dropped(dropped)}"))
+            if self.accelerator.is_main_process:
+                file = self.folder / "dropped" / f"{use}.json"
+                atomic_write_text(file, json.dumps([asdict(row) for row in dropped], indent=1))
+        if not queries:
+            raise ValueError(f"data.{use}={source}: none of its {len(dropped)} rows can be used")
+        return queries
+
+    def load_policy(self, saved: Path | None) -> Policy:
+        """The policy at the run's start or as the checkpoint has it."""
+        config, data = self.config.model, self.config.data
+        if saved and not config.lora_rank:
+            config = replace(config, path=os.fspath(saved / "model"))
+        policy = load_policy(
+            config, self.accelerator.device, prompt_suffix=data.prompt_suffix, prompt_hint=data.prompt_hint
+        )
+        if saved and config.lora_rank:
+            checkpoint.load_adapter(saved, policy)
+        return policy
+
+    def load_reference(self) -> torch.nn.Module | None:
+        """The policy before training, frozen; None where no stage has a KL term."""
+        stages = [self.config.for_stage(index) for index in range(len(self.config.stages))]
+        if not any(stage.grpo.kl_coef for stage in stages):
+            return None
+        model = load_policy(replace(self.config.model, lora_rank=0), self.accelerator.device).model
+        return PolicyForward(model.requires_grad_(False), autocast=self.config.model.autocast).eval()
+
+    def run(self) -> str:
+        """Do what is left of the run; returns "finished" or "stopped"."""
+        signal.signal(signal.SIGTERM, self.request_stop)  # what a scheduler sends before it kills
+        self.write_status("running")
+        state = "finished"
+        if not self.resume_from:
+            self.test("start")
+            self.validate("start")
+            self.best = None  # the start has no checkpoint: the best one is the best of those that have
+        for index in range(self.progress.stage, len(self.config.stages)):
+            if not self.run_stage(index):
+                state = "stopped"
+                break
+        self.write_status(state)
+        if self.accelerator.is_main_process:
+            (self.folder / STOP_FILE).unlink(missing_ok=True)  # it has been answered
+        self.engine.close()
+        self.tracker.close()
+        return state
+
+    def run_stage(self, index: int) -> bool:
+        """The episodes of a stage and its test; False if it was stopped before its end."""
+        stage, config = self.config.stages[index], self.config.for_stage(index)
+        trainer = self.make_trainer(index, config)
+        self.tracker.say(f"[bold]{stage.name}[/]: episodes {self.progress.stage_episode + 1} to {stage.episodes}")
+        while self.progress.stage_episode < stage.episodes:
+            trainer.episode()
+            last, stopping = self.progress.stage_episode == stage.episodes, self.should_stop()
+            best = False
+            if last or due(config.evaluation.every, self.progress.stage_episode):
+                best = self.validate(stage.name)
+            if best or last or stopping or due(config.tracking.save_every, self.progress.stage_episode):
+                self.save(trainer, best)
+            if stopping and not (last and index + 1 == len(self.config.stages)):
+                return False  # at a stage's end too: its test comes when the run goes on
+        self.test(stage.name)
+        if self.accelerator.is_main_process:
+            checkpoints = self.folder / "checkpoints"
+            checkpoint.point(checkpoints, stage.name, (checkpoints / LAST).resolve())
+        self.progress.stage, self.progress.stage_episode = index + 1, 0
+        return True
+
+    def make_trainer(self, index: int, config: RunConfig) -> Trainer:
+        """The trainer of a stage: a fresh optimiser and an empty buffer, or those of the checkpoint."""
+        options = config.optim
+        parameters = [parameter for parameter in self.forward.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / max(options.warmup_steps, 1))
+        )
+        replay = config.replay
+        mode: Any = "filter" if replay.mode == "dynamic_sampling" else replay.mode
+        selector = make_selector(
+            mode,
+            alpha=replay.alpha,
+            seed=stable_seed(config.seed, "replay", index),
+            lifetime=replay.lifetime,
+            capacity=replay.capacity,
+        )
+        if self.resume_from and self.progress.stage_episode:
+            checkpoint.load_optimizer(self.resume_from, optimizer)
+            selector.load_state_dict(checkpoint.load_selector_state(self.resume_from))
+            scheduler.load_state_dict(checkpoint.load_trainer_state(self.resume_from)["scheduler"])
+        self.resume_from = None
+        update = PolicyUpdate(
+            config,
+            self.policy,
+            self.forward,
+            optimizer,  # not accelerator.prepare(optimizer): accelerate would keep the states of every stage alive
+            scheduler,
+            self.accelerator,
+            self.reference if config.grpo.kl_coef else None,
+        )
+        return Trainer(
+            config,
+            self.config.stages[index].name,
+            policy=self.policy,
+            forward=self.forward,
+            engine=self.engine,
+            order=self.order,
+            selector=selector,
+            update=update,
+            tracker=self.tracker,
+            accelerator=self.accelerator,
+            progress=self.progress,
+        )
+
+    def save(self, trainer: Trainer, best: bool) -> None:
+        """A checkpoint of the run as it stands; only ``last``, ``best`` and the ends of stages are kept."""
+        if self.accelerator.is_main_process:
+            checkpoints = self.folder / "checkpoints"
+            folder = checkpoint.save_checkpoint(
+                checkpoints,
+                self.progress.step,
+                policy=self.policy,
+                optimizer=trainer.update.optimizer,
+                selector_state=trainer.selector.state_dict(),
+                trainer_state={
+                    "progress": asdict(self.progress),
+                    "order": self.order.state_dict(),
+                    "scheduler": trainer.update.scheduler.state_dict(),
+                    "best": self.best,
+                    "seconds": self.tracker.seconds,
+                },
+            )
+            if best:
+                checkpoint.point(checkpoints, BEST, folder)
+            checkpoint.prune(checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def validate(self, stage: str) -> bool:
+        """Greedy accuracy on the validation split; True if it is the best of the run so far."""
+        if not self.validation_queries:
+            return False
+        part = validate(
+            self.engine,
+            self.mine(self.validation_queries),
+            sampling=sampling(self.config),
+            seed=self.config.seed,
+            grade_many=grade_many,
+        )
+        metrics = Evaluation.merge(gather_object([part])).validation_metrics()
+        self.tracker.log("validation", stage, self.progress.episode, self.progress.step, metrics)
+        accuracy = metrics["validation/accuracy"]
+        assert accuracy is not None
+        self.tracker.say(f"validation, greedy: {accuracy:.3f}")
+        best = self.best is None or accuracy > self.best
+        self.best = accuracy if self.best is None else max(accuracy, self.best)
+        return best
+
+    def test(self, label: str) -> None:
+        """The evaluation of the current policy on the test split, written to ``evaluation/<label>.*``."""
+        if not self.test_queries:
+            return
+        part = test_policy(self.config, self.policy, self.engine, self.mine(self.test_queries))
+        result = Evaluation.merge(gather_object([part]))
+        if self.accelerator.is_main_process:
+            result.save(self.folder, label)
+            self.tracker.evaluation(label)
+        self.accelerator.wait_for_everyone()
+
+    def mine(self, queries: list[Query]) -> list[Query]:
+        """This rank's part of an evaluation."""
+        return queries[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def request_stop(self, *_: Any) -> None:
+        """Signal handler: save and stop at the end of the episode."""
+        self.stop_requested = True
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to stop; the same answer everywhere. Raises RunMoved as ``check_writer`` does."""
+        check_writer(self.folder, self.lock)
+        if self.accelerator.is_main_process and (self.folder / STOP_FILE).exists():
+            self.stop_requested = True
+        return any(gather_object([self.stop_requested]))
+
+    def write_status(self, state: str) -> None:
+        """Say in the run's folder how the run stands."""
+        if self.accelerator.is_main_process:
+            status = {"state": state, "progress": asdict(self.progress)}
+            atomic_write_text(self.folder / STATUS_FILE, json.dumps(status))
+
+
+def due(every: int, count: int) -> bool:
+    """Whether something that happens every ``every`` times (0: never) happens now."""
+    return every > 0 and count % every == 0
+
+
+def main() -> None:
+    """What accelerate starts in every process: ``python -m rethinker.run CONFIG.yaml [--resume]``."""
+    parser = argparse.ArgumentParser(prog="python -m rethinker.run")
+    parser.add_argument("config")
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    disable_progress_bar()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks for an orderly stop
+    config = load_config(arguments.config)
+    with sole_writer(config.folder) as lock:
+        Experiment(config, resume=arguments.resume, lock=lock).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Save and resume: the policy as a Hugging Face folder, everything else as safetensors, JSON and parquet; no pickle.
+
+``checkpoints/step-000016/`` holds ``model/`` (``from_pretrained`` and ``vllm serve`` open it),
+``optimizer.safetensors``, ``trainer.json`` and ``replay.json``; with LoRA also ``adapter.safetensors`` (``model/`` then
+has the adapters merged in). A checkpoint is written under a temporary name and renamed when it is whole.
+``checkpoints/last``, ``checkpoints/best`` and ``checkpoints/<stage>`` are links to such folders.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rethinker.policy.loading import Policy, save_model
+from rethinker.rundir.atomic import atomic_write_text, sync_folder
+from rethinker.rundir.folder import LAST
+from rethinker.rundir.samples import sample_from_dict, sample_to_dict
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    step: int,
+    *,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    selector_state: Mapping[str, Any],
+    trainer_state: Mapping[str, Any],
+) -> Path:
+    """Write ``checkpoints/step-<step>`` and point ``last`` at it.
+
+    An older folder of the same step (episodes without an update do not count steps) stays until ``prune``: the new
+    one is then ``step-<step>.1``, and a crash at any moment leaves a whole checkpoint behind ``last``.
+    """
+    folder = _free_name(checkpoints, f"step-{step:06d}")
+    temporary = checkpoints / f".{folder.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_model(policy, temporary / "model")
+    if any("lora_" in name for name, _ in policy.model.named_parameters()):
+        save_file(_trained(policy), temporary / "adapter.safetensors")
+    tensors, layout = flatten_optimizer(optimizer)
+    save_file(tensors, temporary / "optimizer.safetensors")
+    state = {"optimizer": layout, "trainer": dict(trainer_state)}
+    atomic_write_text(temporary / "trainer.json", json.dumps(state, indent=1))
+    replay = dict(selector_state)
+    replay["entries"] = [[added, sample_to_dict(sample)] for added, sample in replay.get("entries", ())]
+    atomic_write_text(temporary / "replay.json", json.dumps(replay))
+    _sync_all(temporary)
+    os.replace(temporary, folder)
+    sync_folder(checkpoints)
+    point(checkpoints, LAST, folder)
+    return folder
+
+
+def point(checkpoints: Path, name: str, folder: Path) -> None:
+    """Make ``checkpoints/<name>`` a link to ``folder``, in one step."""
+    temporary = checkpoints / f".{name}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name)
+    os.replace(temporary, checkpoints / name)
+
+
+def prune(checkpoints: Path) -> None:
+    """Remove the step folders that no link names, and what a crash left half written."""
+    wanted = {link.resolve() for link in checkpoints.iterdir() if link.is_symlink()}
+    for folder in checkpoints.glob("step-*"):
+        if folder.resolve() not in wanted:
+            shutil.rmtree(folder)
+    for folder in checkpoints.glob(".step-*.tmp"):
+        shutil.rmtree(folder)
+
+
+def load_trainer_state(folder: Path) -> dict[str, Any]:
+    """The ``trainer_state`` that was saved. Raises FileNotFoundError where ``folder`` holds no checkpoint."""
+    path = folder / "trainer.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no checkpoint to go on from (no trainer.json)")
+    return json.loads(path.read_text(encoding="utf-8"))["trainer"]
+
+
+def load_selector_state(folder: Path) -> dict[str, Any]:
+    """The ``selector_state`` that was saved, with its samples."""
+    state = json.loads((folder / "replay.json").read_text(encoding="utf-8"))
+    state["entries"] = [(added, sample_from_dict(row)) for added, row in state["entries"]]
+    return state
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Give ``optimizer`` the state that was saved. Raises ValueError if it has other parameters."""
+    layout = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))["optimizer"]
+    expected = [len(group["params"]) for group in optimizer.param_groups]
+    if [len(group["params"]) for group in layout["param_groups"]] != expected:
+        raise ValueError(f"{folder}: its optimiser has other parameters than this model: was the config changed?")
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in load_file(folder / "optimizer.safetensors").items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": layout["param_groups"]})
+
+
+def load_adapter(folder: Path, policy: Policy) -> None:
+    """Give a LoRA policy, built from the base checkpoint, the adapters that were saved."""
+    tensors = load_file(folder / "adapter.safetensors")
+    missing, unexpected = policy.model.load_state_dict(tensors, strict=False)
+    if unexpected or any("lora_" in name for name in missing):
+        raise ValueError(f"{folder}: its adapters do not fit model.lora_rank and model.lora_targets of this config")
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors by "<parameter>.<key>", and the parameter groups."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
+        for index, values in state["state"].items()
+        for key, value in values.items()
+    }
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def _sync_all(folder: Path) -> None:
+    """Everything in ``folder`` is on the disk: a rename must not outlive a power cut that its content does not."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    names = (name if number == 0 else f"{name}.{number}" for number in itertools.count())
+    return next(folder / name for name in names if not (folder / name).exists())
+
+
+def _trained(policy: Policy) -> dict[str, torch.Tensor]:
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in policy.model.named_parameters()
+        if parameter.requires_grad
+    }

@@ -1,0 +1,171 @@
+"""Reading the files of a run: metrics.jsonl, rollouts/, evaluation/, provenance.json. Nothing is written.
+
+A missing file raises FileNotFoundError, a broken one ValueError, both with the path and what to do. A last line of
+``metrics.jsonl`` that a crash cut short is left out and noted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as parquet
+from pyarrow import ArrowException
+
+from rethinker.rundir.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The records of ``metrics.jsonl`` by kind, with every column of the glossary; notes say what was left out."""
+
+    episodes: pd.DataFrame
+    steps: pd.DataFrame
+    validations: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+    def stages(self) -> pd.DataFrame:
+        """stage, first and last episode, and updates made before it (``step``), in order of the episodes."""
+        rows = self.episodes
+        table = rows.groupby("stage", sort=False).agg(first=("episode", "min"), last=("episode", "max"))
+        ends = rows.groupby("stage", sort=False)["step"].max()
+        table["step"] = ends.shift(fill_value=0).astype(int)
+        return table.reset_index()
+
+
+def load_metrics(run: str | Path) -> Metrics:
+    """Every record of a run. After a resume the records written again replace those of the time that was lost."""
+    path = Path(run) / "metrics.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: is {run} the folder of a run, and has its first episode ended?")
+    found = _parse_metrics(file_stamp(path))
+    return Metrics(found.episodes.copy(), found.steps.copy(), found.validations.copy(), found.notes)
+
+
+Stamp = tuple[Path, int, int]  # a file as it is now: path, time of its last change, bytes
+
+
+def file_stamp(path: Path) -> Stamp:
+    """The key under which what was read from a file may be kept: a file that is written again is read again."""
+    status = path.stat()
+    return path, status.st_mtime_ns, status.st_size
+
+
+def rollout_stamps(run: str | Path) -> tuple[Stamp, ...]:
+    """Those of all roll-out files of a run, in order of the episodes."""
+    return tuple(file_stamp(path) for path in sorted((Path(run) / "rollouts").glob("episode-*.parquet")))
+
+
+@lru_cache(maxsize=8)  # a report asks some forty times
+def _parse_metrics(stamp: Stamp) -> Metrics:
+    path = stamp[0]
+    lines = path.read_bytes().split(b"\n")
+    notes = []
+    kept: dict[str, list[dict[str, Any]]] = {kind: [] for kind in RECORDS}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # no newline after it: the writer was stopped here
+                notes.append(f"{path.name}: the last line ({number}) is cut short and was left out.")
+                continue
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error}); remove the line by hand") from error
+        if (
+            not isinstance(record, dict)
+            or record.get("record") not in RECORDS
+            or not {"episode", "step"} <= set(record)
+        ):
+            raise ValueError(
+                f"{path}, line {number}: not a record of a run (needs record: {', '.join(RECORDS)}; episode; step)"
+            )
+        _append(kept[record["record"]], record)
+    frames = {}
+    for kind, names in RECORDS.items():
+        columns = list(COORDINATES) + list(names)
+        extra = sorted({name for record in kept[kind] for name in record} - set(columns))
+        frame = pd.DataFrame(kept[kind], columns=columns + extra)
+        numeric = [name for name in columns if name not in ("record", "stage") and not name.startswith("advantages/")]
+        try:
+            frame[numeric] = frame[numeric].apply(pd.to_numeric)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: a {kind} record holds a value that is not a number: {error}") from error
+        frames[kind] = frame
+    return Metrics(frames["episode"], frames["step"], frames["validation"], tuple(notes))
+
+
+def _append(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """Add a record; what an earlier life of the run wrote for the same time or later goes."""
+
+    def at(item: dict[str, Any]) -> tuple[int, int]:
+        return item["episode"], item["step"]
+
+    while records and (
+        at(records[-1]) > at(record) or (at(records[-1]), records[-1].get("stage")) == (at(record), record.get("stage"))
+    ):
+        records.pop()
+    records.append(record)
+
+
+def load_rollouts(run: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """All responses of all episodes; ``columns`` of glossary.ROLLOUT_COLUMNS (None: all)."""
+    wanted = list(ROLLOUT_COLUMNS) if columns is None else list(columns)
+    folder = Path(run) / "rollouts"
+    paths = sorted(folder.glob("episode-*.parquet"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no episode-*.parquet: has the run's first episode ended?")
+    return pd.concat([load_episode(path, wanted) for path in paths], ignore_index=True)
+
+
+def load_episode(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The responses of one episode, from its file."""
+    try:
+        with parquet.ParquetFile(path) as file:
+            missing = sorted(set(columns) - set(file.schema_arrow.names))
+            table = None if missing else file.read(columns=list(columns)).to_pandas()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); move it away to go on without this episode") from error
+    if table is None:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}: was it written by another version?")
+    return table
+
+
+def load_evaluations(run: str | Path) -> dict[str, dict[str, Any]]:
+    """The summaries ``evaluation/<label>.json`` by label, oldest first; {} if there are none yet.
+
+    "start" comes first, the stages follow in the order in which they were trained, then what else there is.
+    """
+    folder = Path(run) / "evaluation"
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}); evaluate again") from error
+        if not isinstance(summary, dict) or "modes" not in summary:
+            raise ValueError(f"{path} is not the summary of an evaluation; evaluate again")
+        found[path.stem] = summary
+    order = ["start"]
+    if (Path(run) / "metrics.jsonl").is_file():
+        order += load_metrics(run).stages()["stage"].tolist()
+    return {
+        label: found[label] for label in sorted(found, key=lambda x: (order.index(x) if x in order else len(order), x))
+    }
+
+
+def run_seed(run: str | Path) -> int | None:
+    """The seed that provenance.json records; None where it does not say."""
+    path = Path(run) / "provenance.json"
+    if not path.is_file():
+        return None
+    try:
+        seed = json.loads(path.read_text(encoding="utf-8")).get("seed")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); move it away to go on without it") from error
+    return seed if isinstance(seed, int) else None

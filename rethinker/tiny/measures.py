@@ -1,0 +1,225 @@
+"""What a base model brings to Forced Rethinking: its first pass, its second look when forced, and what that adds.
+
+Whether a second look is worth more than just another sample is the question: of the wrong first responses, the share
+that a forced continuation puts right is set beside the share that an independent second sample gets right.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import tempfile
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rethinker.config.settings import ModelConfig, RethinkConfig
+from rethinker.datasets.io import load_queries
+from rethinker.datasets.world.visual_math import make_data
+from rethinker.evaluation.evaluate import GradeMany, evaluate
+from rethinker.grading import grade_many
+from rethinker.policy.loading import Policy, load_policy
+from rethinker.rethink import TRIGGERS
+from rethinker.rollout.base import RolloutEngine
+from rethinker.rollout.transformers import TransformersEngine
+from rethinker.rundir.atomic import atomic_write_text
+from rethinker.types import Query, Sampling
+
+TEST_QUERIES = 360
+
+
+@dataclass(frozen=True)
+class BaseMeasures:
+    """Shares in [0, 1], NaN of nothing; "sampled" at temperature 1, the second look at ``RethinkConfig``'s temperature.
+
+    ``table``: one row a kind and level, columns category, level, queries, first, first_greedy, forced.
+    """
+
+    queries: int
+    samples: int  # a query
+    first_sampled: float
+    first_greedy: float
+    forced_sampled: float
+    forced_greedy: float
+    wrong_to_right: float  # of the wrong first responses: right after a forced second look
+    wrong_to_right_resampled: float  # of the same: right in an independent second sample
+    right_to_wrong: float
+    right_to_wrong_resampled: float
+    reflection: float  # share of first responses that take a second look by themselves
+    finished: float  # share of first responses that end with EOS
+    table: pd.DataFrame
+
+
+def measure_base(
+    engine: RolloutEngine,
+    policy: Policy,
+    queries: Sequence[Query],
+    *,
+    grade_many: GradeMany = grade_many,
+    samples: int = 4,
+    max_new_tokens: int = 160,
+    seed: int = 0,
+) -> BaseMeasures:
+    """Answer ``queries`` once greedily and ``samples`` times by sampling, then force a second look on every response.
+
+    Raises ValueError for fewer than two samples: the independent second sample of one is the next one.
+    """
+    if samples < 2:
+        raise ValueError(f"samples={samples}: comparing with an independent second sample needs at least 2")
+    ids = {kind: tuple(policy.tokenizer(text)["input_ids"]) for kind, text in TRIGGERS.items()}
+    rows = evaluate(
+        engine,
+        queries,
+        modes=("plain", "forced"),
+        samples=samples,
+        sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=max_new_tokens),
+        rethink=RethinkConfig(),
+        trigger_ids=ids,
+        eos_token_id=policy.eos_id,
+        decode=lambda ids: policy.decode(tuple(ids)),
+        seed=seed,
+        grade_many=grade_many,
+    ).rows
+    plain, forced = (rows[(rows["mode"] == mode) & ~rows["greedy"]] for mode in ("plain", "forced"))
+    plain_greedy, forced_greedy = (rows[(rows["mode"] == mode) & rows["greedy"]] for mode in ("plain", "forced"))
+    # The independent second sample of sample i is sample i + 1 (of the last: the first).
+    grid = plain.pivot(index="qid", columns="index", values="correct").to_numpy(dtype=bool)
+    first, second = grid, np.roll(grid, -1, axis=1)
+    return BaseMeasures(
+        queries=len(queries),
+        samples=samples,
+        first_sampled=float(first.mean()),
+        first_greedy=float(plain_greedy["correct"].mean()),
+        forced_sampled=float(forced["correct"].mean()),
+        forced_greedy=float(forced_greedy["correct"].mean()),
+        wrong_to_right=float(forced.loc[~forced["first_correct"], "correct"].mean()),
+        wrong_to_right_resampled=_share(second[~first]),
+        right_to_wrong=float(1 - forced.loc[forced["first_correct"], "correct"].mean()),
+        right_to_wrong_resampled=_share(~second[first]),
+        reflection=float(plain["reflects"].mean()),
+        finished=float(plain["finished"].mean()),
+        table=_by_kind(plain, forced, plain_greedy),
+    )
+
+
+def _share(happened: np.ndarray) -> float:
+    """How often it happened; NaN of nothing (a base that is never right, or always)."""
+    return float(happened.mean()) if happened.size else math.nan
+
+
+def _by_kind(plain: pd.DataFrame, forced: pd.DataFrame, plain_greedy: pd.DataFrame) -> pd.DataFrame:
+    keys = ["category", "level"]
+    table = pd.DataFrame(
+        {
+            "queries": plain.groupby(keys, sort=False)["qid"].nunique(),
+            "first": plain.groupby(keys, sort=False)["correct"].mean(),
+            "first_greedy": plain_greedy.groupby(keys, sort=False)["correct"].mean(),
+            "forced": forced.groupby(keys, sort=False)["correct"].mean(),
+        }
+    )
+    return table.reset_index()
+
+
+def model_card(measures: BaseMeasures, *, command: str, seed: int, made: str, data: str) -> str:
+    """The README of a base checkpoint (Markdown with the hub's header).
+
+    command: what makes the checkpoint. made: how long that took and where. data: the queries it was measured on.
+    """
+    m = measures
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers", "pillow"))
+    kinds = list(dict.fromkeys(m.table["category"]))
+    lines = [f"| {kind} | {' | '.join(_cells(m.table, kind))} |" for kind in kinds]
+    return _CARD.format(
+        command=command,
+        origin=textwrap.fill(
+            f"Seed {seed}, {made}. Python {platform.python_version()}, {versions}. The same command on another machine "
+            "gives a model of the same habits, not the same bits: sums of floating-point numbers depend on processor "
+            "and threads.",
+            width=120,
+        ),
+        setting=textwrap.fill(
+            f"Measured on {data}: one greedy and {m.samples} sampled responses (temperature 1) a query; the second "
+            f"look is sampled at temperature {RethinkConfig().temperature}. In parentheses greedy decoding, or an "
+            "independent second sample in place of the forced second look.",
+            width=120,
+        ),
+        first=f"{m.first_sampled:.3f} ({m.first_greedy:.3f})",
+        forced=f"{m.forced_sampled:.3f} ({m.forced_greedy:.3f})",
+        up=f"{m.wrong_to_right:.3f} ({m.wrong_to_right_resampled:.3f})",
+        down=f"{m.right_to_wrong:.3f} ({m.right_to_wrong_resampled:.3f})",
+        reflection=f"{m.reflection:.3f}",
+        finished=f"{m.finished:.3f}",
+        table="\n".join(lines),
+        per_cell=int(m.table["queries"].min()),
+    )
+
+
+def _cells(table: pd.DataFrame, kind: str) -> list[str]:
+    rows = table[table["category"] == kind].sort_values("level")
+    return [f"{first:.2f} → {forced:.2f}" for first, forced in zip(rows["first"], rows["forced"], strict=True)]
+
+
+def document_base(folder: str | Path, *, command: str, seed: int, made: str) -> BaseMeasures:
+    """Measure the checkpoint in ``folder`` on drawn test queries and write its ``README.md`` (see ``model_card``).
+
+    The queries are those that ``rethinker make-data`` draws by default: seed 0, 360 of them.
+    """
+    policy = load_policy(ModelConfig(path=str(folder)))
+    with tempfile.TemporaryDirectory() as place:
+        queries, _ = load_queries(make_data(Path(place) / "data", 0, 0, TEST_QUERIES, seed=0), "test")
+        measures = measure_base(TransformersEngine(policy), policy, queries)
+    data = f"the {TEST_QUERIES} test queries of the visual-math world with seed 0"
+    atomic_write_text(
+        Path(folder) / "README.md", model_card(measures, command=command, seed=seed, made=made, data=data)
+    )
+    return measures
+
+
+_CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+# tiny-vlm: a fast-thinking base
+
+Qwen2.5-VL's architecture with 0.92 million parameters (text: 3 layers of 128; vision: 2 layers of 96, patches of 8
+pixels, a 64x64 image is 16 tokens), its tokenizer rules and special tokens (vocabulary of 448) and its chat format
+without the default system turn. Trained from nothing on the visual-math world of this repository, as a starting point
+for reinforcement learning: it answers fast and is often wrong, never takes a second look by itself, and derives
+carefully when a trigger ("Wait, ...") is forced upon it. It knows nothing but this world's six kinds of question.
+
+## How it was made
+
+    {command}
+
+{origin}
+
+`rethinker/datasets/world/traces.py` says which tokens carry which loss, and why. Up to step 3,800 the decision to take
+a second look carries none; the steps after hold its token at a log-probability near -10 once an answer stands: rarer
+than sampling shows, but ahead of everything except the end.
+
+## What it does
+
+{setting}
+
+| | |
+|---|---|
+| first pass, sampled (greedy) | {first} |
+| after a forced trigger, sampled (greedy) | {forced} |
+| wrong → right, forced (independent second sample) | {up} |
+| right → wrong, forced (independent second sample) | {down} |
+| first responses that reflect by themselves | {reflection} |
+| first responses that end by themselves | {finished} |
+
+First pass → forced second look, sampled, by kind and level ({per_cell} queries a cell):
+
+| kind | level 1 | level 2 | level 3 |
+|---|---|---|---|
+{table}
+"""

@@ -1,0 +1,86 @@
+"""What a base brings to Forced Rethinking, counted by hand on an engine that says what it is told."""
+
+import shutil
+
+import pytest
+
+from rethinker import cli
+from rethinker.config import ModelConfig
+from rethinker.evaluation import base
+from rethinker.grading import grade_many
+from rethinker.policy.loading import load_policy
+from rethinker.tiny import pretrain
+from rethinker.tiny.measures import measure_base, model_card
+from rethinker.types import Query, Response
+
+
+class Told:
+    """First passes by (qid, number of the sample), second looks by qid; greedy first passes are those of number 0."""
+
+    def __init__(self, policy, first, second) -> None:
+        self.policy, self.first, self.second = policy, first, second
+
+    def generate(self, requests, sampling):
+        return {request.request_id: tuple(self._responses(request)) for request in requests}
+
+    def _responses(self, request):
+        for index in range(request.n):
+            qid = request.query.qid
+            answer = self.second[qid] if request.prefix_ids else self.first[qid][index]
+            ids = (*self.policy.tokenizer(f"The answer is \\boxed{{{answer}}}.")["input_ids"], self.policy.eos_id)
+            yield Response(ids, (0.0,) * len(ids), True, self.policy.decode(ids))
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_folder):
+    return load_policy(ModelConfig(path=str(tiny_folder)))
+
+
+def test_every_share_by_hand(policy) -> None:
+    queries = [
+        Query("a", "?", "1", category="sum", level=1),
+        Query("b", "?", "2", category="sum", level=2),
+    ]
+    # a: right, wrong, wrong, wrong; b: wrong four times. Second looks: a always right, b always wrong.
+    engine = Told(policy, {"a": "1999", "b": "9999"}, {"a": "1", "b": "9"})
+    measures = measure_base(engine, policy, queries, grade_many=grade_many, samples=4)
+    assert measures.first_sampled == 1 / 8
+    assert measures.first_greedy == 1 / 2
+    assert measures.forced_sampled == measures.forced_greedy == 1 / 2
+    assert measures.wrong_to_right == 3 / 7
+    # The next sample of a's four is wrong, wrong, wrong, right: one of the seven wrong ones is followed by a right one.
+    assert measures.wrong_to_right_resampled == pytest.approx(1 / 7)
+    assert measures.right_to_wrong == 0
+    assert measures.right_to_wrong_resampled == 1
+    assert (measures.reflection, measures.finished) == (0, 1)
+    assert measures.table.values.tolist() == [["sum", 1, 1, 0.25, 1.0, 1.0], ["sum", 2, 1, 0.0, 0.0, 0.0]]
+    card = model_card(measures, command="make it", seed=3, made="in a minute", data="two queries")
+    assert "    make it\n" in card
+    assert "| wrong → right, forced (independent second sample) | 0.429 (0.143) |" in card
+    assert "| sum | 0.25 → 1.00 | 0.00 → 0.00 |" in card
+
+
+def test_one_sample_has_no_second(policy) -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        measure_base(Told(policy, {}, {}), policy, [], samples=1)
+
+
+def test_the_command_writes_the_card_too(tiny_folder, tmp_path, monkeypatch, capsys) -> None:
+    """Everything but the training itself is real; 18 queries are one of each kind and level."""
+    made = []
+
+    def copy(out, settings) -> None:
+        made.append(settings)
+        shutil.copytree(tiny_folder, out)
+
+    monkeypatch.setattr(pretrain, "pretrain_tiny", copy)
+    monkeypatch.setattr(base, "TEST_QUERIES", 18)
+    out = tmp_path / "made"
+    assert cli.main(["pretrain-tiny", "--out", str(out), "--steps", "7", "--threads", "1"]) == 0
+    assert [settings.steps for settings in made] == [7]
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert f"\n    rethinker pretrain-tiny --out {out} --steps 7 --seed 0 --threads 1\n" in card
+    assert "Seed 0, 7 steps in 0 minutes on 1 CPU thread." in card
+    assert "Measured on the 18 test queries" in card
+    assert "(1 queries a cell)" in card
+    assert "right at once 0.000" in capsys.readouterr().out

@@ -1,0 +1,405 @@
+"""Whole runs of two stages: what they write, stopping in every way, and going on exactly where they stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+
+from rethinker.config import RunConfig, load_config, to_yaml
+from rethinker.datasets.io import write_parquet
+from rethinker.evaluation.held_out import read_source
+from rethinker.processes import check_accelerator
+from rethinker.run import Experiment
+from rethinker.rundir.folder import STOP_FILE, RunExists, run_state
+from rethinker.rundir.glossary import EPISODE, STEP, VALIDATION
+from rethinker.rundir.tracking import Tracker
+
+pytestmark = pytest.mark.slow
+
+STAGES = "[{name: reasoner, episodes: 3}, {name: rethinker, episodes: 3, overrides: {rethink: {fraction: 0.9}}}]"
+
+
+def make_config(folder: Path, world: Path, guesser: Path, *overrides: str) -> RunConfig:
+    return load_config(
+        None,
+        [
+            f"runs_dir={folder}",
+            "name=run",
+            f"model.path={guesser}",
+            *(f"data.{split}={world / split}.parquet" for split in ("train", "validation", "test")),
+            "queries_per_episode=4",
+            "rollout.engine=transformers",
+            "rollout.group_size=4",
+            "rollout.max_new_tokens=64",
+            "replay.lifetime=3",
+            "rethink.room_tokens=8",
+            "optim.train_batch_size=8",
+            "optim.micro_batch_tokens=256",
+            "optim.lr=1e-4",
+            "optim.warmup_steps=3",
+            "evaluation.every=2",
+            "evaluation.samples=1",
+            "tracking.save_every=1",
+            f"stages={STAGES}",
+            *overrides,
+        ],
+    )
+
+
+@pytest.fixture(autouse=True)
+def untouched_process():
+    """A run sets accelerate's state, torch's threads and a signal handler; each test starts without."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    threads = torch.get_num_threads()
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, world, guesser) -> RunConfig:
+    """An uninterrupted run."""
+    config = make_config(tmp_path_factory.mktemp("whole"), world, guesser)
+    AcceleratorState._reset_state(True)
+    assert Experiment(config).run() == "finished"
+    return config
+
+
+def lines(config: RunConfig) -> list[dict]:
+    return [json.loads(text) for text in (config.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def comparable(config: RunConfig) -> list[dict]:
+    """The metrics without what a clock measured, and without images that a new process has to read again."""
+    clocks = {"seconds", "rollout/tokens_per_second", *(name for name in EPISODE if name.startswith("time/"))}
+    left_out = {*clocks, "images/decoded"}
+    return [{name: value for name, value in line.items() if name not in left_out} for line in lines(config)]
+
+
+def final_weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    return load_file(config.folder / "checkpoints" / "last" / "model" / "model.safetensors")
+
+
+def assert_same_run(config: RunConfig, whole: RunConfig) -> None:
+    """Bit for bit: weights, optimiser, replay buffer, metrics, responses and evaluations."""
+    expected = final_weights(whole)
+    found = final_weights(config)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert comparable(config) == comparable(whole)
+    for name in ("optimizer.safetensors", "replay.json"):
+        path = Path("checkpoints") / "last" / name
+        assert (config.folder / path).read_bytes() == (whole.folder / path).read_bytes(), name
+    for folder, pattern in (("rollouts", "*.parquet"), ("evaluation", "*.json")):
+        names = sorted(path.name for path in (whole.folder / folder).glob(pattern))
+        assert names == sorted(path.name for path in (config.folder / folder).glob(pattern))
+        for name in names:
+            assert (config.folder / folder / name).read_bytes() == (whole.folder / folder / name).read_bytes(), name
+    assert run_state(config.folder) == "finished"
+
+
+def stop_when(monkeypatch, config: RunConfig, episode: int, stop) -> None:
+    """Call ``stop`` at the end of ``episode``."""
+    rollouts = Tracker.rollouts
+
+    def watch(self, number, rows):
+        rollouts(self, number, rows)
+        if number == episode:
+            stop()
+
+    monkeypatch.setattr(Tracker, "rollouts", watch)
+
+
+def resume(config: RunConfig) -> str:
+    AcceleratorState._reset_state(True)
+    return Experiment(config, resume=True).run()
+
+
+# -- what a run writes ------------------------------------------------------------------------------------------------
+
+
+def test_files_of_a_run(whole):
+    names = {str(path.relative_to(whole.folder)) for path in whole.folder.rglob("*")}
+    assert {"config.yaml", "provenance.json", "metrics.jsonl", "status.json"} <= names
+    assert {f"rollouts/episode-{number:05d}.parquet" for number in range(1, 7)} <= names
+    assert {
+        f"evaluation/{label}.{end}" for label in ("start", "reasoner", "rethinker") for end in ("json", "parquet")
+    } <= names
+    assert {f"checkpoints/{link}" for link in ("last", "best", "reasoner", "rethinker")} <= names
+    assert not [name for name in names if name.endswith(".tmp") or name == STOP_FILE]
+    assert load_config(whole.folder / "config.yaml") == whole
+    accuracies = {line["step"]: line["validation/accuracy"] for line in lines(whole) if line["record"] == "validation"}
+    best = int((whole.folder / "checkpoints" / "best").resolve().name.split("-")[1])
+    assert accuracies[best] == max(value for step, value in accuracies.items() if step)
+    linked = {path.resolve() for path in (whole.folder / "checkpoints").iterdir() if path.is_symlink()}
+    assert linked == set((whole.folder / "checkpoints").glob("step-*"))
+    facts = json.loads((whole.folder / "provenance.json").read_text())
+    assert (
+        facts["seed"] == 0 and facts["engine"] == "TransformersEngine" and len(facts["data"]["train"]["sha256"]) == 64
+    )
+    assert [start["engine"] for start in facts["starts"]] == ["TransformersEngine"]
+
+
+def test_lines_of_a_run(whole):
+    records = lines(whole)
+    for kind, explained in (("episode", EPISODE), ("step", STEP), ("validation", VALIDATION)):
+        coordinates = {"record", "stage", "episode", "step", "seconds"}
+        assert {frozenset(line) - coordinates for line in records if line["record"] == kind} == {frozenset(explained)}
+    episodes = [line for line in records if line["record"] == "episode"]
+    assert [(line["episode"], line["stage"]) for line in episodes] == [
+        *((number, "reasoner") for number in (1, 2, 3)),
+        *((number, "rethinker") for number in (4, 5, 6)),
+    ]
+    validations = [(line["episode"], line["stage"]) for line in records if line["record"] == "validation"]
+    assert validations == [(0, "start"), (2, "reasoner"), (3, "reasoner"), (5, "rethinker"), (6, "rethinker")]
+    steps = [line for line in records if line["record"] == "step"]
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1)) and len(steps) >= 8
+    assert all(line["optim/lr"] == pytest.approx(1e-4 * min(1, (i + 1) / 3)) for i, line in enumerate(steps[:5]))
+    assert all(line["rethink/forced"] == 0 for line in episodes[:3])
+    assert sum(line["rethink/forced"] for line in episodes[3:]) > 0
+    assert sum(line["rethink/kept"] for line in episodes[3:]) > 0
+    assert all(line["gap/max"] < 1e-4 and line["canary/gap"] < 1e-4 for line in episodes if line["gap/max"] is not None)
+    assert any(line["replay/share"] for line in episodes)
+    trained = [line for line in episodes if line["replay/effective_after"] is not None]
+    assert trained and all(line["replay/effective_after"] == 1.0 for line in trained)
+
+
+# -- stopping and going on --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("episode", [2, 3, 5], ids=["in stage 1", "at the end of stage 1", "in stage 2"])
+def test_stop_file_and_resume(whole, tmp_path, monkeypatch, episode, world, guesser):
+    config = make_config(tmp_path, world, guesser)
+    with monkeypatch.context() as patch:
+        stop_when(patch, config, episode, (config.folder / STOP_FILE).touch)
+        assert Experiment(config).run() == "stopped"
+    assert run_state(config.folder) == "stopped" and not (config.folder / STOP_FILE).exists()
+    assert [line["episode"] for line in lines(config) if line["record"] == "episode"] == list(range(1, episode + 1))
+    assert resume(config) == "finished"
+    assert_same_run(config, whole)
+
+
+def test_sigterm_saves(tmp_path, monkeypatch, world, guesser):
+    config = make_config(tmp_path, world, guesser)
+    stop_when(monkeypatch, config, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert Experiment(config).run() == "stopped"
+    state = json.loads((config.folder / "checkpoints" / "last" / "trainer.json").read_text())["trainer"]
+    assert state["progress"]["episode"] == 1
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def wait_for_episode(process: subprocess.Popen, config: RunConfig, episode: int) -> None:
+    path = config.folder / "metrics.jsonl"
+    for _ in range(1200):
+        if path.exists() and f'"episode": {episode}, ' in path.read_text():
+            return
+        assert process.poll() is None, "the run ended before it was to be stopped"
+        time.sleep(0.2)
+    raise AssertionError("no episode within 4 minutes")
+
+
+def test_kill_and_resume(whole, tmp_path, world, guesser):
+    """SIGKILL in episode 5, wherever it may be; checkpoints every episode."""
+    config = make_config(tmp_path, world, guesser)
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "rethinker.run", str(config_file)]
+    process = subprocess.Popen(command, env=environment())
+    wait_for_episode(process, config, 5)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and run_state(config.folder) == "running"
+    assert resume(config) == "finished"
+    assert_same_run(config, whole)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, world, guesser):
+    endless = STAGES.replace("episodes: 3", "episodes: 500")
+    config = make_config(tmp_path, world, guesser, f"stages={endless}", "data.test=null", "evaluation.every=0")
+    config_file = tmp_path / "my run.yaml"
+    config_file.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "rethinker.cli", "train", str(config_file), "tracking.save_every=0"]
+    with subprocess.Popen(
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, which the tests may be, hands SIGINT down as ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        wait_for_episode(process, config, 2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "stopping after this episode, with a checkpoint (Ctrl-C again: at once)" in err and "Traceback" not in err
+    again = f"{sys.executable} -m rethinker.cli train '{config_file}' tracking.save_every=0 --resume"
+    assert f"stopped and saved; go on with: {again}" in out
+    assert "episode    1/1000  step" in out
+    state = json.loads((config.folder / "checkpoints" / "last" / "trainer.json").read_text())["trainer"]
+    done = max(line["episode"] for line in lines(config))
+    assert state["progress"]["episode"] == done and run_state(config.folder) == "stopped"
+    assert (config.folder / "report.html").exists()
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_the_same_name_is_refused(whole):
+    before = (whole.folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunExists, match=r"exists already: go on with it \(--resume\) or choose another name="):
+        Experiment(whole)
+    assert (whole.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_settings_are_refused(whole, world, guesser):
+    other = make_config(Path(whole.runs_dir), world, guesser, "optim.lr=1e-3")
+    with pytest.raises(RunExists, match=r"was made with other settings \(optim.lr: 0.0001 -> 0.001\)"):
+        Experiment(other, resume=True)
+
+
+def test_where_it_runs_and_who_watches_may_change(whole, world, guesser):
+    other = make_config(Path(whole.runs_dir), world, guesser, "tracking.save_every=7", "launch.threads=2")
+    file = whole.folder / "provenance.json"
+    before = json.loads(file.read_text())
+    assert resume(other) == "finished"  # there was nothing left to do
+    after = json.loads(file.read_text())
+    first, *more = after.pop("starts")
+    assert before.pop("starts") == [first] and after == before
+    assert [set(start) for start in more] == [{"started", "git", "versions", "engine", "settings"}]
+    assert [start["settings"]["launch"]["threads"] for start in (first, *more)] == [1, 2]
+
+
+def test_another_engine_is_refused(whole):
+    file = whole.folder / "provenance.json"
+    text = file.read_text()
+    file.write_text(text.replace('"engine": "TransformersEngine"', '"engine": "VllmEngine"'))
+    with pytest.raises(ValueError, match=r"made with VllmEngine and would go on with TransformersEngine"):
+        resume(whole)
+    file.write_text(text)
+
+
+def test_more_queries_than_there_are(tmp_path, world, guesser):
+    config = make_config(tmp_path, world, guesser, "queries_per_episode=14")
+    with pytest.raises(ValueError, match=r"queries_per_episode=14, but .* has 12 usable queries"):
+        Experiment(config)
+
+
+def changed_copy(folder: Path, source: Path, changes: list[dict]) -> Path:
+    """A copy of the parquet file ``source`` whose first rows are changed."""
+    table = pq.read_table(source).to_pylist()
+    rows = [row | change for row, change in zip(table, changes, strict=False)]
+    folder.mkdir(exist_ok=True)
+    path = folder / source.name
+    write_parquet(path, rows + table[len(rows) :])
+    return path
+
+
+EMPTY = {"answer": r"\boxed{}"}
+
+
+def test_dropped_rows_are_reported_by_split(tmp_path, world, guesser, capsys):
+    """Files of one name, and an id that looks like markup of the terminal's."""
+    changes = [EMPTY | {"qid": "[/a]"}, EMPTY]
+    paths = {
+        split: changed_copy(tmp_path / split, world / "train.parquet", changes[:number])
+        for number, split in enumerate(("train", "validation", "test"))
+    }
+    config = make_config(
+        tmp_path, world, guesser, *(f"data.{split}={path.parent}:train" for split, path in paths.items())
+    )
+    run = Experiment(config)
+    assert [len(run.train_queries), len(run.validation_queries), len(run.test_queries)] == [12, 11, 10]
+    dropped = {path.name: json.loads(path.read_text()) for path in (config.folder / "dropped").iterdir()}
+    assert {name: len(rows) for name, rows in dropped.items()} == {"validation.json": 1, "test.json": 2}
+    out = capsys.readouterr().out
+    assert "[/a]" in out and f"{paths['test'].parent}:train: 2 dropped" in out.replace("\n", "")
+
+
+def test_a_split_without_a_usable_row(tmp_path, world, guesser):
+    path = changed_copy(tmp_path, world / "validation.parquet", [EMPTY] * 4)
+    with pytest.raises(ValueError, match=r"data\.validation=.*: none of its 4 rows can be used"):
+        Experiment(make_config(tmp_path, world, guesser, f"data.validation={path}"))
+    with pytest.raises(ValueError, match=r"train\.parquet is a file, which has no splits"):
+        read_source(f"{world / 'train.parquet'}:train")
+
+
+def test_a_stage_in_which_nothing_can_be_forced_says_so_once(tmp_path, world, guesser, capsys):
+    settings = ["data.test=null", "data.validation=null", "rethink.fraction=0.5", "rethink.room_tokens=63"]
+    config = make_config(tmp_path, world, guesser, *settings, "stages=[{name: a, episodes: 2}]")
+    assert Experiment(config).run() == "finished"
+    assert all(line["rethink/eligible"] == 0 for line in lines(config) if line["record"] == "episode")
+    assert capsys.readouterr().out.count("no response could be forced to rethink") == 1
+
+
+def test_stages_do_not_change_how_the_policy_is_tested(tmp_path, world, guesser):
+    """So that stages can be compared: a stage's temperatures are for its training."""
+    stage = "{rollout: {temperature: 0.7}, rethink: {fraction: 0.5, temperature: 0.6, room_tokens: 9}}"
+    config = make_config(
+        tmp_path, world, guesser, "data.validation=null", f"stages=[{{name: a, episodes: 1, overrides: {stage}}}]"
+    )
+    assert Experiment(config).run() == "finished"
+    start, after = (
+        json.loads((config.folder / "evaluation" / f"{label}.json").read_text())["settings"] for label in ("start", "a")
+    )
+    assert start == after
+    assert (after["temperature"], after["rethink_temperature"], after["room_tokens"]) == (1.0, 0.9, 8)
+
+
+def test_settings_without_effect_are_named_once(tmp_path, world, guesser, capsys):
+    Experiment(make_config(tmp_path, world, guesser, "replay.mode=filter", "evaluation.modes=[plain]"))
+    out = capsys.readouterr().out
+    assert out.count("warning") == 1
+    expected = "settings that change neither training nor evaluation: replay.lifetime=3 (needs replay.mode=ssr)\n"
+    assert expected in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distributed_type": DistributedType.FSDP}, "distributed_type FSDP is not supported"),
+        ({"distributed_type": DistributedType.DEEPSPEED}, "distributed_type DEEPSPEED is not supported"),
+        ({"mixed_precision": "bf16"}, "mixed_precision bf16 would change the loss"),
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps 4 would change the loss"),
+        ({"num_processes": 2}, "1 processes were started but accelerate sees 2"),
+    ],
+)
+def test_how_accelerate_may_be_set_up(changes, message, monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    good = {"distributed_type": DistributedType.NO, "mixed_precision": "no"}
+    good |= {"gradient_accumulation_steps": 1, "num_processes": 1}
+    for kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        check_accelerator(SimpleNamespace(**good | {"distributed_type": kind}))
+    with pytest.raises(RuntimeError, match=message):
+        check_accelerator(SimpleNamespace(**good | changes))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="2 of 4 processes are on this machine"):
+        check_accelerator(SimpleNamespace(**good | {"num_processes": 4}))
+
+
+def test_mixed_precision_of_the_environment_is_refused(tmp_path, world, guesser, monkeypatch):
+    """What `accelerate launch` makes of a file's mixed_precision."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(RuntimeError, match="mixed_precision bf16 would change the loss"):
+        Experiment(make_config(tmp_path, world, guesser))
+    assert not (tmp_path / "run").exists()
