@@ -93,3 +93,12 @@ def guesser(tmp_path_factory, tiny_folder, world) -> Path:
 
     queries, _ = load_queries(world / "train.parquet")
     return teach_guessing(tiny_folder, tmp_path_factory.mktemp("guesser") / "model", queries[:4])
+
+
+@pytest.fixture
+def untouched_process():
+    """A run sets accelerate's state, torch's threads and signal handlers; the test starts and ends without."""
+    from tiny_training import fresh_process
+
+    with fresh_process():
+        yield

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
@@ -27,7 +27,7 @@ from rethinker.rundir.folder import STOP_FILE, RunExists, run_state
 from rethinker.rundir.glossary import EPISODE, STEP, VALIDATION
 from rethinker.rundir.tracking import Tracker
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("untouched_process")]
 
 STAGES = "[{name: reasoner, episodes: 3}, {name: rethinker, episodes: 3, overrides: {rethink: {fraction: 0.9}}}]"
 
@@ -57,20 +57,6 @@ def make_config(folder: Path, world: Path, guesser: Path, *overrides: str) -> Ru
             *overrides,
         ],
     )
-
-
-@pytest.fixture(autouse=True)
-def untouched_process():
-    """A run sets accelerate's state, torch's threads and a signal handler; each test starts without."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    threads = torch.get_num_threads()
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-    torch.set_num_threads(threads)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 
 from rethinker.config import ModelConfig, RunConfig, load_config
 from rethinker.datasets.order import QueryOrder
@@ -31,6 +34,22 @@ SMALL = (
     "optim.lr=1e-3",
     "rethink.room_tokens=8",
 )
+
+
+@contextmanager
+def fresh_process() -> Iterator[None]:
+    """As in a process of its own; what a run sets (accelerate, torch's threads, signal handlers) is as before after it."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    threads = torch.get_num_threads()
+    AcceleratorState._reset_state(True)
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(True)
+        PartialState._reset_state()
+        torch.set_num_threads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def small_config(folder: Path, *overrides: str) -> RunConfig:
