@@ -38,7 +38,7 @@ SMALL = (
 
 @contextmanager
 def fresh_process() -> Iterator[None]:
-    """As in a process of its own; what a run sets (accelerate, torch's threads, signal handlers) is as before after it."""
+    """A process as it was before a run, which sets accelerate, torch's threads and signal handlers; also afterwards."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     threads = torch.get_num_threads()
     AcceleratorState._reset_state(True)
