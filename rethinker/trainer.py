@@ -32,7 +32,6 @@ from rethinker.rollout.canary import canary_gap
 from rethinker.rundir.metrics import (
     Episode,
     episode_metrics,
-    episode_warnings,
     generated_tokens,
     replay_ages,
     rollout_rows,
@@ -83,7 +82,6 @@ class Trainer:
         self.accelerator = accelerator
         self.progress = progress
         self.seconds: dict[str, float] = defaultdict(float)
-        self.warned: set[str] = set()
         self.experience = Experience(
             config, policy=policy, engine=engine, order=order, accelerator=accelerator, timed=self.timed
         )
@@ -212,10 +210,7 @@ class Trainer:
         self.tracker.log("episode", self.stage, record.number, self.progress.step, metrics)
         self.tracker.rollouts(record.number, rollout_rows(record))
         self.tracker.progress(record.number, self.progress.step, metrics)
-        for name, text in episode_warnings(self.config, metrics).items():
-            if name not in self.warned:
-                self.warned.add(name)
-                self.tracker.say(f"[bold]warning[/]: episode {record.number}: {text}")
+        self.tracker.warn()
         return metrics
 
     @contextmanager

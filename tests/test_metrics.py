@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from rethinker.config import load_config
 from rethinker.rethink import keep, mark_kept
 from rethinker.rundir.glossary import EPISODE, RECORDS, ROLLOUT_COLUMNS
 from rethinker.rundir.metrics import (
     ADVANTAGE_EDGES,
     Episode,
     episode_metrics,
-    episode_warnings,
     generated_tokens,
     histogram,
     replay_ages,
@@ -189,16 +187,6 @@ def test_kept_trajectories_that_no_step_trained_on():
     second = keep(group("b", [False, False]), [forced(s, True) for s in group("b", [False, False]).samples])
     episode.all_groups = episode.groups = [episode.groups[0], second]
     assert episode_metrics(episode)["rethink/trained"] == pytest.approx(1 / 3)
-
-
-def test_warnings():
-    config = load_config(None, ["rethink.fraction=0.5", "replay.mode=dynamic_sampling"])
-    good = {"rethink/eligible": 0.5, "replay/unfilled": 0, "rollout/rounds": 10}
-    assert episode_warnings(config, good) == {}
-    assert list(episode_warnings(config, good | {"rethink/eligible": 0.0})) == ["rethink/eligible"]
-    assert episode_warnings(load_config(), good | {"rethink/eligible": 0.0}) == {}  # nothing is forced
-    text = episode_warnings(config, good | {"replay/unfilled": 1000})["replay/unfilled"]
-    assert text.startswith("dynamic sampling found 24 of 1024 groups with an advantage in 10 roll-outs")
 
 
 def test_ages():

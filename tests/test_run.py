@@ -328,12 +328,16 @@ def test_a_split_without_a_usable_row(tmp_path, world, guesser):
         read_source(f"{world / 'train.parquet'}:train")
 
 
-def test_a_stage_in_which_nothing_can_be_forced_says_so_once(tmp_path, world, guesser, capsys):
+def test_a_stage_in_which_nothing_can_be_forced_says_so(tmp_path, world, guesser, capsys):
     settings = ["data.test=null", "data.validation=null", "rethink.fraction=0.5", "rethink.room_tokens=63"]
     config = make_config(tmp_path, world, guesser, *settings, "stages=[{name: a, episodes: 2}]")
     assert Experiment(config).run() == "finished"
     assert all(line["rethink/eligible"] == 0 for line in lines(config) if line["record"] == "episode")
-    assert capsys.readouterr().out.count("no response could be forced to rethink") == 1
+    out = capsys.readouterr().out
+    for words in ("warning: nothing to force in episode 1:", "warning: nothing to force in episodes 1 to 2:"):
+        assert words in out
+    firsts = 2 * config.samples_per_episode
+    assert f"diagnosis of the run: nothing to force in episodes 1 to 2: {firsts} of {firsts} first responses" in out
 
 
 def test_stages_do_not_change_how_the_policy_is_tested(tmp_path, world, guesser):

@@ -173,7 +173,7 @@ def test_dynamic_sampling_gives_up_at_its_bound(policy, queries, tmp_path, capsy
     metrics = [run.episode() for _ in range(2)]
     assert metrics[0]["rollout/rounds"] == 2 and run.batches == []
     assert metrics[0]["replay/unfilled"] == 2 and metrics[0]["replay/batch_fill"] == 0.0
-    assert capsys.readouterr().out.count("dynamic sampling found 0 of 2 groups with an advantage in 2 roll-outs") == 1
+    assert "dynamic sampling lacked 4 of 4 groups with an advantage after 4 rollouts" in capsys.readouterr().out
 
 
 def test_dynamic_sampling_says_what_it_rolled_out_and_how_short_it_fell(policy, four, tmp_path, capsys):
@@ -186,7 +186,7 @@ def test_dynamic_sampling_says_what_it_rolled_out_and_how_short_it_fell(policy, 
     assert sum(metrics["advantages/before"]["counts"]) == 16
     rows = pq.read_table(tmp_path / "run" / "rollouts" / "episode-00001.parquet").to_pylist()
     assert len(rows) == 16 and sum(row["reward"] for row in rows) == 7
-    said = "warning: episode 1: dynamic sampling found 2 of 4 groups with an advantage in 1 roll-outs"
+    said = "warning: dynamic sampling fell short in episode 1: dynamic sampling lacked 2 of 4 groups"
     assert said in capsys.readouterr().out
 
 

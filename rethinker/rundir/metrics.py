@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from rethinker.config import RunConfig
 from rethinker.rethink import contains_reflection, outcomes
 from rethinker.types import Group, Sample
 
@@ -111,24 +110,6 @@ def episode_metrics(episode: Episode) -> dict[str, Any]:
         "grader/failures": sum(sample.grade.reason.startswith(("error", "timeout")) for sample in generated),
         "grader/no_answer": sum(sample.grade.reason == "no boxed answer" for sample in generated),
     }
-
-
-def episode_warnings(config: RunConfig, metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What a person should know of an episode with these metrics, by the metric that shows it."""
-    found = {}
-    if config.rethink.fraction and not metrics["rethink/eligible"]:
-        reflecting = ", or reflected by itself (rethink.skip_reflective)"
-        found["rethink/eligible"] = (
-            "no response could be forced to rethink: each was empty, cut off, left no room for a second look "
-            f"(rollout.max_new_tokens, rethink.room_tokens){reflecting if config.rethink.skip_reflective else ''}"
-        )
-    if metrics["replay/unfilled"]:
-        found["replay/unfilled"] = (
-            f"dynamic sampling found {config.queries_per_episode - metrics['replay/unfilled']} of "
-            f"{config.queries_per_episode} groups with an advantage in {metrics['rollout/rounds']} roll-outs "
-            "(replay.max_rollouts, or no query was left): the episode trains on fewer samples"
-        )
-    return found
 
 
 def replay_ages(episode: Episode) -> dict[str, float | None]:

@@ -15,9 +15,10 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
-from rethinker.config import RunConfig
+from rethinker.config import RunConfig, to_dict
 from rethinker.lab.wandb.mirror import Mirror, mirror_errors, recording_mode
 from rethinker.rundir.atomic import append_json_line, atomic_write_bytes, atomic_write_text
+from rethinker.rundir.diagnosis import Finding, diagnose, news
 from rethinker.rundir.glossary import RECORDS
 
 
@@ -33,6 +34,7 @@ class Tracker:
         self.folder = config.folder
         self.console = Console(quiet=not enabled, highlight=False, emoji=False)
         self.started = time.perf_counter() - seconds_before
+        self.episodes: list[dict[str, Any]] = []  # their lines of metrics.jsonl, for the diagnosis
         self._pace = [time.perf_counter()]  # when the last episodes ended, for the time left
         self.mirror = self._twin() if enabled and config.tracking.wandb else None
 
@@ -51,6 +53,8 @@ class Tracker:
         line = {"record": record, "stage": stage, "episode": episode, "step": step, "seconds": round(self.seconds, 3)}
         line |= {name: _finite(value) for name, value in metrics.items()}
         append_json_line(self.folder / "metrics.jsonl", line)
+        if record == "episode":
+            self.episodes.append(line)
         self._mirrored(lambda mirror: mirror.log(line))
 
     def rollouts(self, episode: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -73,7 +77,7 @@ class Tracker:
             return
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            kept = []
+            kept, self.episodes = [], []
             for text in path.read_text(encoding="utf-8").splitlines():
                 try:
                     line = json.loads(text)
@@ -81,6 +85,7 @@ class Tracker:
                     continue
                 if line["episode"] <= episode and line["step"] <= step:
                     kept.append(text + "\n")
+                    self.episodes += [line] if line["record"] == "episode" else []
             atomic_write_text(path, "".join(kept))
         for file in (self.folder / "rollouts").glob("episode-*.parquet"):
             if int(file.stem.split("-")[1]) > episode:
@@ -104,8 +109,17 @@ class Tracker:
             f"{_clock(left)} left"
         )
 
+    def warn(self) -> None:
+        """Say what is wrong after the newest episode; what stays wrong is said again at longer and longer intervals."""
+        self._say_findings("warning", news(self.episodes, to_dict(self.config)))
+
+    def _say_findings(self, word: str, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            self.say(f"[bold]{word}[/]: {escape(str(finding))}")
+
     def close(self) -> None:
-        """Finish the W&B run, if there is one."""
+        """Say what was wrong with the run as a whole, and finish the W&B run, if there is one."""
+        self._say_findings("diagnosis of the run", diagnose(self.episodes, to_dict(self.config)))
         self._mirrored(lambda mirror: mirror.close())
         if self.mirror is not None and self.mirror.mode == "offline":
             self.say(f"recorded for W&B; send it: {escape(self._sync_command)}")
