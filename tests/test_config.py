@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rethinker import config as module
 from rethinker.config import RunConfig, check_trainable, load_config, to_dict, to_yaml
+from rethinker.config import loading as module
 from rethinker.config.schema import ConfigError
 from rethinker.grpo import group_advantages, kl_penalty, policy_loss, truncated_importance_weights
 

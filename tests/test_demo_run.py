@@ -12,8 +12,8 @@ import pytest
 
 from rethinker.config import to_yaml
 from rethinker.config.repository import enter_repository, repository_root
-from rethinker.lab import demo_run
 from rethinker.lab.jobs import RunBusy
+from rethinker.lab.notebook import demo_run
 from rethinker.rundir.folder import check_folder, run_state
 
 ROOT = Path(__file__).parents[1]

@@ -6,9 +6,9 @@ import pytest
 
 from rethinker import cli
 from rethinker.config import ModelConfig
-from rethinker.evaluation import base
 from rethinker.grading import grade_many
 from rethinker.policy.loading import load_policy
+from rethinker.tiny import measures as base
 from rethinker.tiny import pretrain
 from rethinker.tiny.measures import measure_base, model_card
 from rethinker.types import Query, Response

@@ -60,7 +60,7 @@ def bare_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_any_run_will_do(number, parameters, missing, bare_run, monkeypatch):
-    from rethinker.lab import show
+    from rethinker.lab.notebook import show
 
     said: list[str] = []
     monkeypatch.setattr(show, "display", lambda item: said.append(str(item.data)))

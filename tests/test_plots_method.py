@@ -11,11 +11,11 @@ import pytest
 from synthetic_run import write_run
 
 from rethinker.evaluation.statistics import wilson
-from rethinker.lab import pages, teaching
 from rethinker.lab.analysis import method as method_tables
 from rethinker.lab.figures import method
 from rethinker.lab.figures.catalogue import render
 from rethinker.lab.figures.style import THEMES, NoData
+from rethinker.lab.notebook import pages, teaching
 from rethinker.rundir.glossary import ROLLOUT_COLUMNS
 
 

@@ -11,7 +11,7 @@ from synthetic_run import STAGES, write_run
 
 from rethinker.config import load_config
 from rethinker.lab import jobs as launch
-from rethinker.lab import share
+from rethinker.lab.notebook import share
 from rethinker.rundir.atomic import atomic_write_text
 
 

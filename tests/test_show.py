@@ -10,8 +10,8 @@ import pytest
 from IPython.display import HTML, Image, Markdown
 from synthetic_run import write_run
 
-from rethinker.lab import show
 from rethinker.lab.figures.catalogue import Drawing, NoData
+from rethinker.lab.notebook import show
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rethinker.lab import pages, teaching
+from rethinker.lab.notebook import pages, teaching
 from rethinker.types import Query
 
 

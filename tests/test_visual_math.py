@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rethinker.datasets import visual_math
 from rethinker.datasets.io import load_queries
+from rethinker.datasets.world import visual_math
 from rethinker.datasets.world.drawing import COLORS
 from rethinker.datasets.world.puzzles import KINDS, LEVELS, Puzzle, make_puzzle
 from rethinker.datasets.world.traces import Loss, plain_trace, rethinking_trace

@@ -15,9 +15,9 @@ from rich.console import Console
 from synthetic_run import write_run
 
 from rethinker import cli
-from rethinker.lab import live
 from rethinker.lab.jobs import Job, JobStatus
 from rethinker.lab.jobs.claim import LOCK
+from rethinker.lab.notebook import live
 from rethinker.lab.watch import terminal as watch
 from rethinker.lab.watch.follow import RunReader
 from rethinker.lab.watch.terminal import sparkline
