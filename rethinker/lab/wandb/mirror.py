@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 from rethinker.config import RunConfig, to_dict, to_yaml
 from rethinker.rundir.atomic import atomic_write_text
+from rethinker.rundir.folder import BEST, LAST
 from rethinker.rundir.glossary import RECORDS, ROLLOUT_COLUMNS
 from rethinker.rundir.provenance import data_digests
-from rethinker.rundir.folder import BEST, LAST
 
 ID_FILE = "wandb_id"  # in the run's folder
 STEP_FILE = "wandb_step"  # beside it: W&B's step of the next line

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rethinker.config import RunConfig, load_config
-from rethinker.rundir.atomic import atomic_write_text
 from rethinker.lab.wandb.mirror import ID_FILE, PLACE_FILE, recording_mode, sent_mark
+from rethinker.rundir.atomic import atomic_write_text
 
 CUT_SHORT_FILE = "cut_short"  # in a recording: the size in bytes of the file that could not be read to its end
 # wandb 0.31 of such a file. It has sent what it could read; with other failures (network, server) nothing is settled.
