@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rethinker.lab.jobs import commands as job_commands
 from rethinker.lab.notebook import execute as notebooks
+from rethinker.rundir.paths import RunDir
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,7 +127,7 @@ def train(arguments: argparse.Namespace) -> int:
     check_trainable(config)
     finished = run_state(config.folder) == "finished"
     check_folder(config, resume=arguments.resume or finished)
-    report_file = config.folder / "report.html"
+    report_file = RunDir(config.folder).report
     if finished:
         if not report_file.exists():  # who waited for it was killed before it could write one
             _write_report(config.folder)
@@ -161,14 +162,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     folder, run = config.folder, Path(arguments.config).parent
-    if Path(arguments.config).name == "config.yaml" and (run / "checkpoints").is_dir():  # the config of a run
+    if Path(arguments.config).name == "config.yaml" and RunDir(run).checkpoints.is_dir():  # the config of a run
         folder = run
         if not any(item.startswith("model.path=") for item in arguments.overrides):
             config = replace(config, model=replace(config.model, path=str(best_model(run))))
             print(f"evaluating {config.model.path}", file=sys.stderr)
     folder = arguments.out or folder
     check_name("--label", arguments.label)
-    if (folder / "evaluation" / f"{arguments.label}.json").exists():
+    if RunDir(folder).evaluation(arguments.label).exists():
         raise ValueError(f"{folder} has an evaluation {arguments.label!r} already: choose another --label")
     from rethinker.evaluation.held_out import evaluate_checkpoint
 
@@ -211,7 +212,7 @@ def report(arguments: argparse.Namespace) -> int:
         raise ValueError("--publish is for W&B Reports: give --wandb, too")
     runs = _runs(arguments.folders)
     for run in runs:
-        if not (run / "metrics.jsonl").exists():
+        if not RunDir(run).metrics.exists():
             raise FileNotFoundError(f"{run} is not the folder of a run (no metrics.jsonl)")
         _write_report(run)
     if arguments.wandb:
@@ -307,7 +308,7 @@ def _runs(folders: Sequence[Path]) -> list[Path]:
     runs: list[Path] = []
     for folder in folders:
         inside = sorted(path.parent for path in folder.glob("*/config.yaml"))
-        runs += [folder] if (folder / "config.yaml").exists() or not inside else inside
+        runs += [folder] if RunDir(folder).config.exists() or not inside else inside
     return list(dict.fromkeys(runs))
 
 

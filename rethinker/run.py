@@ -32,7 +32,8 @@ from rethinker.replay import make_selector
 from rethinker.rollout import VllmEngine, make_engine
 from rethinker.rundir import checkpoint
 from rethinker.rundir.atomic import atomic_write_text
-from rethinker.rundir.folder import BEST, LAST, STATUS_FILE, STOP_FILE, check_folder, check_writer, sole_writer
+from rethinker.rundir.folder import check_folder, check_writer, sole_writer
+from rethinker.rundir.paths import BEST, LAST, RunDir
 from rethinker.rundir.provenance import check_engine, record_start
 from rethinker.rundir.tracking import Tracker
 from rethinker.seeding import stable_seed
@@ -49,7 +50,7 @@ class Experiment:
         check_trainable(config)
         self.config = config
         self.lock = lock
-        self.folder = config.folder
+        self.folder = RunDir(config.folder)
         torch.set_num_threads(config.launch.threads)
         if not torch.cuda.is_available():
             keep_freed_memory()
@@ -68,7 +69,7 @@ class Experiment:
         self.best: float | None = state.get("best")
         self.resume_from = saved
         if self.accelerator.is_main_process:
-            atomic_write_text(self.folder / "config.yaml", to_yaml(config))
+            atomic_write_text(self.folder.config, to_yaml(config))
         self.tracker = Tracker(
             config, enabled=self.accelerator.is_main_process, seconds_before=state.get("seconds", 0.0)
         )
@@ -114,7 +115,7 @@ class Experiment:
         if dropped:
             self.tracker.say(escape(f"{source}: {describe_dropped(dropped)}"))
             if self.accelerator.is_main_process:
-                file = self.folder / "dropped" / f"{use}.json"
+                file = self.folder.dropped(use)
                 atomic_write_text(file, json.dumps([asdict(row) for row in dropped], indent=1))
         if not queries:
             raise ValueError(f"data.{use}={source}: none of its {len(dropped)} rows can be used")
@@ -155,7 +156,7 @@ class Experiment:
                 break
         self.write_status(state)
         if self.accelerator.is_main_process:
-            (self.folder / STOP_FILE).unlink(missing_ok=True)  # it has been answered
+            self.folder.stop_request.unlink(missing_ok=True)  # it has been answered
         self.engine.close()
         self.tracker.close()
         return state
@@ -177,8 +178,7 @@ class Experiment:
                 return False  # at a stage's end too: its test comes when the run goes on
         self.test(stage.name)
         if self.accelerator.is_main_process:
-            checkpoints = self.folder / "checkpoints"
-            checkpoint.point(checkpoints, stage.name, (checkpoints / LAST).resolve())
+            checkpoint.point(self.folder.checkpoints, stage.name, self.folder.checkpoint(LAST).resolve())
         self.progress.stage, self.progress.stage_episode = index + 1, 0
         return True
 
@@ -232,7 +232,7 @@ class Experiment:
     def save(self, trainer: Trainer, best: bool) -> None:
         """A checkpoint of the run as it stands; only ``last``, ``best`` and the ends of stages are kept."""
         if self.accelerator.is_main_process:
-            checkpoints = self.folder / "checkpoints"
+            checkpoints = self.folder.checkpoints
             folder = checkpoint.save_checkpoint(
                 checkpoints,
                 self.progress.step,
@@ -294,7 +294,7 @@ class Experiment:
     def should_stop(self) -> bool:
         """Whether any rank was asked to stop; the same answer everywhere. Raises RunMoved as ``check_writer`` does."""
         check_writer(self.folder, self.lock)
-        if self.accelerator.is_main_process and (self.folder / STOP_FILE).exists():
+        if self.accelerator.is_main_process and self.folder.stop_request.exists():
             self.stop_requested = True
         return any(gather_object([self.stop_requested]))
 
@@ -302,7 +302,7 @@ class Experiment:
         """Say in the run's folder how the run stands."""
         if self.accelerator.is_main_process:
             status = {"state": state, "progress": asdict(self.progress)}
-            atomic_write_text(self.folder / STATUS_FILE, json.dumps(status))
+            atomic_write_text(self.folder.status, json.dumps(status))
 
 
 def due(every: int, count: int) -> bool:

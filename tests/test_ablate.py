@@ -26,7 +26,7 @@ from rethinker.lab.figures import catalogue as plots
 from rethinker.lab.jobs import claim, handle
 from rethinker.lab.jobs.handle import Job
 from rethinker.rundir import locks, provenance
-from rethinker.rundir.folder import WRITER_LOCK, RunExists
+from rethinker.rundir.folder import RunExists
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,7 +84,7 @@ def train(tmp_path, monkeypatch):
         path.write_text(what)
 
     yield plan
-    for path in (tmp_path / "runs").rglob(claim.CONFIG_FILE):  # of a test that failed
+    for path in (tmp_path / "runs").rglob("job/config.yaml"):  # of a test that failed
         Job(path.parents[1]).kill()
 
 
@@ -283,7 +283,7 @@ def test_the_second_interrupt_kills(tmp_path, train):
 
 
 @pytest.mark.parametrize("finishes", [True, False])
-@pytest.mark.parametrize("lock", [claim.LOCK, WRITER_LOCK])
+@pytest.mark.parametrize("lock", ["job/lock", "job/writer"])
 def test_a_run_that_lives_outside_the_slots_is_waited_for(tmp_path, train, monkeypatch, lock, finishes):
     """By whom and on which GPUs nobody knows: nothing is started, and it goes on if it ended unfinished."""
     grid = load_grid(write_grid(tmp_path, slots=3))

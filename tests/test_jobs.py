@@ -23,8 +23,6 @@ from rethinker.lab.jobs.files import last_words
 from rethinker.lab.jobs.handle import Job
 from rethinker.rundir import locks
 from rethinker.rundir.folder import (
-    STOP_FILE,
-    WRITER_LOCK,
     RunExists,
     RunMoved,
     check_folder,
@@ -112,7 +110,7 @@ def wait_for(condition) -> None:
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path):
     yield
-    for file in tmp_path.rglob(claim.CONFIG_FILE):
+    for file in tmp_path.rglob("job/config.yaml"):
         kill.kill(file.parents[1])
 
 
@@ -199,7 +197,7 @@ def test_a_job_that_finishes(config, fake, monkeypatch):
     assert job.tail(5) == ["started"] and "episode 4 of 4, a (100%)" in job._repr_html_()
     assert job.config == config and job == Job(config.folder) and job.name == "run"
     assert job.resume().status() == status == job.stop() == job.kill()  # nothing is left to do
-    assert not (config.folder / STOP_FILE).exists()
+    assert not (config.folder / "STOP").exists()
 
 
 def test_stop_and_resume(config, fake):
@@ -227,7 +225,7 @@ def test_stop_before_it_trains_is_not_lost(config, fake):
 def test_stop_of_an_earlier_life_is_forgotten(config, fake):
     fake("finish")
     config.folder.mkdir()
-    (config.folder / STOP_FILE).touch()
+    (config.folder / "STOP").touch()
     assert launch.start(config).wait(20).state == "finished"
 
 
@@ -284,7 +282,7 @@ def test_episodes_are_those_that_have_ended(config, fake):
     assert (job.status().episode, job.status().seconds) == (4, 7)
 
 
-@pytest.mark.parametrize("file", ["metrics.jsonl", claim.LAUNCHER_FILE])
+@pytest.mark.parametrize("file", ["metrics.jsonl", "job/launcher.json"])
 def test_a_broken_file_is_named(config, fake, file):
     fake("finish")
     job = launch.start(config)
@@ -303,7 +301,7 @@ def test_follow(config, fake):
     job = launch.start(config)
     assert list(job.follow(5)) == ["started"]
     assert list(job.follow()) == [] == list(job.follow(0)) and list(job.follow(1)) == ["started"]
-    lock, log = locks.take(job.folder / claim.LOCK), job.folder / "launch.log"
+    lock, log = locks.take(job.folder / "job/lock"), job.folder / "launch.log"
     assert lock is not None
     with log.open("a") as file:
         lines = job.follow(1)
@@ -316,7 +314,7 @@ def test_follow(config, fake):
         assert next(lines) == "two"
         os.close(lock)
         assert list(lines) == ["three"]
-    (job.folder / claim.RECORD_FILE).unlink()
+    (job.folder / "job/record.json").unlink()
     assert list(job.follow(5)) == [] == job.tail()
 
 
@@ -380,7 +378,7 @@ def test_commands(config, fake, tmp_path, capsys):
     assert run("launch", file) == (0, f"{folder} is finished; its report: {folder / 'report.html'}\n")
     assert run("jobs", folder) == (0, "run  " + str(job.status()) + "\n")
     assert run("tail", tmp_path)[0] == 2 and run("jobs", tmp_path / "nowhere")[0] == 2
-    (folder / claim.RECORD_FILE).unlink()
+    (folder / "job/record.json").unlink()
     assert run("tail", folder)[0] == 2
 
 
@@ -453,7 +451,7 @@ def test_a_folder_that_was_moved_gets_no_more_files(config, foreground_fake, tmp
         interrupt(2)
 
     foreground_fake("deaf", before)
-    found = json.loads((config.folder / claim.LAUNCHER_FILE).read_text())  # written before the end
+    found = json.loads((config.folder / "job/launcher.json").read_text())  # written before the end
     assert found["exit_code"] is None and not Job(tmp_path / "moved").alive
 
 
@@ -510,7 +508,7 @@ def test_a_writer_without_its_launcher_still_has_the_folder(config, fake):
     fake("finish")
     launch.start(config).wait(20)
     (config.folder / "status.json").write_text('{"state": "running"}')
-    lock = locks.take(config.folder / WRITER_LOCK)
+    lock = locks.take(config.folder / "job/writer")
     assert lock is not None
     with subprocess.Popen(["sleep", "60"], pass_fds=(lock,)) as orphan:
         os.write(lock, f"{orphan.pid}\n".encode())
@@ -519,7 +517,7 @@ def test_a_writer_without_its_launcher_still_has_the_folder(config, fake):
         assert job.status().state == "running"
         with pytest.raises(launch.RunBusy, match=f"still being written by process {orphan.pid}, which no `r"):
             launch.start(config, resume=True)
-        assert not locks.is_held(config.folder / claim.LOCK)
+        assert not locks.is_held(config.folder / "job/lock")
         assert job.kill().state == "failed" and orphan.wait() == -signal.SIGKILL
     assert launch.start(config, resume=True).wait(20).state == "finished"
 
@@ -528,11 +526,11 @@ def test_another_process_of_the_same_number_is_not_signalled(config, fake, monke
     fake("endless")
     job = launch.start(config)
     real = job.record
-    file = job.folder / claim.RECORD_FILE
+    file = job.folder / "job/record.json"
     time.sleep(2 / os.sysconf("SC_CLK_TCK"))  # processes of one tick of the clock have one word
     with subprocess.Popen(["sleep", "60"]) as bystander:
         file.write_text(json.dumps(real | {"pid": bystander.pid}))
-        (job.folder / claim.LAUNCHER_FILE).write_text(
+        (job.folder / "job/launcher.json").write_text(
             json.dumps({"pid": bystander.pid, "process": "other", "exit_code": None})
         )
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="does not die: end the processes"):
@@ -553,7 +551,7 @@ def test_kill_waits_for_the_record_of_who_was_just_started(config, fake, monkeyp
     fake("finish")
     job = launch.start(config)
     job.wait(20)
-    lock = locks.take(job.folder / claim.LOCK)
+    lock = locks.take(job.folder / "job/lock")
     assert lock is not None
     with subprocess.Popen(["sleep", "60"], pass_fds=(lock,)) as process:
         os.close(lock)
@@ -812,7 +810,7 @@ def test_a_run_is_resumed_to_its_end(real, monkeypatch):
     config, command = real(3), handle.train_command
 
     def asked_to_stop(file, *, resume):
-        (config.folder / STOP_FILE).touch()
+        (config.folder / "STOP").touch()
         return command(file, resume=resume)
 
     with monkeypatch.context() as patch:

@@ -23,7 +23,7 @@ from rethinker.datasets.io import write_parquet
 from rethinker.evaluation.held_out import read_source
 from rethinker.processes import check_accelerator
 from rethinker.run import Experiment
-from rethinker.rundir.folder import STOP_FILE, RunExists, run_state
+from rethinker.rundir.folder import RunExists, run_state
 from rethinker.rundir.glossary import EPISODE, STEP, VALIDATION
 from rethinker.rundir.tracking import Tracker
 
@@ -128,7 +128,7 @@ def test_files_of_a_run(whole):
         f"evaluation/{label}.{end}" for label in ("start", "reasoner", "rethinker") for end in ("json", "parquet")
     } <= names
     assert {f"checkpoints/{link}" for link in ("last", "best", "reasoner", "rethinker")} <= names
-    assert not [name for name in names if name.endswith(".tmp") or name == STOP_FILE]
+    assert not [name for name in names if name.endswith(".tmp") or name == "STOP"]
     assert load_config(whole.folder / "config.yaml") == whole
     accuracies = {line["step"]: line["validation/accuracy"] for line in lines(whole) if line["record"] == "validation"}
     best = int((whole.folder / "checkpoints" / "best").resolve().name.split("-")[1])
@@ -173,9 +173,9 @@ def test_lines_of_a_run(whole):
 def test_stop_file_and_resume(whole, tmp_path, monkeypatch, episode, world, guesser):
     config = make_config(tmp_path, world, guesser)
     with monkeypatch.context() as patch:
-        stop_when(patch, config, episode, (config.folder / STOP_FILE).touch)
+        stop_when(patch, config, episode, (config.folder / "STOP").touch)
         assert Experiment(config).run() == "stopped"
-    assert run_state(config.folder) == "stopped" and not (config.folder / STOP_FILE).exists()
+    assert run_state(config.folder) == "stopped" and not (config.folder / "STOP").exists()
     assert [line["episode"] for line in lines(config) if line["record"] == "episode"] == list(range(1, episode + 1))
     assert resume(config) == "finished"
     assert_same_run(config, whole)

@@ -16,21 +16,19 @@ from synthetic_run import write_run
 
 from rethinker import cli
 from rethinker.lab.jobs import Job, JobStatus
-from rethinker.lab.jobs.claim import LOCK
 from rethinker.lab.notebook import live
 from rethinker.lab.watch import terminal as watch
 from rethinker.lab.watch.follow import RunReader
 from rethinker.lab.watch.terminal import sparkline
 from rethinker.rundir import locks
 from rethinker.rundir.atomic import append_json_line, atomic_write_text
-from rethinker.rundir.folder import STATUS_FILE
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A finished run of six and eight episodes; not to be written to."""
     folder = write_run(tmp_path_factory.mktemp("runs") / "run")
-    (folder / STATUS_FILE).write_text('{"state": "finished"}')
+    (folder / "status.json").write_text('{"state": "finished"}')
     return folder
 
 
@@ -241,8 +239,8 @@ def test_the_terminal_follows_a_run_to_its_end(tmp_path):
     """The run is this test: a lock that is held, lines that come."""
     folder = tmp_path / "run"
     atomic_write_text(folder / "config.yaml", "stages: [{name: a, episodes: 3}]\n")
-    atomic_write_text(folder / STATUS_FILE, '{"state": "running"}')
-    lock = locks.take(folder / LOCK)
+    atomic_write_text(folder / "status.json", '{"state": "running"}')
+    lock = locks.take(folder / "job/lock")
     assert lock is not None
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     found: list[JobStatus] = []
@@ -250,7 +248,7 @@ def test_the_terminal_follows_a_run_to_its_end(tmp_path):
     thread.start()
     for episode in (1, 2, 3):
         line(folder, episode, **{"accuracy/first": 0.5})
-    atomic_write_text(folder / STATUS_FILE, '{"state": "finished"}')
+    atomic_write_text(folder / "status.json", '{"state": "finished"}')
     os.close(lock)
     thread.join(20)
     assert [(status.state, status.episode) for status in found] == [("finished", 3)]
@@ -321,8 +319,8 @@ def test_the_notebook_is_renewed_in_place(tmp_path, page):
     lines = (tmp_path / "full" / "metrics.jsonl").read_text().splitlines(keepends=True)
     folder = tmp_path / "run"
     atomic_write_text(folder / "config.yaml", "stages: [{name: a, episodes: 3}]\n")
-    atomic_write_text(folder / STATUS_FILE, '{"state": "running"}')
-    lock = locks.take(folder / LOCK)
+    atomic_write_text(folder / "status.json", '{"state": "running"}')
+    lock = locks.take(folder / "job/lock")
     assert lock is not None
     screen = live._Screen(Job(folder), 2, live.LIGHT)
     screen.look()
@@ -347,7 +345,7 @@ def test_the_notebook_is_renewed_in_place(tmp_path, page):
 def test_an_interrupt_ends_the_watching_only(tmp_path, page, monkeypatch):
     folder = tmp_path / "run"
     atomic_write_text(folder / "config.yaml", "name: run\n")
-    lock = locks.take(folder / LOCK)
+    lock = locks.take(folder / "job/lock")
     assert lock is not None
 
     def interrupt(self, timeout):

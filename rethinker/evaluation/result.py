@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 
 from rethinker.evaluation.statistics import Estimate, binomial, clustered, mean_pass_at_k
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
+from rethinker.rundir.paths import RunDir
 
 MODES = ("plain", "forced", "bound")
 
@@ -149,33 +151,34 @@ class Evaluation:
             result["independent"] = _independent(rows[~rows["greedy"]], self.samples)
         return result
 
-    def save(self, folder: str | Path, label: str) -> Path:
+    def save(self, folder: str | PathLike[str], label: str) -> Path:
         """Write ``<folder>/evaluation/<label>.parquet`` and ``.json`` (the summary); returns the JSON's path.
 
         folder: the run's. label: "start" before training, later the stage's name. The parquet is written first, so a
         JSON never stands alone.
         """
-        target = Path(folder) / "evaluation"
         if not label or "/" in label or label.startswith("."):
             raise ValueError(f"evaluation label {label!r} is not a file name")
         summary = {"label": label, "modes_evaluated": list(self.modes)} | self.summary()
         buffer = io.BytesIO()
         self.rows.to_parquet(buffer, index=False)
-        atomic_write_bytes(target / f"{label}.parquet", buffer.getvalue())
-        return atomic_write_text(target / f"{label}.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        atomic_write_bytes(RunDir(folder).evaluation_rows(label), buffer.getvalue())
+        text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+        return atomic_write_text(RunDir(folder).evaluation(label), text)
 
 
-def load(folder: str | Path, label: str) -> Evaluation:
+def load(folder: str | PathLike[str], label: str) -> Evaluation:
     """The evaluation that ``Evaluation.save(folder, label)`` wrote. Raises FileNotFoundError or ValueError."""
-    target = Path(folder) / "evaluation"
-    for suffix in ("parquet", "json"):
-        if not (target / f"{label}.{suffix}").is_file():
-            raise FileNotFoundError(f"{target / label}.{suffix} is missing: run `rethinker evaluate` on this run first")
+    run = RunDir(folder)
+    file, responses = run.evaluation(label), run.evaluation_rows(label)
+    for path in (responses, file):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: run `rethinker evaluate` on this run first")
     try:
-        summary = json.loads((target / f"{label}.json").read_text(encoding="utf-8"))
+        summary = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{target / label}.json is not valid JSON: {error}") from error
-    rows = pd.read_parquet(target / f"{label}.parquet")
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    rows = pd.read_parquet(responses)
     rows["images"] = [list(paths) for paths in rows["images"]]
     return Evaluation(rows, tuple(summary["modes_evaluated"]), int(summary["samples"]), summary["settings"])
 

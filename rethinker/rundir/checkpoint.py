@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from rethinker.policy.loading import Policy, save_model
 from rethinker.rundir.atomic import atomic_write_text, sync_folder
-from rethinker.rundir.folder import LAST
+from rethinker.rundir.paths import LAST
 from rethinker.rundir.samples import sample_from_dict, sample_to_dict
 
 

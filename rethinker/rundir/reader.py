@@ -18,6 +18,7 @@ import pyarrow.parquet as parquet
 from pyarrow import ArrowException
 
 from rethinker.rundir.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS
+from rethinker.rundir.paths import RunDir
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Metrics:
 
 def load_metrics(run: str | Path) -> Metrics:
     """Every record of a run. After a resume the records written again replace those of the time that was lost."""
-    path = Path(run) / "metrics.jsonl"
+    path = RunDir(run).metrics
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: is {run} the folder of a run, and has its first episode ended?")
     found = _parse_metrics(file_stamp(path))
@@ -58,7 +59,7 @@ def file_stamp(path: Path) -> Stamp:
 
 def rollout_stamps(run: str | Path) -> tuple[Stamp, ...]:
     """Those of all roll-out files of a run, in order of the episodes."""
-    return tuple(file_stamp(path) for path in sorted((Path(run) / "rollouts").glob("episode-*.parquet")))
+    return tuple(file_stamp(path) for path in RunDir(run).all_rollouts().values())
 
 
 @lru_cache(maxsize=8)  # a report asks some forty times
@@ -116,11 +117,10 @@ def _append(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
 def load_rollouts(run: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """All responses of all episodes; ``columns`` of glossary.ROLLOUT_COLUMNS (None: all)."""
     wanted = list(ROLLOUT_COLUMNS) if columns is None else list(columns)
-    folder = Path(run) / "rollouts"
-    paths = sorted(folder.glob("episode-*.parquet"))
+    paths = RunDir(run).all_rollouts()
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no episode-*.parquet: has the run's first episode ended?")
-    return pd.concat([load_episode(path, wanted) for path in paths], ignore_index=True)
+        raise FileNotFoundError(f"{run}/rollouts holds no episode-*.parquet: has the run's first episode ended?")
+    return pd.concat([load_episode(path, wanted) for path in paths.values()], ignore_index=True)
 
 
 def load_episode(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -141,9 +141,8 @@ def load_evaluations(run: str | Path) -> dict[str, dict[str, Any]]:
 
     "start" comes first, the stages follow in the order in which they were trained, then what else there is.
     """
-    folder = Path(run) / "evaluation"
     found = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in RunDir(run).all_evaluations():
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -152,7 +151,7 @@ def load_evaluations(run: str | Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{path} is not the summary of an evaluation; evaluate again")
         found[path.stem] = summary
     order = ["start"]
-    if (Path(run) / "metrics.jsonl").is_file():
+    if RunDir(run).metrics.is_file():
         order += load_metrics(run).stages()["stage"].tolist()
     return {
         label: found[label] for label in sorted(found, key=lambda x: (order.index(x) if x in order else len(order), x))
@@ -161,7 +160,7 @@ def load_evaluations(run: str | Path) -> dict[str, dict[str, Any]]:
 
 def run_seed(run: str | Path) -> int | None:
     """The seed that provenance.json records; None where it does not say."""
-    path = Path(run) / "provenance.json"
+    path = RunDir(run).provenance
     if not path.is_file():
         return None
     try:

@@ -20,6 +20,7 @@ from rethinker.lab.wandb.mirror import Mirror, mirror_errors, recording_mode
 from rethinker.rundir.atomic import append_json_line, atomic_write_bytes, atomic_write_text
 from rethinker.rundir.diagnosis import Finding, diagnose, news
 from rethinker.rundir.glossary import RECORDS
+from rethinker.rundir.paths import RunDir
 
 
 class Tracker:
@@ -31,7 +32,7 @@ class Tracker:
     def __init__(self, config: RunConfig, *, enabled: bool = True, seconds_before: float = 0.0) -> None:
         self.config = config
         self.enabled = enabled
-        self.folder = config.folder
+        self.folder = RunDir(config.folder)
         self.console = Console(quiet=not enabled, highlight=False, emoji=False)
         self.started = time.perf_counter() - seconds_before
         self.episodes: list[dict[str, Any]] = []  # their lines of metrics.jsonl, for the diagnosis
@@ -52,7 +53,7 @@ class Tracker:
             raise KeyError(f"not in glossary.{record.upper()}: {', '.join(sorted(unknown))}")
         line = {"record": record, "stage": stage, "episode": episode, "step": step, "seconds": round(self.seconds, 3)}
         line |= {name: _finite(value) for name, value in metrics.items()}
-        append_json_line(self.folder / "metrics.jsonl", line)
+        append_json_line(self.folder.metrics, line)
         if record == "episode":
             self.episodes.append(line)
         self._mirrored(lambda mirror: mirror.log(line))
@@ -62,20 +63,20 @@ class Tracker:
         if not self.enabled:
             return
         frame = pd.DataFrame(list(rows))
-        atomic_write_bytes(self.folder / "rollouts" / f"episode-{episode:05d}.parquet", frame.to_parquet(index=False))
+        atomic_write_bytes(self.folder.rollouts(episode), frame.to_parquet(index=False))
         self._mirrored(lambda mirror: mirror.responses(episode, rows))
 
     def evaluation(self, label: str) -> None:
         """Say that ``evaluation/<label>.json`` has been written."""
         if self.mirror is not None:
-            summary = json.loads((self.folder / "evaluation" / f"{label}.json").read_text(encoding="utf-8"))
+            summary = json.loads(self.folder.evaluation(label).read_text(encoding="utf-8"))
             self._mirrored(lambda mirror: mirror.evaluation(label, summary))
 
     def forget_after(self, episode: int, step: int) -> None:
         """Drop what a killed process wrote after the checkpoint that the run goes on from."""
         if not self.enabled:
             return
-        path = self.folder / "metrics.jsonl"
+        path = self.folder.metrics
         if path.exists():
             kept, self.episodes = [], []
             for text in path.read_text(encoding="utf-8").splitlines():
@@ -87,8 +88,8 @@ class Tracker:
                     kept.append(text + "\n")
                     self.episodes += [line] if line["record"] == "episode" else []
             atomic_write_text(path, "".join(kept))
-        for file in (self.folder / "rollouts").glob("episode-*.parquet"):
-            if int(file.stem.split("-")[1]) > episode:
+        for written, file in self.folder.all_rollouts().items():
+            if written > episode:
                 file.unlink()
 
     def say(self, text: str) -> None:

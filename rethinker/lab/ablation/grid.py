@@ -25,6 +25,7 @@ from typing import Any
 from rethinker.config import RunConfig, check_name, check_trainable, load_config
 from rethinker.config.schema import ConfigError, build, option
 from rethinker.lab.ablation.table import COLUMNS
+from rethinker.rundir.paths import RunDir
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _resolve(file: GridFile) -> Grid:
     if twice:
         raise ConfigError(f"two runs would be called {twice[0]}: choose labels that differ when joined by '-'")
     folder = Path(runs[0].config.runs_dir) / file.name
-    if (folder / "config.yaml").exists():
+    if RunDir(folder).config.exists():
         raise ConfigError(f"{folder} is the folder of a run: choose another name=... for the grid")
     grid = Grid(file.name, folder, tuple(axes), tuple(runs), file.slots, file.baseline)
     if file.baseline is not None and file.baseline not in grid.labels:

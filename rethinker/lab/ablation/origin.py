@@ -16,9 +16,9 @@ from typing import Any
 import pandas as pd
 
 from rethinker.config import DataConfig, RunConfig
+from rethinker.rundir.paths import RunDir
 
 ORIGIN = ("commit", "engine", "processes", "data")  # columns of the table
-PROVENANCE = "provenance.json"
 CHANGES = "+changes"  # behind a commit: the code was not as committed
 _COMMIT = re.compile(r"\b([0-9a-f]{7})[0-9a-f]{33}\b")
 
@@ -28,7 +28,7 @@ def origin(folder: Path) -> dict[str, Any]:
 
     ``commit`` names those of all its starts, ``data`` is one checksum over its splits (None where they are no files).
     """
-    path = folder / PROVENANCE
+    path = RunDir(folder).provenance
     if not path.exists():
         return dict.fromkeys(ORIGIN)
     facts = json.loads(path.read_text(encoding="utf-8"))

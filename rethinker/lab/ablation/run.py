@@ -20,9 +20,9 @@ from rethinker.lab.ablation.slots import Ending, run_in_slots, sole
 from rethinker.lab.ablation.table import COLUMNS, run_rows, typed
 from rethinker.lab.jobs.claim import is_alive
 from rethinker.lab.jobs.files import config_file, is_run
-from rethinker.lab.jobs.handle import LOG_FILE
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
 from rethinker.rundir.folder import check_folder, check_settings, run_state
+from rethinker.rundir.paths import RunDir
 
 FINISHED, BUSY = "nothing: finished", "wait: another job writes it"
 GENERATED = "data/generated/"  # what `rethinker train` draws where it is missing
@@ -92,7 +92,7 @@ def _run(
 
     def on_start(name: str) -> None:
         started[name] = time.monotonic()
-        say(f"{titles[name]}: started, log {left[name].folder / LOG_FILE}")
+        say(f"{titles[name]}: started, log {RunDir(left[name].folder).log}")
 
     def on_wait(name: str, in_slot: bool) -> None:
         told = "it keeps its slot" if in_slot else "it may be on any GPU, so nothing is started before it has ended"
@@ -113,7 +113,7 @@ def _run(
         )
     for name, ending in failures.items():
         if ending.log:
-            say(f"\n{name} failed; the end of {left[name].folder / LOG_FILE}:\n" + "\n".join(ending.log) + "\n")
+            say(f"\n{name} failed; the end of {RunDir(left[name].folder).log}:\n" + "\n".join(ending.log) + "\n")
     return completed
 
 

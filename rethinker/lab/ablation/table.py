@@ -17,6 +17,7 @@ from rethinker.evaluation.statistics import over_seeds
 from rethinker.lab.ablation.origin import origin
 from rethinker.lab.jobs.files import is_run
 from rethinker.lab.jobs.handle import Job
+from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import load_evaluations, load_metrics
 
 COLUMNS = {
@@ -70,7 +71,7 @@ def run_rows(config: RunConfig) -> list[dict[str, Any]]:
     folder = config.folder
     state = {"state": Job(folder).status().state if is_run(folder) else "not begun"} | origin(folder)
     begun = {"stage": "start", "episode": 0, "step": 0}
-    if not (folder / "metrics.jsonl").is_file():
+    if not RunDir(folder).metrics.is_file():
         return [state | begun | {"measure": PROGRESS, "value": 0.0}]
     metrics = load_metrics(folder)
     rows: list[dict[str, Any]] = []

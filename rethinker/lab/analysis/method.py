@@ -8,6 +8,7 @@ import pandas as pd
 
 from rethinker.config import load_config
 from rethinker.evaluation.statistics import clustered, wilson
+from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import load_metrics, load_rollouts
 
 CONTENTS = {
@@ -56,7 +57,7 @@ def draws_by_advantage(run: str | Path) -> pd.DataFrame:
     columns = ["abs(A)", "samples", "draws", "low", "high", "expected", "draws a sample", "expected a sample"]
     if not drawn:
         return pd.DataFrame(columns=columns)
-    config = load_config(Path(run) / "config.yaml")
+    config = load_config(RunDir(run).config)
     alphas = {stage.name: config.for_stage(number).replay.alpha for number, stage in enumerate(config.stages)}
     rows = rows.assign(size=rows["advantage"].astype(float).abs())
     weights = rows["size"] ** rows["stage"].map(alphas)

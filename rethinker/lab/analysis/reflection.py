@@ -23,6 +23,7 @@ from rethinker.evaluation.statistics import Z95, clustered
 from rethinker.grading import extract_boxed, grade_many
 from rethinker.lab.analysis.diagnostics import KEYS, OUTCOMES
 from rethinker.rethink import REFLECTION_PATTERN, TRIGGERS
+from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import Stamp, load_evaluations, load_rollouts, rollout_stamps
 
 PAYS = ("what", "key", "value", "low", "high", "groups", "queries", "with_reflection", "without_reflection")
@@ -156,7 +157,7 @@ def self_corrections(run: str | Path) -> pd.DataFrame:
     """
     table = []
     for label in load_evaluations(run):
-        path = Path(run) / "evaluation" / f"{label}.parquet"
+        path = RunDir(run).evaluation_rows(label)
         names = ["qid", "mode", "greedy", "gold", "question", "text", "correct"]
         try:
             rows = parquet.read_table(path, columns=names).to_pandas()

@@ -17,6 +17,7 @@ from rethinker.lab.jobs.files import config_file, is_run
 from rethinker.lab.jobs.foreground import train
 from rethinker.lab.jobs.handle import POLL, Job, JobStatus, find, start
 from rethinker.rundir.folder import check_settings
+from rethinker.rundir.paths import RunDir
 
 __all__ = ["Job", "JobStatus", "RunBusy", "ensure", "find", "start", "train"]
 
@@ -39,7 +40,7 @@ def ensure(config: RunConfig) -> Job:
             time.sleep(POLL)
             continue
         try:
-            return start(config, resume=(folder / "config.yaml").exists())
+            return start(config, resume=RunDir(folder).config.exists())
         except RunBusy:  # another kernel is faster: its job, once it is there, is ours too
             time.sleep(POLL)
-    return start(config, resume=(folder / "config.yaml").exists())
+    return start(config, resume=RunDir(folder).config.exists())

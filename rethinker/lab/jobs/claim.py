@@ -20,12 +20,9 @@ from rethinker.config import RunConfig, to_yaml
 from rethinker.config.schema import ConfigError
 from rethinker.rundir import locks
 from rethinker.rundir.atomic import atomic_write_text
-from rethinker.rundir.folder import STATUS_FILE, STOP_FILE, WRITER_LOCK, check_folder, run_state
+from rethinker.rundir.folder import check_folder, run_state
+from rethinker.rundir.paths import RunDir
 
-CONFIG_FILE = "job/config.yaml"  # the config as it was started with
-LOCK = "job/lock"  # held by who started the run and by accelerate's launcher, as long as they live
-RECORD_FILE = "job/record.json"  # who started it: see ``write_record``
-LAUNCHER_FILE = "job/launcher.json"  # {"pid", "process", "exit_code"}: accelerate's launcher, and how it ended
 LOCK_VARIABLE = "RETHINKER_LOCK"  # the descriptor of a lock that was handed down with the command
 
 
@@ -44,25 +41,25 @@ def claim(config: RunConfig, *, resume: bool, home: str | Path = "") -> int:
     if config.launch.accelerate:
         check_accelerate_file(os.fspath(Path(home, config.launch.accelerate)))
     here = replace(config, runs_dir=os.fspath(Path(home, config.runs_dir)))
-    folder = here.folder
-    lock = locks.take(folder / LOCK)
+    folder = RunDir(here.folder)
+    lock = locks.take(folder.job_lock)
     if lock is None:
         raise RunBusy(
             f"{folder} is being written by another job{_who(folder)}: wait for it, or choose another name=..."
         )
     try:
-        if locks.is_held(folder / WRITER_LOCK):
-            pid = (folder / WRITER_LOCK).read_text().strip()
+        if locks.is_held(folder.writer_lock):
+            pid = folder.writer_lock.read_text().strip()
             raise RunBusy(
                 f"{folder} is still being written by process {pid}, which no `rethinker train` waits for (that was "
                 "killed, or accelerate was started by hand): wait for it, or kill it first"
             )
         check_folder(here, resume=resume)
-        (folder / STOP_FILE).unlink(missing_ok=True)  # of a run that was killed before it answered
-        (folder / LAUNCHER_FILE).unlink(missing_ok=True)
+        folder.stop_request.unlink(missing_ok=True)  # of a run that was killed before it answered
+        folder.job_launcher.unlink(missing_ok=True)
         if run_state(folder) != "finished":
-            atomic_write_text(folder / STATUS_FILE, json.dumps({"state": "starting"}))
-        atomic_write_text(folder / CONFIG_FILE, to_yaml(config))
+            atomic_write_text(folder.status, json.dumps({"state": "starting"}))
+        atomic_write_text(folder.job_config, to_yaml(config))
     except BaseException:
         os.close(lock)
         raise
@@ -71,7 +68,7 @@ def claim(config: RunConfig, *, resume: bool, home: str | Path = "") -> int:
 
 def is_alive(folder: Path) -> bool:
     """Whether processes of a run of ``folder`` live. Cheap: no file is read."""
-    return locks.is_held(folder / LOCK) or locks.is_held(folder / WRITER_LOCK)
+    return locks.is_held(RunDir(folder).job_lock) or locks.is_held(RunDir(folder).writer_lock)
 
 
 def check_accelerate_file(path: str) -> None:
@@ -107,7 +104,7 @@ def write_record(
         "log": log,
         "log_from": log_from,
     }
-    atomic_write_text(folder / RECORD_FILE, json.dumps(record, indent=1))
+    atomic_write_text(RunDir(folder).job_record, json.dumps(record, indent=1))
 
 
 def process_started(pid: int) -> str | None:
@@ -128,10 +125,10 @@ def is_same(record: dict[str, Any]) -> bool:
     return bool(record) and record["process"] is not None and process_started(record["pid"]) == record["process"]
 
 
-def _who(folder: Path) -> str:
+def _who(folder: RunDir) -> str:
     """Who holds the lock, in words, as far as it is known."""
     try:
-        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        record = json.loads(folder.job_record.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ""
     return f" (process {record['pid']} on {record['host']}, started {record['started']})"

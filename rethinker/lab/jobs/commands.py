@@ -39,12 +39,13 @@ def launch(arguments: argparse.Namespace) -> int:
     from rethinker.config import load_config
     from rethinker.lab.jobs.handle import start
     from rethinker.rundir.folder import run_state
+    from rethinker.rundir.paths import RunDir
 
     config = load_config(arguments.config, arguments.overrides)
     finished = run_state(config.folder) == "finished"
     job = start(config, resume=arguments.resume or finished)
     if finished:
-        print(f"{config.folder} is finished; its report: {config.folder / 'report.html'}")
+        print(f"{config.folder} is finished; its report: {RunDir(config.folder).report}")
         return 0
     print(f"{job.name} is started in the background (process {job.record['pid']})")
     for does, words in {

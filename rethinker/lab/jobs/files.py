@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from rethinker.lab.jobs.claim import CONFIG_FILE
+from rethinker.rundir.paths import RunDir
 
 LOG_BYTES = 1 << 20  # of a log that are read
 LINE_BYTES = 1 << 16  # of metrics.jsonl that its last line is looked for in; an episode's has some 4,000
@@ -21,13 +21,13 @@ LINE_BYTES = 1 << 16  # of metrics.jsonl that its last line is looked for in; an
 
 def is_run(folder: Path) -> bool:
     """Whether it is the folder of a run, begun or only started."""
-    return (folder / CONFIG_FILE).exists() or (folder / "config.yaml").exists()
+    return config_file(folder).exists()
 
 
 def config_file(folder: Path) -> Path:
     """The config of the last start; of a run that was started otherwise, its own."""
-    file = folder / CONFIG_FILE
-    return file if file.exists() else folder / "config.yaml"
+    run = RunDir(folder)
+    return run.job_config if run.job_config.exists() else run.config
 
 
 def planned_episodes(file: Path) -> int:

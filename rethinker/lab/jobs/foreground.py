@@ -20,9 +20,6 @@ from typing import Any
 
 from rethinker.config import RunConfig
 from rethinker.lab.jobs.claim import (
-    CONFIG_FILE,
-    LAUNCHER_FILE,
-    LOCK,
     LOCK_VARIABLE,
     claim,
     process_started,
@@ -30,7 +27,8 @@ from rethinker.lab.jobs.claim import (
 )
 from rethinker.rundir import locks
 from rethinker.rundir.atomic import atomic_write_text
-from rethinker.rundir.folder import STOP_FILE, run_state
+from rethinker.rundir.folder import run_state
+from rethinker.rundir.paths import RunDir
 
 KILL_SIGNAL = signal.SIGUSR1  # tells who waits for a run to kill it, without a checkpoint
 INTERRUPTED = 130  # exit code of a run that an interrupt has ended without a checkpoint
@@ -70,7 +68,7 @@ def train(config: RunConfig, *, resume: bool = False) -> int:
 def _lock(config: RunConfig, *, resume: bool) -> Iterator[int]:
     """The lock that was handed down with the command, which stays until this process ends; else one of our own."""
     handed_down = os.environ.pop(LOCK_VARIABLE, None)
-    if handed_down and locks.is_lock_of(int(handed_down), config.folder / LOCK):
+    if handed_down and locks.is_lock_of(int(handed_down), RunDir(config.folder).job_lock):
         yield int(handed_down)
         return
     lock = claim(config, resume=resume)
@@ -88,18 +86,19 @@ def _run(config: RunConfig, lock: int, *, resume: bool) -> int:
         "OMP_WAIT_POLICY": "passive",  # idle threads would spin and take the other process's core
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = launch_command(config, config.folder / CONFIG_FILE, resume=resume)
+    folder = RunDir(config.folder)
+    command = launch_command(config, folder.job_config, resume=resume)
     signals = _Signals(config.folder)
     with signals.handled():
         # A session of its own, or the terminal's Ctrl-C would end the processes before they could save.
         process = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=(lock,))
         signals.began(process)
         launcher: dict[str, Any] = {"pid": process.pid, "process": process_started(process.pid)}
-        atomic_write_text(config.folder / LAUNCHER_FILE, json.dumps(launcher | {"exit_code": None}))
+        atomic_write_text(folder.job_launcher, json.dumps(launcher | {"exit_code": None}))
         code = process.wait()
         code = INTERRUPTED if code and signals.ended else code
-        if locks.is_lock_of(lock, config.folder / LOCK):  # the folder has not been moved, and is nobody else's
-            atomic_write_text(config.folder / LAUNCHER_FILE, json.dumps(launcher | {"exit_code": code}))
+        if locks.is_lock_of(lock, folder.job_lock):  # the folder has not been moved, and is nobody else's
+            atomic_write_text(folder.job_launcher, json.dumps(launcher | {"exit_code": code}))
         return code
 
 
@@ -158,7 +157,7 @@ class _Signals:
             print("ended before it began to train: there was nothing to save", file=sys.stderr)
         else:
             with suppress(FileNotFoundError):  # the folder was moved: it ends by itself
-                (self.folder / STOP_FILE).touch()
+                RunDir(self.folder).stop_request.touch()
             print("stopping after this episode, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
 
 

@@ -22,10 +22,7 @@ from typing import Any, Literal
 
 from rethinker.config import RunConfig, check_trainable, load_config
 from rethinker.lab.jobs.claim import (
-    CONFIG_FILE,
-    LAUNCHER_FILE,
     LOCK_VARIABLE,
-    RECORD_FILE,
     claim,
     is_alive,
     write_record,
@@ -40,11 +37,11 @@ from rethinker.lab.jobs.files import (
     read_object,
 )
 from rethinker.lab.jobs.kill import kill
-from rethinker.rundir.folder import STOP_FILE, check_settings, run_state
+from rethinker.rundir.folder import check_settings, run_state
+from rethinker.rundir.paths import RunDir
 
 State = Literal["starting", "running", "stopping", "finished", "stopped", "failed"]
 ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
-LOG_FILE = "launch.log"
 BURIAL = 10.0  # seconds: a process lets go of its lock an instant before it has ended
 POLL = 0.1  # seconds between looks at a lock
 KERNELS_OWN = ("CLICOLOR_FORCE", "FORCE_COLOR", "MPLBACKEND")  # a kernel's variables that are not for its jobs
@@ -82,7 +79,7 @@ class Job:
         """Raises FileNotFoundError where ``folder`` is not the folder of a run."""
         self.folder = Path(folder).resolve()
         if not is_run(self.folder):
-            raise FileNotFoundError(f"{self.folder} is not the folder of a run (no {CONFIG_FILE}, no config.yaml)")
+            raise FileNotFoundError(f"{self.folder} is not the folder of a run (no config.yaml, no job/config.yaml)")
 
     @property
     def name(self) -> str:
@@ -97,7 +94,7 @@ class Job:
     @property
     def record(self) -> dict[str, Any]:
         """Who started it last (``claim.write_record``); {} where neither `rethinker train` nor ``start`` did."""
-        return read_object(self.folder / RECORD_FILE)
+        return read_object(RunDir(self.folder).job_record)
 
     @property
     def alive(self) -> bool:
@@ -107,7 +104,7 @@ class Job:
     def status(self) -> JobStatus:
         """How it stands now."""
         alive = self.alive  # first: a job that ends while we look has ended, with everything it had to say
-        stop = (self.folder / STOP_FILE).exists()  # before the state, as a run says first that it has stopped
+        stop = RunDir(self.folder).stop_request.exists()  # before the state, as a run says first that it has stopped
         said, exit_code = run_state(self.folder), self._exit_code()
         state: State = "failed"
         if alive:  # one that has said its last word writes its report
@@ -117,7 +114,7 @@ class Job:
             state = "finished"
         elif said == "stopped":
             state = "stopped"
-        last = last_line(self.folder / "metrics.jsonl")
+        last = last_line(RunDir(self.folder).metrics)
         return JobStatus(
             state,
             episode=last.get("episode", 0) - (last.get("record") == "step"),
@@ -168,7 +165,7 @@ class Job:
         """Ask it to save a checkpoint and end after the episode; returns at once (``wait`` waits). One that has not
         trained yet ends after its first episode; one that has ended already is left alone."""
         if self.alive:
-            (self.folder / STOP_FILE).touch()
+            RunDir(self.folder).stop_request.touch()
         return self.status()
 
     def kill(self) -> JobStatus:
@@ -187,7 +184,7 @@ class Job:
     def _exit_code(self) -> int | None:
         for child in _children:
             child.poll()
-        code = read_object(self.folder / LAUNCHER_FILE).get("exit_code")
+        code = read_object(RunDir(self.folder).job_launcher).get("exit_code")
         if code is None and not self.alive:  # ended before accelerate started
             pid = self.record.get("pid")
             for child in [child for child in _children if child.pid == pid]:
@@ -238,13 +235,13 @@ def start(
     check_trainable(config)
     folder = Path(home, config.folder)
     if resume and run_state(folder) == "finished":
-        check_settings(folder, folder / "config.yaml", config)
+        check_settings(folder, RunDir(folder).config, config)
         return Job(folder)
     lock = claim(config, resume=resume, home=home)
     try:
-        command = train_command(config.folder / CONFIG_FILE, resume=resume)
+        command = train_command(RunDir(config.folder).job_config, resume=resume)
         ours = {name: value for name, value in os.environ.items() if name not in KERNELS_OWN}
-        with (folder / LOG_FILE).open("ab") as log:
+        with RunDir(folder).log.open("ab") as log:
             log_from = log.tell()
             process = subprocess.Popen(
                 command,
@@ -257,7 +254,7 @@ def start(
                 pass_fds=(lock,),
             )
         _children.append(process)
-        write_record(folder, process.pid, command, home=home, log=LOG_FILE, log_from=log_from)
+        write_record(folder, process.pid, command, home=home, log=RunDir(folder).log.name, log_from=log_from)
     finally:
         os.close(lock)  # the job has it now
     return Job(folder)

@@ -9,11 +9,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from rethinker.lab.jobs.claim import LAUNCHER_FILE, RECORD_FILE, is_alive, is_same
+from rethinker.lab.jobs.claim import is_alive, is_same
 from rethinker.lab.jobs.files import read_object
 from rethinker.lab.jobs.foreground import KILL_SIGNAL, hang_up
 from rethinker.rundir import locks
-from rethinker.rundir.folder import WRITER_LOCK
+from rethinker.rundir.paths import RunDir
 
 PATIENCE = 45.0  # seconds: torchrun gives its workers 30
 LAST_PATIENCE = 10.0  # seconds for SIGKILL, after that
@@ -39,7 +39,7 @@ def kill(folder: Path) -> None:
 def _tell(folder: Path, late: bool) -> bool:
     """Tell the run to end (``late``: without asking); False where nobody is known who could be told: it has just been
     started, and its record is not written yet."""
-    record, launcher = read_object(folder / RECORD_FILE), read_object(folder / LAUNCHER_FILE)
+    record, launcher = read_object(RunDir(folder).job_record), read_object(RunDir(folder).job_launcher)
     if record and record["host"] != socket.gethostname():
         raise RuntimeError(f"{folder.name} runs on {record['host']}: kill it there, or stop() it from here")
     if is_same(record):
@@ -47,9 +47,9 @@ def _tell(folder: Path, late: bool) -> bool:
             os.kill(record["pid"], signal.SIGKILL if late else KILL_SIGNAL)
     elif is_same(launcher):
         hang_up(launcher["pid"], signal.SIGKILL if late else signal.SIGHUP)
-    elif locks.is_held(folder / WRITER_LOCK):  # its launcher is gone; the other ranks die with it
+    elif locks.is_held(RunDir(folder).writer_lock):  # its launcher is gone; the other ranks die with it
         with suppress(ProcessLookupError):
-            os.kill(int((folder / WRITER_LOCK).read_text()), signal.SIGKILL)
+            os.kill(int(RunDir(folder).writer_lock.read_text()), signal.SIGKILL)
     else:
         return False
     return True

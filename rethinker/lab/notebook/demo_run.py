@@ -21,6 +21,7 @@ from rethinker.lab import jobs as launch
 from rethinker.lab.notebook.show import shown
 from rethinker.lab.report.write import write_report
 from rethinker.rundir import locks
+from rethinker.rundir.paths import RunDir
 
 POLL = 0.5  # seconds between looks at a job
 CONFIG = "experiments/tiny.yaml"
@@ -62,7 +63,7 @@ def run_or_demo(run: str | Path, runs_dir: str | Path = "runs") -> Path:
     if not str(run):
         return demo_run(runs_dir)
     folder = repository_root() / run
-    if not (folder / "config.yaml").is_file():
+    if not RunDir(folder).config.is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a run (no config.yaml)")
     return folder
 
@@ -93,7 +94,7 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
             status = job.status()
         if status.state != "finished":
             raise RuntimeError(f"{shown(folder)}: {status}; call again to go on with it")
-        if not (folder / "report.html").is_file():
+        if not RunDir(folder).report.is_file():
             write_report(folder)
     return folder
 

@@ -24,14 +24,13 @@ from rethinker.config import RunConfig, load_config, to_dict, to_yaml
 from rethinker.config.repository import repository_root
 from rethinker.lab.analysis import diagnostics
 from rethinker.lab.notebook.show import shown
-from rethinker.lab.wandb.mirror import ID_FILE, Mirror, recording_mode, sent_mark
+from rethinker.lab.wandb.mirror import Mirror, recording_mode, sent_mark
 from rethinker.rundir.atomic import atomic_write_text
-from rethinker.rundir.folder import STATUS_FILE
 from rethinker.rundir.glossary import ROLLOUT_COLUMNS
+from rethinker.rundir.paths import RunDir
 from rethinker.rundir.provenance import data_digests
 
 SHARED = "shared"  # beside the run; a folder in it has the run's name
-FILES = ("metrics.jsonl", "provenance.json", STATUS_FILE)  # of the run, copied
 STATE_FILE = "shared.json"  # marks a folder of this module: digests of what was evaluated, and of what was recorded
 SUPERSEDED = "superseded"  # in wandb/: recordings that were interrupted or are of an earlier state, kept, never sent
 ERROR_CHARACTERS = 2000  # of the log of an evaluation that failed
@@ -48,7 +47,7 @@ def share_folder(run: Path, *, data: str = "", queries: int = 0, samples: int = 
     overrides = [f"name={run.name}", f"runs_dir={run.parent / SHARED}", f"tracking.wandb_mode={wandb_mode}"]
     overrides += ["tracking.wandb=true", "tracking.wandb_checkpoints=false"]
     given = {"data.test": data, "data.test_limit": queries, "evaluation.samples": samples}
-    config = load_config(run / "config.yaml", overrides + [f"{key}={value}" for key, value in given.items() if value])
+    config = load_config(RunDir(run).config, overrides + [f"{key}={value}" for key, value in given.items() if value])
     if config.data.test is None:
         raise ValueError(f"{run} names no held-out queries (data.test is not set): give data=FILE.parquet")
     folder = config.folder
@@ -56,11 +55,12 @@ def share_folder(run: Path, *, data: str = "", queries: int = 0, samples: int = 
         if folder.exists():
             raise ValueError(f"{folder} is in the way: it was not made here; move it")
         atomic_write_text(folder / STATE_FILE, "{}")
-    for file in FILES:
-        if (run / file).is_file():
-            shutil.copyfile(run / file, folder / file)
-    _copy_rollouts(run / "rollouts", folder / "rollouts")
-    atomic_write_text(folder / "config.yaml", to_yaml(config))
+    source = RunDir(run)
+    for file in (source.metrics, source.provenance, source.status):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    _copy_rollouts(source, RunDir(folder))
+    atomic_write_text(RunDir(folder).config, to_yaml(config))
     return folder
 
 
@@ -71,18 +71,18 @@ def evaluate_stages(run: Path, folder: Path) -> None:
     One of the same weights, queries and settings is kept, another of its name is replaced. Raises RuntimeError with the
     last words of an evaluation that failed, FileNotFoundError where ``run`` has no checkpoint of a stage yet.
     """
-    config = load_config(folder / "config.yaml")
+    config = load_config(RunDir(folder).config)
     models = {"start": config.model.path}
     for stage in config.stages:
-        if (run / "checkpoints" / stage.name / "model").is_dir():
-            models[stage.name] = os.fspath((run / "checkpoints" / stage.name / "model").resolve())
+        if RunDir(run).model(stage.name).is_dir():
+            models[stage.name] = os.fspath(RunDir(run).model(stage.name).resolve())
     if len(models) == 1:
         raise FileNotFoundError(f"{run} has no checkpoint of a finished stage yet")
     wanted = {label: _evaluation_digest(config, model) for label, model in models.items()}
     made = _state(folder).get("evaluations", {})
     missing = []
     for label in models:
-        file = folder / "evaluation" / f"{label}.json"
+        file = RunDir(folder).evaluation(label)
         if not (file.is_file() and made.get(label) == wanted[label]):
             file.unlink(missing_ok=True)  # all of them before the first new one: no two of different queries stay
             missing.append(label)
@@ -123,7 +123,7 @@ def record(folder: Path) -> str:
     that was never sent is moved to ``wandb/superseded`` in that case, as is one that was interrupted. Raises what
     ``Mirror`` does.
     """
-    config = load_config(folder / "config.yaml")
+    config = load_config(RunDir(folder).config)
     digest, recorded = _recording_digest(folder), _state(folder).get("recorded", {})
     if recorded.get("digest") != digest:
         _supersede(folder)
@@ -148,12 +148,12 @@ def _replay(config: RunConfig) -> None:
 
 
 def _tell(mirror: Mirror, folder: Path) -> None:
-    if (folder / "metrics.jsonl").is_file():
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    if RunDir(folder).metrics.is_file():
+        text = RunDir(folder).metrics.read_text(encoding="utf-8")
         for whole in text.split("\n")[:-1]:  # behind the last newline there may be half a line, of a run that goes on
             line = json.loads(whole)
             mirror.log(line)
-            rollouts = folder / "rollouts" / f"episode-{line['episode']:05d}.parquet"
+            rollouts = RunDir(folder).rollouts(line["episode"])
             if line["record"] == "episode" and rollouts.is_file():
                 rows = diagnostics.load_episode(rollouts, list(ROLLOUT_COLUMNS)).astype(object)
                 mirror.responses(line["episode"], rows.where(rows.notna(), None).to_dict("records"))
@@ -162,9 +162,9 @@ def _tell(mirror: Mirror, folder: Path) -> None:
 
 
 def _evaluate(folder: Path, label: str, model: str) -> None:
-    command = [sys.executable, "-m", "rethinker.cli", "evaluate", os.fspath(folder.resolve() / "config.yaml")]
+    command = [sys.executable, "-m", "rethinker.cli", "evaluate", os.fspath(RunDir(folder.resolve()).config)]
     command += [f"model.path={model}", "--out", os.fspath(folder.resolve()), "--label", label]
-    log = folder / "evaluation" / f"{label}.log"
+    log = RunDir(folder).evaluation(label).with_suffix(".log")
     log.parent.mkdir(exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
         done = subprocess.run(command, cwd=repository_root(), stdout=output, stderr=subprocess.STDOUT, check=False)
@@ -173,16 +173,17 @@ def _evaluate(folder: Path, label: str, model: str) -> None:
         raise RuntimeError(f"the evaluation of {model} failed ({shown(log)}): {said[-ERROR_CHARACTERS:]}")
 
 
-def _copy_rollouts(source: Path, target: Path) -> None:
-    """Make ``target`` hold the files of ``source``; those that have not changed are left alone."""
-    target.mkdir(exist_ok=True)
-    there = {path.name for path in source.glob("*.parquet")}
-    for path in target.iterdir():
-        if path.name not in there:
+def _copy_rollouts(source: RunDir, target: RunDir) -> None:
+    """Make ``target`` hold the rollouts of ``source``; files that have not changed are left alone."""
+    there = source.all_rollouts()
+    target.rollouts(0).parent.mkdir(exist_ok=True)
+    for episode, path in target.all_rollouts().items():
+        if episode not in there:
             path.unlink()
-    for name in sorted(there):
-        if not (target / name).is_file() or _changed(source / name) != _changed(target / name):
-            shutil.copy2(source / name, target / name)
+    for episode, path in there.items():
+        copy = target.rollouts(episode)
+        if not copy.is_file() or _changed(path) != _changed(copy):
+            shutil.copy2(path, copy)
 
 
 def _changed(file: Path) -> tuple[int, int]:
@@ -203,9 +204,9 @@ def _evaluation_digest(config: RunConfig, model: str) -> str:
 
 def _recording_digest(folder: Path) -> str:
     """What a recording says: metrics (an episode's responses come with its line), evaluations, and where it goes."""
-    tracking = to_dict(load_config(folder / "config.yaml"))["tracking"]
+    tracking = to_dict(load_config(RunDir(folder).config))["tracking"]
     said = {name: tracking[name] for name in tracking if name != "wandb_mode"}
-    files = [folder / "metrics.jsonl", *sorted((folder / "evaluation").glob("*.json"))]
+    files = [RunDir(folder).metrics, *RunDir(folder).all_evaluations()]
     digests = {path.name: _digest_of(path) for path in files if path.is_file()}
     return hashlib.sha256(json.dumps([said, digests], sort_keys=True).encode()).hexdigest()
 
@@ -217,10 +218,10 @@ def _digest_of(path: Path) -> str:
 
 def _supersede(folder: Path) -> None:
     """Make room for a recording that is another run on W&B; what was not sent is kept, out of the way of ``sync``."""
-    (folder / ID_FILE).unlink(missing_ok=True)
-    for file in sorted((folder / "wandb").glob("*run-*/*.wandb")):
+    RunDir(folder).wandb_id.unlink(missing_ok=True)
+    for file in sorted(RunDir(folder).wandb.glob("*run-*/*.wandb")):
         if not sent_mark(file).exists():
-            aside = folder / "wandb" / SUPERSEDED
+            aside = RunDir(folder).wandb / SUPERSEDED
             aside.mkdir(exist_ok=True)
             file.parent.rename(aside / file.parent.name)
 

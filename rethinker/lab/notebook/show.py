@@ -13,6 +13,7 @@ from IPython.display import HTML, Image, Markdown, display
 from rethinker.config.repository import repository_root
 from rethinker.lab.figures.catalogue import THEMES, Drawing, NoData, draw, render
 from rethinker.lab.report.write import write_report
+from rethinker.rundir.paths import RunDir
 
 PIXELS_AN_INCH = 80  # on the page; the picture itself has twice as many
 
@@ -56,7 +57,7 @@ def show_report(run: str | Path) -> None:
 
     It is written where it is missing; where the run's files do not allow that, the reason in words.
     """
-    report = Path(run) / "report.html"
+    report = RunDir(run).report
     try:
         if not report.is_file():
             write_report(run)

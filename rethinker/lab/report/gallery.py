@@ -11,6 +11,7 @@ from pyarrow import ArrowException
 from rethinker.grading import extract_boxed, grade_many
 from rethinker.lab.analysis.diagnostics import load_episode, load_evaluations
 from rethinker.rethink import REFLECTION_PATTERN
+from rethinker.rundir.paths import RunDir
 
 COLUMNS = {
     "source": "where it comes from, in words",
@@ -61,7 +62,7 @@ def _held_out(run: str | Path) -> list[pd.DataFrame]:
     labels = list(load_evaluations(run))[::-1]
     found = []
     for position, label in enumerate(labels):
-        path = Path(run) / "evaluation" / f"{label}.parquet"
+        path = RunDir(run).evaluation_rows(label)
         try:
             rows = parquet.read_table(path).to_pandas()
         except (ArrowException, OSError) as error:
@@ -112,10 +113,10 @@ def _training(run: str | Path, n: int) -> pd.DataFrame:
     rescued: set[str] = set()
     lost: set[str] = set()
     most_lost = max(n // 4, 1)
-    for path in sorted((Path(run) / "rollouts").glob("episode-*.parquet"), reverse=True):
+    for episode, path in reversed(RunDir(run).all_rollouts().items()):
         rows = load_episode(path, [*names, "first_text", "first_correct"])
         rows = rows[rows["pass"] == "forced"]
-        table = _forced(rows, f"training, episode {int(path.stem.split('-')[1])}: forced")
+        table = _forced(rows, f"training, episode {episode}: forced")
         found.append(table)
         rescued |= set(table["qid"][table["correct"]])
         lost |= set(table["qid"][~table["correct"]])

@@ -26,6 +26,7 @@ from rethinker.lab.figures.evaluation import count_range, one_measure
 from rethinker.lab.report import gallery
 from rethinker.lab.report.page import details, figure, missing, page, response, table
 from rethinker.rundir.atomic import atomic_write_text
+from rethinker.rundir.paths import RunDir
 
 RESPONSES = 12  # in the gallery
 
@@ -36,8 +37,8 @@ def write_report(run_folder: str | Path) -> Path:
     Raises FileNotFoundError if the folder is no run at all (no config.yaml), ValueError for a broken file.
     """
     run = Path(run_folder)
-    if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"{run / 'config.yaml'} is missing: {run} is not the folder of a run")
+    if not RunDir(run).config.is_file():
+        raise FileNotFoundError(f"{RunDir(run).config} is missing: {run} is not the folder of a run")
     sections: list[tuple[str, str, Callable[[Path], str]]] = [
         ("results", "Results", _headline),
         ("figures", "Figures", _figures),
@@ -51,7 +52,7 @@ def write_report(run_folder: str | Path) -> Path:
     body = [f"<header><h1>{escape(name)}</h1>{_status(run)}<nav>{links}</nav></header>"]
     for anchor, title, write in sections:
         body.append(f'<section id="{anchor}"><h2>{escape(title)}</h2>\n{write(run)}\n</section>')
-    return atomic_write_text(run / "report.html", page(f"{name}: Rethinker report", "\n".join(body)))
+    return atomic_write_text(RunDir(run).report, page(f"{name}: Rethinker report", "\n".join(body)))
 
 
 def _percent(value: float | None) -> str:
@@ -69,7 +70,7 @@ def _when(label: str) -> str:
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    path = run / "config.yaml"
+    path = RunDir(run).config
     try:
         settings = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, YAMLError) as error:
@@ -212,7 +213,7 @@ def _tables(run: Path) -> str:
         if plain[by].nunique() > 1:
             parts.append(f"<h3>Plain accuracy by {by}</h3>")
             parts.append(_by_kind(plain, by))
-    curve = diagnostics.validation_curve(run) if (run / "metrics.jsonl").is_file() else pd.DataFrame()
+    curve = diagnostics.validation_curve(run) if RunDir(run).metrics.is_file() else pd.DataFrame()
     if len(curve):
         rows = [
             (
@@ -324,7 +325,7 @@ def _reasons(run: Path) -> list[str]:
 
 def _provenance(run: Path) -> str:
     parts = []
-    path = run / "provenance.json"
+    path = RunDir(run).provenance
     if path.is_file():
         try:
             text = json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=2, ensure_ascii=False)
@@ -333,7 +334,7 @@ def _provenance(run: Path) -> str:
         parts.append(details("provenance.json", f'<pre class="file">{escape(text)}</pre>'))
     else:
         parts.append(missing("provenance.json is missing: the code and the machine of this run are not recorded."))
-    config = (run / "config.yaml").read_text(encoding="utf-8")
+    config = RunDir(run).config.read_text(encoding="utf-8")
     parts.append(details("config.yaml", f'<pre class="file">{escape(config)}</pre>'))
     parts.append("<p class='muted'>What every metric means: <code>rethinker glossary</code>.</p>")
     return "\n".join(parts)

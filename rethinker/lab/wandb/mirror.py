@@ -20,12 +20,10 @@ from typing import Any, Literal
 
 from rethinker.config import RunConfig, to_dict, to_yaml
 from rethinker.rundir.atomic import atomic_write_text
-from rethinker.rundir.folder import BEST, LAST
 from rethinker.rundir.glossary import RECORDS, ROLLOUT_COLUMNS
+from rethinker.rundir.paths import BEST, LAST, RunDir
 from rethinker.rundir.provenance import data_digests
 
-ID_FILE = "wandb_id"  # in the run's folder
-STEP_FILE = "wandb_step"  # beside it: W&B's step of the next line
 PLACE_FILE = "recorded_in"  # in a recording: the run's absolute path, which the recording names its tables' files by
 FINISH_SECONDS = 300.0  # at most for what is still to be sent when a run ends
 FINISH_SECONDS_CHECKPOINTS = 6 * 3600.0  # the same with checkpoints among it
@@ -59,12 +57,12 @@ class Mirror:
     def __init__(self, config: RunConfig, *, job_type: str = "train") -> None:
         import wandb
 
-        self.config, self.folder = config, config.folder
+        self.config, self.folder = config, RunDir(config.folder)
         options = config.tracking
         self.mode = recording_mode(config)
         if self.mode == "disabled":
             raise ValueError("WANDB_MODE=disabled: nothing can be recorded for W&B")
-        file, steps = self.folder / ID_FILE, self.folder / STEP_FILE
+        file, steps = self.folder.wandb_id, self.folder.wandb_step
         if not file.exists():
             steps.unlink(missing_ok=True)
             atomic_write_text(file, secrets.token_hex(8))
@@ -148,7 +146,7 @@ class Mirror:
 
     def _log(self, values: Mapping[str, Any]) -> None:
         # First the count: a process that is killed in between leaves a gap, and never a step that comes twice.
-        atomic_write_text(self.folder / STEP_FILE, str(self.step + 1))
+        atomic_write_text(self.folder.wandb_step, str(self.step + 1))
         self.run.log(values, step=self.step, commit=True)
         self.step += 1
 
@@ -166,11 +164,10 @@ class Mirror:
         """Policy and trainer state of the best and the last checkpoint; one artifact where they are the same."""
         import wandb
 
-        checkpoints = self.folder / "checkpoints"
         aliases: dict[Path, list[str]] = {}
         for name in (LAST, BEST):
-            if (checkpoints / name).exists():
-                aliases.setdefault((checkpoints / name).resolve(), []).append(name)
+            if self.folder.checkpoint(name).exists():
+                aliases.setdefault(self.folder.checkpoint(name).resolve(), []).append(name)
         # Offline the files are copied: a run that goes on removes checkpoints before anybody has sent them.
         policy = "mutable" if self.mode == "offline" else "immutable"
         name = artifact_name("checkpoint", self.config.name)
@@ -188,7 +185,7 @@ class Mirror:
         own = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
         missing = [name for name in own if name not in os.environ]
         for name in missing:
-            os.environ[name] = os.path.abspath(self.folder / "wandb" / own[name])
+            os.environ[name] = os.path.abspath(self.folder.wandb / own[name])
         try:
             yield
         finally:

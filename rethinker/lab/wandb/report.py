@@ -15,6 +15,7 @@ from rethinker.lab.analysis import diagnostics
 from rethinker.lab.report.write import absent, gains, progress
 from rethinker.lab.wandb.mirror import RESPONSES, evaluation_key
 from rethinker.lab.wandb.sync import Account, WandbError, connect, run_config, run_id
+from rethinker.rundir.paths import RunDir
 
 TITLE_LENGTH = 128  # W&B's limit
 
@@ -134,7 +135,7 @@ def report_blocks(runs: Sequence[Path], *, entity: str, project: str) -> list[An
         wr.H2("Settings and caveats"),
         wr.UnorderedList(items=caveats(runs)),
         *([grid(wr.RunComparer(diff_only="split"))] if several else []),
-        wr.CodeBlock(code=(runs[0] / "config.yaml").read_text(encoding="utf-8"), language="yaml"),
+        wr.CodeBlock(code=RunDir(runs[0]).config.read_text(encoding="utf-8"), language="yaml"),
     ]
 
 
@@ -190,7 +191,7 @@ def caveats(runs: Sequence[Path]) -> list[str]:
             f"{', '.join(map(str, seeds))}. Intervals are over held-out queries, not over seeds."
         )
     for run in runs:
-        file = run / "provenance.json"
+        file = RunDir(run).provenance
         if not file.is_file():
             found.append(f"{run.resolve().name}: provenance.json is missing: code and machine are not recorded.")
             continue

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from rethinker.config import RunConfig, load_config
-from rethinker.lab.wandb.mirror import ID_FILE, PLACE_FILE, recording_mode, sent_mark
+from rethinker.lab.wandb.mirror import PLACE_FILE, recording_mode, sent_mark
 from rethinker.rundir.atomic import atomic_write_text
+from rethinker.rundir.paths import RunDir
 
 CUT_SHORT_FILE = "cut_short"  # in a recording: the size in bytes of the file that could not be read to its end
 # wandb 0.31 of such a file. It has sent what it could read; with other failures (network, server) nothing is settled.
@@ -145,10 +146,10 @@ def recordings(run: Path) -> Recordings:
     Raises FileNotFoundError where ``run`` is no run, WandbError where nothing was recorded, or where something waits
     that was recorded in another place than it is in now.
     """
-    if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"{run / 'config.yaml'} is missing: {run} is not the folder of a run")
+    if not RunDir(run).config.is_file():
+        raise FileNotFoundError(f"{RunDir(run).config} is missing: {run} is not the folder of a run")
     # A folder is offline-run-<time>-<id> or run-<time>-<id>; latest-run is a link to one of them.
-    found = sorted((run / "wandb").glob("*run-*/*.wandb"), key=lambda file: file.parent.name.removeprefix("offline-"))
+    found = sorted(RunDir(run).wandb.glob("*run-*/*.wandb"), key=lambda file: file.parent.name.removeprefix("offline-"))
     if not found:
         raise WandbError(f"{run} recorded nothing for W&B: train with tracking.wandb=true")
     sent = tuple(file for file in found if sent_mark(file).exists())
@@ -226,12 +227,12 @@ def sync(runs: Sequence[Path]) -> Iterator[Synced]:
 
 def run_config(run: Path) -> RunConfig:
     """The config that the run was made with."""
-    return load_config(run / "config.yaml")
+    return load_config(RunDir(run).config)
 
 
 def run_id(run: Path) -> str:
     """The id of the run's W&B twin. Raises WandbError where it has none."""
-    file = run / ID_FILE
+    file = RunDir(run).wandb_id
     if not file.is_file():
         raise WandbError(f"{run} was not recorded for W&B (tracking.wandb=true)")
     return file.read_text(encoding="utf-8").strip()

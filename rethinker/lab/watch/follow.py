@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rethinker.rundir.glossary import RECORDS
+from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import load_episode
 
 COLUMNS = (
@@ -59,7 +60,7 @@ class RunReader:
         A resume writes the file anew, without what came after the checkpoint: then all is read again. Raises
         ValueError for a line that is not a record.
         """
-        path = self.folder / "metrics.jsonl"
+        path = RunDir(self.folder).metrics
         try:
             file = path.open("rb")
         except FileNotFoundError:
@@ -115,8 +116,8 @@ class RunReader:
         """The file of the newest episode that has been read; None before the first. A later one may be there already:
         its metrics come with the next look, and so do its responses."""
         last = self.episodes[-1]["episode"] if self.episodes else 0
-        files = (self.folder / "rollouts").glob("episode-*.parquet")
-        return max((file for file in files if int(file.stem.removeprefix("episode-")) <= last), default=None)
+        read = [file for episode, file in RunDir(self.folder).all_rollouts().items() if episode <= last]
+        return read[-1] if read else None
 
     def responses(self, n: int) -> list[ShownResponse]:
         """One response each of ``n`` queries of the newest episode, evenly spread over it; nobody chose.
