@@ -75,7 +75,7 @@ def choose(
     *,
     trigger_ids: Mapping[str, Sequence[int]],
     eos_token_id: int | Collection[int],
-    room_tokens: int,
+    min_second_look_tokens: int,
     max_new_tokens: int,
     seed: int,
     trigger_choice: TriggerChoice = "blind",
@@ -83,10 +83,10 @@ def choose(
 ) -> list[RethinkPlan]:
     """Choose first responses to be forced, in the order of ``samples``; at most one plan a sample.
 
-    Eligible is a response that ended with EOS, has at least one token before it, leaves at least ``room_tokens`` of
-    the ``max_new_tokens`` of a whole trajectory after the longest trigger, and (``skip_reflective``) does not reflect
-    already. Each eligible response is chosen with probability ``fraction`` (of the eligible, not of all; training
-    wants < 1, and 1 forces every one, as the test-time modes of Fig. 7 do).
+    Eligible is a response that ended with EOS, has at least one token before it, leaves at least
+    ``min_second_look_tokens`` of the ``max_new_tokens`` of a whole trajectory after the longest trigger, and
+    (``skip_reflective``) does not reflect already. Each eligible response is chosen with probability ``fraction`` (of
+    the eligible, not of all; training wants < 1, and 1 forces every one, as the test-time modes of Fig. 7 do).
 
     ``trigger_ids``: the kinds to draw from, uniformly, each with its token ids. ``seed``: of the run; coin and trigger
     are a pure function of (seed, episode, sample id). ValueError for responses that have been rethought already, a
@@ -94,8 +94,10 @@ def choose(
     """
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"fraction of forced responses must be in [0, 1], got {fraction}")
-    if room_tokens < 1 or max_new_tokens < 1:
-        raise ValueError(f"room_tokens and max_new_tokens must be at least 1, got {room_tokens} and {max_new_tokens}")
+    if min_second_look_tokens < 1 or max_new_tokens < 1:
+        raise ValueError(
+            f"min_second_look_tokens={min_second_look_tokens}, max_new_tokens={max_new_tokens}: each must be at least 1"
+        )
     eos_ids = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
     kinds = _trigger_kinds(trigger_ids, trigger_choice)
     longest = max(len(trigger_ids[kind]) for kind in kinds)
@@ -109,7 +111,7 @@ def choose(
             raise ValueError(f"sample {sample_id} is marked finished but does not end with EOS ({sorted(eos_ids)})")
         first_ids = response.token_ids[:-1]
         room = max_new_tokens - len(first_ids) - longest
-        if not response.finished or not first_ids or room < room_tokens:
+        if not response.finished or not first_ids or room < min_second_look_tokens:
             continue
         if skip_reflective and contains_reflection(response.text):
             continue
@@ -153,13 +155,12 @@ def splice(
         )
     forced = plan.trigger_tokens
     token_ids = plan.prefix_ids + continuation.token_ids
-    logprobs = sample.rollout_logprobs[:first] + (0.0,) * forced + continuation.logprobs
+    logprobs = sample.response.logprobs[:first] + (0.0,) * forced + continuation.logprobs
     return replace(
         sample,
         response=Response(token_ids, logprobs, continuation.finished, decode(token_ids)),
         grade=grade,
         reward=float(grade.correct),
-        rollout_logprobs=logprobs,
         sampled_mask=sample.sampled_mask[:first] + (False,) * forced + (True,) * len(continuation.token_ids),
         nll_mask=(),
         behavior_logprobs=(),
@@ -170,8 +171,6 @@ def splice(
             first_tokens=first,
             trigger_tokens=forced,
             first_correct=sample.grade.correct,
-            correct=grade.correct,
-            finished=continuation.finished,
         ),
     )
 
@@ -182,7 +181,7 @@ def mark_kept(
     """The candidates of one group, in group order, the kept ones with ``rethinking.kept`` and their ``nll_mask``.
 
     Kept are the first ``max_per_query`` in group order whose whole trajectory is finished and correct. The NLL covers
-    trigger and y2 (``"rethinking"``) or y1 as well (``"trajectory"``). Marking twice changes nothing.
+    trigger and y2 (``"rethinking"``) or y1 as well (``"trajectory"``).
     ValueError for candidates of another group, without a rethinking, or two of one sample.
     """
     if max_per_query < 0:
@@ -201,7 +200,7 @@ def mark_kept(
         rethinking = candidate.rethinking
         if rethinking is None:
             raise ValueError(f"candidate {candidate.sample_id} has no rethinking record; make it with splice")
-        kept = rethinking.correct and rethinking.finished and room > 0
+        kept = candidate.grade.correct and candidate.response.finished and room > 0
         room -= kept
         unmasked = rethinking.first_tokens if nll_on == "rethinking" else 0
         masked = len(candidate.response.token_ids) - unmasked
@@ -210,23 +209,17 @@ def mark_kept(
     return marked
 
 
-def keep(
-    group: Group,
-    candidates: Sequence[Sample],
-    max_per_query: int = 2,
-    placement: Placement = "replace",
-    nll_on: NllOn = "rethinking",
-) -> Group:
-    """The group with its kept trajectories (see ``mark_kept``); ``first_correct`` stays that of the first responses.
+def keep(group: Group, candidates: Sequence[Sample], placement: Placement = "replace") -> Group:
+    """The group with the kept ones of ``candidates`` (see ``mark_kept``); ``first_correct`` stays that of y1.
 
     ``"replace"`` (paper): a kept trajectory takes the place, and the id, of its own y1. ``"append"``: y1 stays and the
     trajectory comes behind the group, with the next free index as its id.
     """
-    _check_choice("placement", placement, Placement)
-    kept = [s for s in mark_kept(group, candidates, max_per_query, nll_on) if s.rethinking and s.rethinking.kept]
+    kept = [sample for sample in candidates if sample.rethinking and sample.rethinking.kept]
     if placement == "replace":
         by_id = {sample.sample_id: sample for sample in kept}
         return replace(group, samples=tuple(by_id.get(first.sample_id, first) for first in group.samples))
+    assert placement == "append", placement
     appended = tuple(
         replace(sample, sample_id=f"{sample.sample_id.rpartition('/')[0]}/{index}")
         for index, sample in enumerate(kept, start=len(group.samples))
@@ -237,19 +230,18 @@ def keep(
 def outcomes(candidates: Sequence[Sample]) -> dict[str, int]:
     """Counts over forced trajectories (of any number of groups, after ``mark_kept``).
 
-    Keys: forced, kept, unfinished, and "wrong->right", "right->wrong", "right->right" and "wrong->wrong", which add up
-    to forced.
+    Keys: forced, kept, unfinished, and the four outcomes ("wrong_to_right" ...), which add up to forced.
     """
     counts = {"forced": 0, "kept": 0, "unfinished": 0}
-    counts |= {"wrong->right": 0, "right->wrong": 0, "right->right": 0, "wrong->wrong": 0}
+    counts |= {"wrong_to_right": 0, "right_to_wrong": 0, "right_to_right": 0, "wrong_to_wrong": 0}
     for candidate in candidates:
         rethinking = candidate.rethinking
         if rethinking is None:
             raise ValueError(f"sample {candidate.sample_id} has no rethinking record")
         counts["forced"] += 1
         counts["kept"] += rethinking.kept
-        counts["unfinished"] += not rethinking.finished
-        counts[rethinking.outcome] += 1
+        counts["unfinished"] += not candidate.response.finished
+        counts[candidate.outcome] += 1
     return counts
 
 

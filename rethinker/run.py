@@ -24,7 +24,6 @@ from rethinker.datasets.order import QueryOrder
 from rethinker.evaluation.evaluate import validate
 from rethinker.evaluation.held_out import most_images, read_source, sampling, test_policy
 from rethinker.evaluation.result import Evaluation
-from rethinker.grading import grade_many
 from rethinker.policy.forward import PolicyForward
 from rethinker.policy.loading import Policy, load_policy
 from rethinker.processes import check_accelerator, keep_freed_memory
@@ -258,10 +257,10 @@ class Experiment:
             return False
         part = validate(
             self.engine,
+            self.policy,
             self.mine(self.validation_queries),
             sampling=sampling(self.config),
             seed=self.config.seed,
-            grade_many=grade_many,
         )
         metrics = Evaluation.merge(gather_object([part])).validation_metrics()
         self.tracker.log("validation", stage, self.progress.episode, self.progress.step, metrics)

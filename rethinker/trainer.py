@@ -1,8 +1,9 @@
 """The algorithm: GRPO with Selective Sample Replay and Forced Rethinking (arXiv:2504.08837).
 
-``Trainer.episode`` reads in the paper's order: queries -> first responses -> grades -> forced rethinking -> group
-advantages -> SSR -> updates -> weights back to the engine. Ranks roll out different queries; from the advantages on,
-every rank holds the samples of all, so that the replay's law and every denominator are those of the whole batch.
+``Trainer.episode`` reads in the paper's order: queries -> first looks -> second looks -> group advantages -> behaviour
+log-probs -> for each raw batch Algorithm 1 and an update -> weights back to the engine. Ranks generate for different
+queries; from the behaviour log-probs on, every rank holds the samples of all, so that the sampling distribution of
+replay and every denominator are those of the whole batch.
 
 Differs from arXiv:2504.08837 in: see grpo.py, replay.py and rethink.py; the ratio's denominator is the behaviour
 policy as the trainer computes it, and the gap to the engine is corrected by truncated importance weights (ours).
@@ -22,23 +23,20 @@ from accelerate.utils import gather_object
 
 from rethinker.config import RunConfig
 from rethinker.datasets.order import QueryOrder
-from rethinker.experience import Experience
+from rethinker.grading import grade_many
+from rethinker.grpo import Scale, group_advantages
+from rethinker.looks import GradeMany, first_looks, plan_second_looks, second_looks
 from rethinker.policy.batching import arrange, micro_batches
 from rethinker.policy.forward import token_logprobs
 from rethinker.policy.loading import Policy
 from rethinker.replay import Selector
+from rethinker.rethink import keep, mark_kept
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.canary import canary_gap
-from rethinker.rundir.metrics import (
-    Episode,
-    episode_metrics,
-    generated_tokens,
-    replay_ages,
-    rollout_rows,
-)
+from rethinker.rundir.metrics import EpisodeRecord, episode_metrics, generated_tokens, replay_ages, rollout_rows
 from rethinker.rundir.tracking import Tracker
 from rethinker.seeding import stable_seed
-from rethinker.types import Request, Sample
+from rethinker.types import Group, Query, Request, Sample, Sampling
 from rethinker.update import PolicyUpdate
 
 
@@ -70,72 +68,158 @@ class Trainer:
         tracker: Tracker,
         accelerator: Any,
         progress: Progress,
+        grade: GradeMany = grade_many,
     ) -> None:
         self.config = config
         self.stage = stage
         self.policy = policy
         self.forward = forward
         self.engine = engine
+        self.order = order
         self.selector = selector
         self.update = update
         self.tracker = tracker
         self.accelerator = accelerator
         self.progress = progress
+        self.grade = grade
+        self.sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_new_tokens)
         self.seconds: dict[str, float] = defaultdict(float)
-        self.experience = Experience(
-            config, policy=policy, engine=engine, order=order, accelerator=accelerator, timed=self.timed
-        )
 
     def episode(self) -> dict[str, Any]:
-        """Roll out by the frozen behaviour policy, then Algorithm 1 and an update for every batch; returns metrics."""
-        self.seconds.clear()
-        self.policy.encoder.forget()
-        images = self.image_counts()
+        """One episode by one frozen behaviour policy, in the paper's order; returns its metrics."""
+        record = self.start_episode()
         with self.timed("episode"):
-            record = Episode(
-                self.progress.episode + 1, self.stage, self.config.queries_per_episode, self.config.rollout.group_size
-            )
-            groups = self.experience.collect(record)
+            for queries in self.rounds(record):
+                firsts = self.first_looks(queries, record.number)
+                groups, candidates, eligible = self.second_looks(firsts)
+                groups = [with_advantages(group, self.config.grpo.advantage_scale) for group in groups]
+                self.collect(record, queries, firsts, groups, candidates, eligible)
             self.engine.sleep()
-            mine = [sample for group in groups for sample in group.samples]
-            on_policy = self.single_update(record)
-            if not on_policy:
-                mine = self.with_behavior_logprobs(mine)
-            scored = {sample.sample_id: sample for sample in gather_object(mine)}
-            # In the order of the groups, not of the ranks: the batches are the same for any number of ranks.
-            samples = [scored[sample.sample_id] for group in record.groups for sample in group.samples]
+            samples = self.with_behavior_logprobs(record)
             self.selector.start_episode()
             with self.timed("train"):
                 for raw_batch in parts(samples, self.config.batches(len(samples))):
-                    batch = self.selector.select(raw_batch)
-                    self.step(batch, record, on_policy)
+                    batch = self.selector.select(raw_batch)  # Algorithm 1
+                    self.step(batch, record)
             with self.timed("sync"):
                 self.engine.sync_weights(self.policy.model)
-            canary = self.check_engine(record)
-        if on_policy:
-            found = {name: row for part in gather_object([self.update.scored]) for name, row in part.items()}
-            gaps = [engine_gaps([replace(s, behavior_logprobs=found.get(s.sample_id, ())) for s in samples])]
-        else:
-            gaps = gather_object([engine_gaps(mine)])
-        used = gather_object([[after - before for after, before in zip(self.image_counts(), images, strict=True)]])
-        record.images_decoded, record.images_encoded = (sum(column) for column in zip(*used, strict=True))
-        return self.report(record, gaps, canary)
+                record.canary = self.check_engine(record)
+        return self.report(record, samples)
 
-    def image_counts(self) -> tuple[int, int]:
-        """Images that this rank has decoded, and sent through the policy's vision tower, so far."""
-        return self.policy.images.decoded, self.policy.encoder.encoded
+    def start_episode(self) -> EpisodeRecord:
+        """An empty record; caches and stopwatches start anew."""
+        self.seconds.clear()
+        self.policy.encoder.forget()
+        self.images_before = self.image_counts()
+        config = self.config
+        return EpisodeRecord(
+            self.progress.episode + 1, self.stage, config.queries_per_episode, config.rollout.group_size
+        )
 
-    def single_update(self, record: Episode) -> bool:
-        """Whether the episode makes one update, on its own samples only.
+    def rounds(self, record: EpisodeRecord) -> Iterator[list[Query]]:
+        """The queries of every round of rollouts, over all ranks.
 
-        Then the behaviour policy's log-probs are those of the update's own forward pass, and nothing is computed twice.
+        There is one, but DAPO's dynamic sampling asks for new queries until the episode is full of groups that have an
+        advantage, at most ``replay.max_rollouts`` times.
         """
-        size = sum(len(group.samples) for group in record.groups)
-        return self.config.batches(size) <= 1 and not self.config.replay.outlives
+        wanted = self.config.queries_per_episode
+        rounds = self.config.replay.max_rollouts if self.dynamic_sampling else 1
+        seen: set[str] = set()
+        while record.rounds < rounds and len(record.groups) < wanted:
+            queries = self.order.take(wanted, exclude=frozenset(seen))
+            record.rounds += 1
+            yield queries
+            if len(queries) < wanted:
+                break
+            seen.update(query.qid for query in queries)
+
+    @property
+    def dynamic_sampling(self) -> bool:
+        """Whether groups without an advantage are dropped and replaced by new rollouts (DAPO)."""
+        return self.config.replay.mode == "dynamic_sampling"
+
+    def first_looks(self, queries: Sequence[Query], episode: int) -> list[Group]:
+        """G graded first responses to every query of this rank."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        return first_looks(
+            self.engine,
+            self.policy,
+            queries[rank::ranks],
+            self.config.rollout.group_size,
+            self.sampling,
+            seed=lambda query: stable_seed(self.config.seed, "first", episode, query.qid),
+            episode=episode,
+            grade=self.grade,
+            timed=self.timed,
+        )
+
+    def second_looks(self, groups: Sequence[Group]) -> tuple[list[Group], list[Sample], int]:
+        """Groups in which kept trajectories stand for their y1, all forced trajectories, and how many were eligible."""
+        options, seed, limit = self.config.rethink, self.config.seed, self.config.rollout.max_new_tokens
+        with self.timed("rethink"):
+            firsts = [sample for group in groups for sample in group.samples]
+            eligible = len(plan_second_looks(self.policy, firsts, options, limit, seed=seed, fraction=1.0))
+            plans = plan_second_looks(self.policy, firsts, options, limit, seed=seed) if options.fraction else []
+            trajectories = second_looks(
+                self.engine,
+                self.policy,
+                firsts,
+                plans,
+                replace(self.sampling, temperature=options.temperature),
+                seed=lambda sample_id: stable_seed(seed, "second", sample_id),
+                grade=self.grade,
+            )
+            rethought, candidates = [], []
+            for group in groups:
+                forced = [trajectories[s.sample_id] for s in group.samples if s.sample_id in trajectories]
+                marked = mark_kept(group, forced, options.max_per_query, options.nll_on)
+                rethought.append(keep(group, marked, options.placement))
+                candidates += marked
+            return rethought, candidates, eligible
+
+    def collect(
+        self,
+        record: EpisodeRecord,
+        queries: Sequence[Query],
+        firsts: Sequence[Group],
+        groups: Sequence[Group],
+        candidates: Sequence[Sample],
+        eligible: int,
+    ) -> None:
+        """Add a round to the record: that of all ranks, in the order of the queries."""
+        place = {query.qid: index for index, query in enumerate(queries)}  # the same files for any number of ranks
+        record.own.update(group.query.qid for group in groups)
+        record.firsts += sorted(gather_object(list(firsts)), key=lambda group: place[group.query.qid])
+        record.candidates += sorted(gather_object(list(candidates)), key=lambda sample: place[sample.query.qid])
+        record.eligible += sum(gather_object([eligible]))
+        fresh: list[Group] = sorted(gather_object(list(groups)), key=lambda group: place[group.query.qid])
+        record.all_groups += fresh
+        useful = [group for group in fresh if not self.dynamic_sampling or any(s.effective for s in group.samples)]
+        record.groups += useful[: record.queries - len(record.groups)]
+
+    def with_behavior_logprobs(self, record: EpisodeRecord) -> list[Sample]:
+        """The episode's samples, in the order of the groups, with the behaviour policy's log-probs.
+
+        A rank scores what it has rolled out (its images are there), and nothing that will not be trained on. Where the
+        episode makes one update, on its own samples only, nothing is scored: the log-probs of the update's own forward
+        pass are the behaviour policy's.
+        """
+        samples = [sample for group in record.groups for sample in group.samples]
+        record.on_policy = self.single_update(len(samples))
+        if record.on_policy:
+            return samples
+        own = self.score([sample for sample in samples if sample.query.qid in record.own])
+        record.gaps = gather_object([engine_gaps(own)])
+        scored = {sample.sample_id: sample for sample in gather_object(own)}
+        return [scored[sample.sample_id] for sample in samples]
+
+    def single_update(self, samples: int) -> bool:
+        """Whether an episode of so many samples makes one update, on its own samples only."""
+        return self.config.batches(samples) <= 1 and not self.config.replay.outlives
 
     @torch.no_grad()
-    def with_behavior_logprobs(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with the behaviour policy's log-probs; those that will not be trained on keep none."""
+    def score(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with log-probs by the current weights; those that will not be trained on keep none."""
         everything = self.config.replay.mode == "grpo"
         wanted = arrange([s for s in samples if s.response.token_ids and (everything or s.effective)])
         packing = self.config.model.forward
@@ -154,21 +238,21 @@ class Trainer:
                     found[sample.sample_id] = tuple(row[: len(sample.response.token_ids)])
         return [replace(sample, behavior_logprobs=found.get(sample.sample_id, ())) for sample in samples]
 
-    def step(self, batch: Sequence[Sample], record: Episode, on_policy: bool = False) -> None:
+    def step(self, batch: Sequence[Sample], record: EpisodeRecord) -> None:
         """One update, or none if no sample, fresh or stored, has an advantage.
 
         Without one the step is skipped whole, also where ``grpo.kl_coef`` or ``grpo.entropy_coef`` would have a
         gradient of their own (paper: no effective sample, no update).
         """
-        if not batch or not any(sample.effective or sample.nll_mask for sample in batch):
+        if not any(sample.effective or sample.nll_mask for sample in batch):
             record.skipped_steps += 1
             return
-        metrics = self.update(batch, on_policy=on_policy)
+        metrics = self.update(batch, on_policy=record.on_policy)
         record.trained += batch
         self.progress.step += 1
         self.tracker.log("step", self.stage, record.number, self.progress.step, metrics)
 
-    def check_engine(self, record: Episode) -> float | None:
+    def check_engine(self, record: EpisodeRecord) -> float | None:
         """Compare engine and trainer on a probe after the sync. Raises RuntimeError if they are far apart."""
         limit = self.config.rollout.canary
         if not limit:
@@ -178,8 +262,7 @@ class Trainer:
             for group in record.firsts[:2]
         ]
         forward = self.accelerator.unwrap_model(self.forward)
-        with self.timed("sync"):
-            gap = canary_gap(self.engine, self.policy, forward, probe, self.experience.sampling)
+        gap = canary_gap(self.engine, self.policy, forward, probe, self.sampling)
         if gap is not None and not gap <= limit:  # NaN is far apart too
             raise RuntimeError(
                 f"after the weight sync of episode {record.number} engine and trainer differ by {gap:.3g} nats a token "
@@ -188,23 +271,27 @@ class Trainer:
             )
         return gap
 
-    def report(self, record: Episode, gaps: Sequence[tuple[float, int, float]], canary: float | None) -> dict[str, Any]:
-        """Write the episode's files and return its metrics."""
+    def image_counts(self) -> tuple[int, int]:
+        """Images that this rank has decoded, and sent through the policy's vision tower, so far."""
+        return self.policy.images.decoded, self.policy.encoder.encoded
+
+    def report(self, record: EpisodeRecord, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Write the episode's files and return its metrics. ``samples``: those that were to be trained on."""
+        if record.on_policy:
+            found = {name: row for part in gather_object([self.update.scored]) for name, row in part.items()}
+            record.gaps = [engine_gaps([replace(s, behavior_logprobs=found.get(s.sample_id, ())) for s in samples])]
+        used = [after - before for after, before in zip(self.image_counts(), self.images_before, strict=True)]
+        record.images_decoded, record.images_encoded = map(sum, zip(*gather_object([used]), strict=True))
         generated = [*(sample for group in record.firsts for sample in group.samples), *record.candidates]
         tokens = sum(map(generated_tokens, generated))
         self.progress.tokens += tokens
         self.progress.episode += 1
         self.progress.stage_episode += 1
-        seconds = self.seconds
-        gap_tokens = sum(count for _, count, _ in gaps)
         metrics = episode_metrics(record) | replay_ages(record)
-        metrics |= {f"time/{name}": seconds[name] for name in TIMES}
+        metrics |= {f"time/{name}": self.seconds[name] for name in TIMES}
         metrics |= {
             "replay/buffer_size": int(self.selector.stats()["buffer_size"]),
-            "rollout/tokens_per_second": tokens / max(seconds["rollout"] + seconds["rethink"], 1e-9),
-            "gap/mean": sum(total for total, _, _ in gaps) / gap_tokens if gap_tokens else None,
-            "gap/max": max(largest for _, _, largest in gaps) if gap_tokens else None,
-            "canary/gap": canary,
+            "rollout/tokens_per_second": tokens / max(self.seconds["rollout"] + self.seconds["rethink"], 1e-9),
             "tokens/generated": self.progress.tokens,
         }
         self.tracker.log("episode", self.stage, record.number, self.progress.step, metrics)
@@ -222,6 +309,21 @@ class Trainer:
 
 
 TIMES = ("rollout", "grade", "rethink", "logprobs", "train", "sync", "episode")
+
+
+def with_advantages(group: Group, scale: Scale) -> Group:
+    """The group with the advantages of its rewards.
+
+    A response without any token cannot be trained on, whatever its group: its advantage becomes 0. The others of its
+    group keep theirs, and it counts in ``rollout/empty``.
+    """
+    rewards_PG = torch.tensor([[sample.reward for sample in group.samples]], dtype=torch.float64)
+    advantages = group_advantages(rewards_PG, scale)[0].tolist()
+    samples = tuple(
+        replace(sample, advantage=advantage if sample.response.token_ids else 0.0)
+        for sample, advantage in zip(group.samples, advantages, strict=True)
+    )
+    return replace(group, samples=samples)
 
 
 def parts(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:

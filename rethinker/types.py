@@ -76,7 +76,7 @@ class Grade:
     reason: str
 
 
-Outcome = Literal["wrong->right", "right->wrong", "right->right", "wrong->wrong"]
+Outcome = Literal["wrong_to_right", "right_to_wrong", "right_to_right", "wrong_to_wrong"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +88,7 @@ class Rethinking:
     first_tokens: int  # tokens of y1 that were kept (EOS removed)
     trigger_tokens: int
     first_correct: bool
-    correct: bool  # of the whole trajectory
     kept: bool = False
-    finished: bool = True
-
-    @property
-    def outcome(self) -> Outcome:
-        name = {True: "right", False: "wrong"}
-        return f"{name[self.first_correct]}->{name[self.correct]}"  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +99,7 @@ class Sample:
     ``sampled_mask``: tokens that the policy sampled (False: the forced trigger).
     ``nll_mask``: tokens under the NLL loss of Forced Rethinking (empty: none).
     ``behavior_logprobs``: of the frozen behaviour policy as the trainer computes it, one a token; the denominator of
-    the ratio. ``rollout_logprobs``: as the engine reported them (0.0 where the token was forced).
+    the ratio.
     """
 
     sample_id: str  # "<episode>/<qid>/<index in the group>"
@@ -115,7 +108,6 @@ class Sample:
     grade: Grade
     reward: float
     episode: int
-    rollout_logprobs: tuple[float, ...]
     sampled_mask: tuple[bool, ...]
     nll_mask: tuple[bool, ...] = ()
     behavior_logprobs: tuple[float, ...] = ()
@@ -128,6 +120,18 @@ class Sample:
     def effective(self) -> bool:
         """abs(advantage) > 0: the sample moves the policy."""
         return abs(self.advantage) > 0.0
+
+    @property
+    def rollout_logprobs(self) -> tuple[float, ...]:
+        """The engine's log-probs, one a token (0.0 where the token was forced)."""
+        return self.response.logprobs
+
+    @property
+    def outcome(self) -> Outcome:
+        """What a forced second look changed: correctness of y1, then of the whole trajectory."""
+        assert self.rethinking is not None
+        name = {True: "right", False: "wrong"}
+        return f"{name[self.rethinking.first_correct]}_to_{name[self.grade.correct]}"  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)

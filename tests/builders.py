@@ -39,7 +39,6 @@ def make_sample(
         "grade": Grade(correct, "1" if correct else "2", "exact"),
         "reward": float(correct),
         "episode": int(episode),
-        "rollout_logprobs": response.logprobs,
         "sampled_mask": (True,) * len(response.token_ids),
     }
     return Sample(sample_id, response=response, **(fields | changes))

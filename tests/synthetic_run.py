@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -239,7 +240,9 @@ class World:
         def grade_many(items):
             return [Grade(f"{{{gold}}}." in text[-12:], None, "exact") for text, gold, _ in items]
 
-        result = validate(Engine(), queries, sampling=Sampling(), seed=0, grade_many=grade_many)  # type: ignore[arg-type]
+        policy: Any = SimpleNamespace(prompt=lambda query: SimpleNamespace(ids=()))
+        engine: Any = Engine()
+        result = validate(engine, policy, queries, sampling=Sampling(), seed=0, grade=grade_many)
         self.line("validation", episode, stage, result.validation_metrics())
 
     def evaluate(self, queries: list[Query], label: str, skill: float, reflection: float) -> None:

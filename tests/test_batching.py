@@ -24,7 +24,6 @@ def make_sample(query: int, tokens: tuple[int, ...], number: int, replayed: bool
         grade=Grade(True, "1", "exact"),
         reward=1.0,
         episode=1,
-        rollout_logprobs=(),
         sampled_mask=(),
         replayed=replayed,
         prompt_tokens=PROMPTS[query],

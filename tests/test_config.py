@@ -136,9 +136,9 @@ def test_bad_values(override, expected):
 
 
 def test_settings_that_do_not_go_together():
-    text = message("rethink.fraction=0.5", "rollout.max_new_tokens=32", "rethink.room_tokens=32")
+    text = message("rethink.fraction=0.5", "rollout.max_new_tokens=32", "rethink.min_second_look_tokens=32")
     assert text.startswith(
-        "rollout.max_new_tokens=32 leaves no first response rethink.room_tokens=32 for a second look"
+        "rollout.max_new_tokens=32 leaves no first response rethink.min_second_look_tokens=32 for a second look"
     )
     assert load_config(None, ["rollout.max_new_tokens=32"]).rollout.max_new_tokens == 32  # nothing is forced
     stages = "stages=[{name: a, overrides: {rethink: {fraction: 0.5}}}]"

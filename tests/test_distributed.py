@@ -39,7 +39,7 @@ def make_config(folder: Path, world: Path, guesser: Path, processes: int) -> Run
             "rollout.engine=transformers",
             "rollout.group_size=4",
             "rollout.max_new_tokens=64",
-            "rethink.room_tokens=8",
+            "rethink.min_second_look_tokens=8",
             "optim.train_batch_size=12",
             "optim.micro_batch_tokens=60",
             "optim.lr=1e-4",

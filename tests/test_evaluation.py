@@ -7,6 +7,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +29,16 @@ TEXTS = {ids[0]: TRIGGERS[kind] for kind, ids in TRIGGER_IDS.items()}
 
 def decode(ids: Sequence[int]) -> str:
     return "".join(TEXTS.get(token, chr(token)) for token in ids if token != EOS)
+
+
+POLICY: Any = SimpleNamespace(
+    eos_id=EOS,
+    decode=decode,
+    prompt=lambda query: SimpleNamespace(ids=()),
+    tokenizer=lambda text, add_special_tokens: {
+        "input_ids": next(ids for kind, ids in TRIGGER_IDS.items() if TRIGGERS[kind] == text)
+    },
+)
 
 
 def encode(text: str) -> tuple[int, ...]:
@@ -80,14 +92,11 @@ def run(script: Script, queries: Sequence[Query], **changes: object) -> Evaluati
         "modes": ("plain", "forced", "bound"),
         "samples": 2,
         "sampling": Sampling(temperature=1.0, top_p=0.9, max_new_tokens=60),
-        "rethink": RethinkConfig(temperature=0.7, room_tokens=8),
-        "trigger_ids": TRIGGER_IDS,
-        "eos_token_id": EOS,
-        "decode": decode,
+        "rethink": RethinkConfig(temperature=0.7, min_second_look_tokens=8),
         "seed": 3,
-        "grade_many": grade_many,
+        "grade": grade_many,
     }
-    return evaluate(script, queries, **(settings | changes))
+    return evaluate(script, POLICY, queries, **(settings | changes))
 
 
 QUERIES = [
@@ -202,7 +211,7 @@ def test_validation_is_greedy_and_has_the_glossary_names() -> None:
     from rethinker.rundir.glossary import VALIDATION
 
     script = Script(**SCRIPT)
-    evaluation = validate(script, QUERIES, sampling=Sampling(max_new_tokens=60), seed=0, grade_many=grade_many)
+    evaluation = validate(script, POLICY, QUERIES, sampling=Sampling(max_new_tokens=60), seed=0, grade=grade_many)
     metrics = evaluation.validation_metrics()
     assert metrics.keys() == VALIDATION.keys()
     assert metrics["validation/accuracy"] == pytest.approx(1 / 3) and metrics["validation/queries"] == 3
@@ -210,13 +219,10 @@ def test_validation_is_greedy_and_has_the_glossary_names() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match="'a' occurs twice"):
+    with pytest.raises(ValueError, match="unique; repeated"):
         run(Script(**SCRIPT), [QUERIES[0], QUERIES[0]])
     with pytest.raises(ValueError, match=r"\['best'\]"):
         run(Script(**SCRIPT), QUERIES, modes=("best",))
-    short = Script({"a": ("=3", "=3")}, {})
-    with pytest.raises(ValueError, match="returned 1 of 2 responses"):
-        run(short, QUERIES[:1])
 
 
 def test_pass_at_k_is_the_mean_over_all_subsets() -> None:

@@ -107,7 +107,7 @@ def second_looks(draw) -> tuple[Group, list[Sample]]:
     group = replace(
         group,
         samples=tuple(
-            replace(s, response=r, sampled_mask=(True,) * len(r.token_ids), rollout_logprobs=r.logprobs)
+            replace(s, response=r, sampled_mask=(True,) * len(r.token_ids))
             for s in group.samples
             for r in [make_response((*draw(TOKENS), EOS), text=s.sample_id)]
         ),
@@ -117,7 +117,7 @@ def second_looks(draw) -> tuple[Group, list[Sample]]:
         draw(st.sampled_from([0.5, 1.0])),
         trigger_ids=TRIGGER_IDS,
         eos_token_id=EOS,
-        room_tokens=1,
+        min_second_look_tokens=1,
         max_new_tokens=40,
         seed=draw(st.integers(0, 99)),
     )
@@ -172,10 +172,9 @@ def test_who_is_kept(looks, most, nll_on):
 def test_the_order_of_candidates_is_nothing(looks, most, placement, random):
     group, candidates = looks
     shuffled = random.sample(candidates, len(candidates))
-    kept = keep(group, candidates, most, placement)
-    assert keep(group, shuffled, most, placement) == kept
+    kept = keep(group, mark_kept(group, candidates, most), placement)
+    assert keep(group, mark_kept(group, shuffled, most), placement) == kept
     assert mark_kept(group, shuffled, most) == mark_kept(group, candidates, most)
-    assert keep(group, mark_kept(group, candidates, most), most, placement) == kept  # marking twice changes nothing
 
 
 @given(second_looks(), st.integers(0, 3))
@@ -183,7 +182,9 @@ def test_the_group_with_its_second_looks(looks, most):
     group, candidates = looks
     kept = {s.sample_id: s for s in mark_kept(group, candidates, most) if s.rethinking.kept}
     ids = [sample.sample_id for sample in group.samples]
-    replaced, appended = (keep(group, candidates, most, placement) for placement in ("replace", "append"))
+    replaced, appended = (
+        keep(group, mark_kept(group, candidates, most), placement) for placement in ("replace", "append")
+    )
     assert [sample.sample_id for sample in replaced.samples] == ids
     assert list(replaced.samples) == [kept.get(sample.sample_id, sample) for sample in group.samples]
     assert appended.samples[: len(ids)] == group.samples and len(appended.samples) == len(ids) + len(kept)
@@ -197,7 +198,13 @@ def test_the_group_with_its_second_looks(looks, most):
 @given(second_looks(), st.randoms(use_true_random=False), st.integers(0, 5))
 def test_the_coin_sees_the_sample_alone(looks, random, seed):
     group, _ = looks
-    settings = {"trigger_ids": TRIGGER_IDS, "eos_token_id": EOS, "room_tokens": 1, "max_new_tokens": 40, "seed": seed}
+    settings = {
+        "trigger_ids": TRIGGER_IDS,
+        "eos_token_id": EOS,
+        "min_second_look_tokens": 1,
+        "max_new_tokens": 40,
+        "seed": seed,
+    }
     plans = choose(group.samples, 0.5, **settings)
     shuffled = random.sample(group.samples, len(group.samples))
     assert {p.sample_id: p for p in choose(shuffled, 0.5, **settings)} == {p.sample_id: p for p in plans}

@@ -43,7 +43,7 @@ def test_every_share_by_hand(policy) -> None:
     ]
     # a: right, wrong, wrong, wrong; b: wrong four times. Second looks: a always right, b always wrong.
     engine = Told(policy, {"a": "1999", "b": "9999"}, {"a": "1", "b": "9"})
-    measures = measure_base(engine, policy, queries, grade_many=grade_many, samples=4)
+    measures = measure_base(engine, policy, queries, grade=grade_many, samples=4)
     assert measures.first_sampled == 1 / 8
     assert measures.first_greedy == 1 / 2
     assert measures.forced_sampled == measures.forced_greedy == 1 / 2

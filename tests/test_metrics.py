@@ -12,7 +12,7 @@ from rethinker.rethink import keep, mark_kept
 from rethinker.rundir.glossary import EPISODE, RECORDS, ROLLOUT_COLUMNS
 from rethinker.rundir.metrics import (
     ADVANTAGE_EDGES,
-    Episode,
+    EpisodeRecord,
     episode_metrics,
     generated_tokens,
     histogram,
@@ -34,7 +34,6 @@ def first(qid: str, index: int, correct: bool, *, tokens: int = 4, text: str = "
             grade=CORRECT if correct else WRONG,
             reward=float(correct),
             episode=3,
-            rollout_logprobs=(-0.5,) * tokens,
             sampled_mask=(True,) * tokens,
         ),
         **changes,
@@ -53,23 +52,22 @@ def forced(sample: Sample, correct: bool, finished: bool = True) -> Sample:
         response=Response((5,) * 10, (-0.5,) * 10, finished, "so \\boxed{1}\n\nWait, \\boxed{1}"),
         grade=CORRECT if correct else WRONG,
         reward=float(correct),
-        rethinking=Rethinking(
-            "self-correction", sample.response.text, 3, 2, sample.grade.correct, correct, False, finished
-        ),
+        rethinking=Rethinking("self-correction", sample.response.text, 3, 2, sample.grade.correct),
     )
 
 
-def rethought_episode(placement) -> Episode:
+def rethought_episode(placement) -> EpisodeRecord:
     """Query a: wrong, wrong, right, wrong; the second is put right and kept, the third goes wrong. b: all wrong."""
     a, b = group("a", [False, False, True, False]), group("b", [False] * 4, tokens=6)
     candidates = [forced(a.samples[1], True), forced(a.samples[2], False), forced(b.samples[0], False, finished=False)]
     marked = mark_kept(a, candidates[:2]) + mark_kept(b, candidates[2:])
-    groups = [keep(a, candidates[:2], placement=placement), keep(b, candidates[2:], placement=placement)]
+    groups = [keep(a, marked[:2], placement), keep(b, marked[2:], placement)]
     values = {True: 0.5, False: -0.5}
     groups[0] = replace(
         groups[0], samples=tuple(replace(s, advantage=values[s.grade.correct]) for s in groups[0].samples)
     )
-    episode = Episode(3, "second", 2, 4, firsts=[a, b], candidates=marked, all_groups=groups, groups=groups, eligible=6)
+    episode = EpisodeRecord(3, "second", 2, 4, firsts=[a, b], candidates=marked, all_groups=groups, groups=groups)
+    episode.eligible, episode.rounds = 6, 1
     effective = [s for s in groups[0].samples if s.effective]
     old = replace(effective[0], sample_id="1/z/0", episode=1, replayed=True)
     episode.trained = [*effective, replace(effective[1], replayed=True), old]
@@ -110,6 +108,9 @@ def test_metrics_by_hand():
         "rollout/empty": 0,
         "rollout/truncated": 1,
         "images/distinct": 1,  # both queries show it
+        "gap/mean": None,
+        "gap/max": None,
+        "canary/gap": None,
         "images/decoded": 3,
         "images/encoded": 7,
         "grader/failures": 0,
@@ -148,7 +149,7 @@ def test_counts_of_bad_responses():
         first("a", 4, False, grade=Grade(False, "x", "timeout")),
     )
     whole = Group(bad.query, samples, (True, False, False, False, False))
-    metrics = episode_metrics(Episode(1, "s", 1, 5, firsts=[whole], all_groups=[whole], groups=[whole]))
+    metrics = episode_metrics(EpisodeRecord(1, "s", 1, 5, firsts=[whole], all_groups=[whole], groups=[whole]))
     assert (metrics["rollout/empty"], metrics["rollout/truncated"]) == (1, 1)
     assert (metrics["grader/no_answer"], metrics["grader/failures"]) == (1, 2)
     assert metrics["reflection/share"] == pytest.approx(1 / 5)
@@ -158,12 +159,12 @@ def test_counts_of_bad_responses():
 def test_an_episode_that_trains_on_nothing_has_nulls_and_no_nan():
     """Dynamic sampling can end with no group at all; what has no cases is null, what was rolled out is measured."""
     firsts = [group("a", [False, False])]
-    metrics = episode_metrics(Episode(1, "s", 2, 2, firsts=firsts, all_groups=firsts, skipped_steps=2))
+    metrics = episode_metrics(EpisodeRecord(1, "s", 2, 2, firsts=firsts, all_groups=firsts, skipped_steps=2))
     for name in ("replay/effective_after", "replay/share", "rethink/trained", "rethink/wrong_to_right"):
         assert metrics[name] is None, name
     assert (metrics["reward/mean"], metrics["replay/effective_before"], metrics["replay/batch_fill"]) == (0.0, 0.0, 0.0)
     assert metrics["replay/unfilled"] == 2 and metrics["replay/skipped_steps"] == 2
-    assert replay_ages(Episode(1, "s", 2, 2)) == {"replay/age_mean": None, "replay/age_max": None}
+    assert replay_ages(EpisodeRecord(1, "s", 2, 2)) == {"replay/age_mean": None, "replay/age_max": None}
 
 
 def test_what_dynamic_sampling_drops_is_measured_and_has_its_row():
@@ -172,7 +173,9 @@ def test_what_dynamic_sampling_drops_is_measured_and_has_its_row():
     whole[1] = replace(
         whole[1], samples=tuple(replace(s, advantage=0.5 if s.grade.correct else -0.5) for s in whole[1].samples)
     )
-    episode = Episode(3, "s", 2, 2, firsts=whole, all_groups=whole, groups=whole[1:2], trained=[*whole[1].samples])
+    episode = EpisodeRecord(
+        3, "s", 2, 2, firsts=whole, all_groups=whole, groups=whole[1:2], trained=[*whole[1].samples]
+    )
     metrics = episode_metrics(episode)
     assert metrics["reward/mean"] == 0.5 and metrics["replay/effective_before"] == pytest.approx(1 / 3)
     assert sum(metrics["advantages/before"]["counts"]) == 6 and sum(metrics["advantages/after"]["counts"]) == 2
@@ -184,7 +187,8 @@ def test_what_dynamic_sampling_drops_is_measured_and_has_its_row():
 def test_kept_trajectories_that_no_step_trained_on():
     """Of two kept ones in a unanimous group and one in a mixed group the filter leaves one."""
     episode = rethought_episode("replace")
-    second = keep(group("b", [False, False]), [forced(s, True) for s in group("b", [False, False]).samples])
+    firsts = group("b", [False, False])
+    second = keep(firsts, mark_kept(firsts, [forced(sample, True) for sample in firsts.samples]))
     episode.all_groups = episode.groups = [episode.groups[0], second]
     assert episode_metrics(episode)["rethink/trained"] == pytest.approx(1 / 3)
 

@@ -29,7 +29,6 @@ def make_sample(name: str, advantage: float) -> Sample:
         grade=Grade(True, "1", "exact"),
         reward=1.0,
         episode=0,
-        rollout_logprobs=(-0.1, -0.2),
         sampled_mask=(True, True),
         behavior_logprobs=(-0.123456789, -0.2),
         advantage=advantage,

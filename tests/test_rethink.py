@@ -34,7 +34,6 @@ def make_sample(index: int, *, tokens=(10, 11, 12, EOS), finished=True, correct=
         grade=Grade(correct, "4" if correct else "3", "exact"),
         reward=float(correct),
         episode=5,
-        rollout_logprobs=logprobs,
         sampled_mask=(True,) * len(tokens),
         behavior_logprobs=tuple(value - 0.01 for value in logprobs),
         advantage=0.7,
@@ -42,7 +41,13 @@ def make_sample(index: int, *, tokens=(10, 11, 12, EOS), finished=True, correct=
 
 
 def choose_all(samples, fraction=1.0, **changes):
-    settings = {"trigger_ids": TRIGGER_IDS, "eos_token_id": EOS, "room_tokens": 4, "max_new_tokens": 20, "seed": 1}
+    settings = {
+        "trigger_ids": TRIGGER_IDS,
+        "eos_token_id": EOS,
+        "min_second_look_tokens": 4,
+        "max_new_tokens": 20,
+        "seed": 1,
+    }
     return choose(samples, fraction, **{**settings, **changes})
 
 
@@ -140,7 +145,7 @@ def test_choose_rejects_bad_input():
     good = make_sample(0)
     bad_settings = [
         ({"fraction": 1.5}, "fraction"),
-        ({"room_tokens": 0}, "room_tokens"),
+        ({"min_second_look_tokens": 0}, "min_second_look_tokens"),
         ({"trigger_ids": {}}, "at least one"),
         ({"trigger_ids": {"self-correction": ()}}, "needs token ids"),
         ({"trigger_ids": {"doubt": (1,)}}, "unknown triggers"),
@@ -178,7 +183,7 @@ def test_splice_by_hand():
         3,
         2,
     )
-    assert record.outcome == "wrong->right" and not record.kept and record.finished
+    assert whole.outcome == "wrong_to_right" and not record.kept
 
 
 def test_splice_refuses_what_does_not_belong_together():
@@ -202,7 +207,8 @@ def test_keep_replaces_the_first_right_ones_in_group_order():
     group = make_group()
     verdicts = {4: True, 1: False, 2: True, 3: True, 0: True}  # candidates come in any order
     candidates = [force(group.samples[i], correct=c, finished=i != 0) for i, c in verdicts.items()]
-    result = keep(group, candidates, max_per_query=2)
+    marked = mark_kept(group, candidates, 2)
+    result = keep(group, marked)
     assert [s.rethinking is not None for s in result.samples] == [False, False, True, True, False]
     assert [s.sample_id for s in result.samples] == [s.sample_id for s in group.samples]
     assert result.samples[0] is group.samples[0]  # right but cut off: not kept
@@ -210,21 +216,19 @@ def test_keep_replaces_the_first_right_ones_in_group_order():
     assert all(s.rethinking.kept for s in result.samples[2:4])
     for s in result.samples:
         assert len(s.nll_mask) == (len(s.response.token_ids) if s.rethinking else 0)
-    marked = mark_kept(group, candidates, 2)
     assert [s.sample_id[-1] for s in marked] == list("01234")
     assert [s.rethinking.kept for s in marked] == [False, False, True, True, False]
     assert [bool(s.nll_mask) for s in marked] == [False, False, True, True, False]
-    assert mark_kept(group, marked, 2) == marked and keep(group, marked, 2) == result
     assert outcomes(marked) == {
         "forced": 5,
         "kept": 2,
         "unfinished": 1,
-        "wrong->right": 3,
-        "right->wrong": 1,
-        "right->right": 1,
-        "wrong->wrong": 0,
+        "wrong_to_right": 3,
+        "right_to_wrong": 1,
+        "right_to_right": 1,
+        "wrong_to_wrong": 0,
     }
-    assert keep(group, candidates, max_per_query=0) == group and keep(group, []) == group
+    assert keep(group, mark_kept(group, candidates, 0)) == group and keep(group, []) == group
     assert set(outcomes([]).values()) == {0}
 
 
@@ -241,27 +245,25 @@ def test_what_the_nll_covers():
 def test_append_keeps_y1_and_gives_new_ids():
     group = make_group((False, True, False))
     candidates = [force(group.samples[i], correct=True) for i in (2, 0)]
-    result = keep(group, candidates, placement="append")
+    result = keep(group, mark_kept(group, candidates), "append")
     assert result.samples[:3] == group.samples and result.first_correct == group.first_correct
     assert [s.sample_id for s in result.samples[3:]] == ["5/a/b/3", "5/a/b/4"]
     assert [s.response.token_ids[:3] for s in result.samples[3:]] == [(10, 11, 12)] * 2
     assert all(s.rethinking.kept and s.nll_mask for s in result.samples[3:])
 
 
-def test_keep_rejects_bad_input():
+def test_mark_kept_rejects_bad_input():
     group = make_group((False, True))
     candidate = force(group.samples[0], correct=True)
     with pytest.raises(ValueError, match=r"\['9/z/0'\] do not belong to the group of query a/b"):
-        keep(group, [replace(candidate, sample_id="9/z/0")])
+        mark_kept(group, [replace(candidate, sample_id="9/z/0")])
     with pytest.raises(ValueError, match="unique"):
-        keep(group, [candidate, candidate])
+        mark_kept(group, [candidate, candidate])
     with pytest.raises(ValueError, match="no rethinking record"):
-        keep(group, [group.samples[0]])
+        mark_kept(group, [group.samples[0]])
     with pytest.raises(ValueError, match="no rethinking record"):
         outcomes([group.samples[0]])
     with pytest.raises(ValueError, match="max_per_query"):
-        keep(group, [candidate], max_per_query=-1)
-    with pytest.raises(ValueError, match="placement must be one of"):
-        keep(group, [candidate], placement="prepend")  # type: ignore[arg-type]
+        mark_kept(group, [candidate], max_per_query=-1)
     with pytest.raises(ValueError, match="nll_on must be one of"):
-        keep(group, [candidate], nll_on="all")  # type: ignore[arg-type]
+        mark_kept(group, [candidate], nll_on="all")  # type: ignore[arg-type]

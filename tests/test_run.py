@@ -45,7 +45,7 @@ def make_config(folder: Path, world: Path, guesser: Path, *overrides: str) -> Ru
             "rollout.group_size=4",
             "rollout.max_new_tokens=64",
             "replay.lifetime=3",
-            "rethink.room_tokens=8",
+            "rethink.min_second_look_tokens=8",
             "optim.train_batch_size=8",
             "optim.micro_batch_tokens=256",
             "optim.lr=1e-4",
@@ -329,7 +329,7 @@ def test_a_split_without_a_usable_row(tmp_path, world, guesser):
 
 
 def test_a_stage_in_which_nothing_can_be_forced_says_so(tmp_path, world, guesser, capsys):
-    settings = ["data.test=null", "data.validation=null", "rethink.fraction=0.5", "rethink.room_tokens=63"]
+    settings = ["data.test=null", "data.validation=null", "rethink.fraction=0.5", "rethink.min_second_look_tokens=63"]
     config = make_config(tmp_path, world, guesser, *settings, "stages=[{name: a, episodes: 2}]")
     assert Experiment(config).run() == "finished"
     assert all(line["rethink/eligible"] == 0 for line in lines(config) if line["record"] == "episode")
@@ -342,7 +342,7 @@ def test_a_stage_in_which_nothing_can_be_forced_says_so(tmp_path, world, guesser
 
 def test_stages_do_not_change_how_the_policy_is_tested(tmp_path, world, guesser):
     """So that stages can be compared: a stage's temperatures are for its training."""
-    stage = "{rollout: {temperature: 0.7}, rethink: {fraction: 0.5, temperature: 0.6, room_tokens: 9}}"
+    stage = "{rollout: {temperature: 0.7}, rethink: {fraction: 0.5, temperature: 0.6, min_second_look_tokens: 9}}"
     config = make_config(
         tmp_path, world, guesser, "data.validation=null", f"stages=[{{name: a, episodes: 1, overrides: {stage}}}]"
     )
@@ -351,7 +351,7 @@ def test_stages_do_not_change_how_the_policy_is_tested(tmp_path, world, guesser)
         json.loads((config.folder / "evaluation" / f"{label}.json").read_text())["settings"] for label in ("start", "a")
     )
     assert start == after
-    assert (after["temperature"], after["rethink_temperature"], after["room_tokens"]) == (1.0, 0.9, 8)
+    assert (after["temperature"], after["rethink_temperature"], after["min_second_look_tokens"]) == (1.0, 0.9, 8)
 
 
 def test_settings_without_effect_are_named_once(tmp_path, world, guesser, capsys):

@@ -20,13 +20,12 @@ SAMPLE = Sample(
     grade=Grade(False, None, "no boxed answer"),
     reward=0.1,
     episode=3,
-    rollout_logprobs=LOGPROBS,
     sampled_mask=(True, True, False, False, True, True),
     nll_mask=(False, False, True, True, True, True),
     behavior_logprobs=tuple(value / 3 for value in LOGPROBS),
     advantage=-1 / 3,
     replayed=True,
-    rethinking=Rethinking("self-correction", "so", 2, 2, False, True, True, False),
+    rethinking=Rethinking("self-correction", "so", 2, 2, False, kept=True),
     prompt_tokens=1307,
 )
 PLAIN = Sample("0/q/0", Query("q", "?", "1"), Response((), (), False, ""), Grade(True, "1", "exact"), 1.0, 0, (), ())

@@ -67,7 +67,9 @@ def test_a_group_as_in_training(looks, query):
 
 
 def test_why_a_response_cannot_be_forced(looks, query):
-    looks = SecondLooks(looks.policy, looks.engine, looks.sampling, RethinkConfig(room_tokens=8, skip_reflective=True))
+    looks = SecondLooks(
+        looks.policy, looks.engine, looks.sampling, RethinkConfig(min_second_look_tokens=8, skip_reflective=True)
+    )
     short, long = (looks.written(query, text).samples[0] for text in ("7", "7 " * 28))
     assert looks.obstacle(short) == "" and looks.obstacle(long) == "leaves fewer than 8 tokens for a second look"
     assert looks.obstacle(looks.written(query, "Wait, 7").samples[0]) == "reflects by itself"
@@ -88,10 +90,10 @@ def test_mistakes_are_named(looks, query):
 def test_settings_are_those_of_the_last_stage(guesser, query):
     sets = ["rethink.skip_reflective=true", "rollout.temperature=0.7", "rollout.max_new_tokens=64", "seed=5"]
     sets += ["data.prompt_suffix=' In a box.'", "grpo.advantage_scale=none", "rethink.temperature=0.5"]
-    last = "{name: two, overrides: {rethink: {fraction: 0.5, room_tokens: 8}, rollout: {top_p: 0.9}}}"
+    last = "{name: two, overrides: {rethink: {fraction: 0.5, min_second_look_tokens: 8}, rollout: {top_p: 0.9}}}"
     looks = SecondLooks.load(load_config(None, [*sets, f"stages=[{{name: one}}, {last}]"]), str(guesser))
     assert (looks.sampling.temperature, looks.sampling.top_p, looks.sampling.max_new_tokens) == (0.7, 0.9, 64)
-    assert looks.options == RethinkConfig(0.5, temperature=0.5, room_tokens=8, skip_reflective=True)
+    assert looks.options == RethinkConfig(0.5, temperature=0.5, min_second_look_tokens=8, skip_reflective=True)
     assert (
         looks.scale == "none" and looks.policy.tokenizer.decode(looks.policy.prompt(query).ids).count("In a box.") == 1
     )

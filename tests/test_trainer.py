@@ -17,7 +17,7 @@ from rethinker.rethink import TRIGGERS
 from rethinker.rollout import TransformersEngine
 from rethinker.rollout.scripted import ScriptedEngine
 from rethinker.rundir.glossary import EPISODE, STEP
-from rethinker.rundir.metrics import Episode
+from rethinker.rundir.metrics import EpisodeRecord
 from rethinker.types import Request, Response, Sampling
 
 MIXED, ONE, HARD, EASY = "text", "one", "two", "middle"
@@ -420,7 +420,7 @@ def test_a_gap_that_is_no_number_is_found_out(policy, four, tmp_path, monkeypatc
     run = Run(small_config(tmp_path, "rollout.canary=0.01"), policy, four, script())
     monkeypatch.setattr(run.engine, "logprob", float("nan"))
     with pytest.raises(RuntimeError, match="differ by nan"):
-        run.trainer.check_engine(Episode(1, "stage", 4, 4, firsts=run.trainer.experience.roll_out(four[:1], 1)))
+        run.trainer.check_engine(EpisodeRecord(1, "stage", 4, 4, firsts=run.trainer.first_looks(four[:1], 1)))
 
 
 class Mute(ScriptedEngine):

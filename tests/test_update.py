@@ -108,7 +108,7 @@ def test_a_sample_without_tokens_counts_in_the_denominator_only(policy, samples)
     empty = replace(
         samples[0], sample_id="1/q/empty", response=Response((), (), False, ""), sampled_mask=(), advantage=0.0
     )
-    empty = replace(empty, behavior_logprobs=(), rollout_logprobs=())
+    empty = replace(empty, behavior_logprobs=())
     without, _ = run(policy, samples, "optim.micro_batch_tokens=120")
     found, metrics = run(policy, [empty, *samples], "optim.micro_batch_tokens=120")
     assert metrics["batch/samples"] == 11.0 and distance(found, without * 10 / 11) < 1e-5

@@ -19,7 +19,7 @@ from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import Policy, load_policy
 from rethinker.replay import make_selector
 from rethinker.rollout.scripted import ScriptedEngine
-from rethinker.rundir.metrics import Episode
+from rethinker.rundir.metrics import EpisodeRecord
 from rethinker.rundir.tracking import Tracker
 from rethinker.trainer import Progress, Trainer
 from rethinker.types import Grade, Query, Request, Sample
@@ -32,7 +32,7 @@ SMALL = (
     "rollout.canary=0",
     "optim.train_batch_size=8",
     "optim.lr=1e-3",
-    "rethink.room_tokens=8",
+    "rethink.min_second_look_tokens=8",
 )
 
 
@@ -130,7 +130,7 @@ class Run:
         update: Any = Recorder(PolicyUpdate(config, policy, forward, optimizer, scheduler, accelerator))
         self.recorder = update
         self.records = Records(config)
-        self.episodes: list[Episode] = []
+        self.episodes: list[EpisodeRecord] = []
         self.trainer = Trainer(
             config,
             "stage",
@@ -146,7 +146,7 @@ class Run:
         )
         report = self.trainer.report
 
-        def remember(record: Episode, *rest: Any) -> dict[str, Any]:
+        def remember(record: EpisodeRecord, *rest: Any) -> dict[str, Any]:
             self.episodes.append(record)
             return report(record, *rest)
 
@@ -182,7 +182,6 @@ def random_samples(policy: Policy, queries: Sequence[Query], count: int, seed: i
             grade=Grade(True, "1", "exact"),
             reward=1.0,
             episode=1,
-            rollout_logprobs=(),
             sampled_mask=(True,) * (length + 1),
             advantage=float(torch.randn((), generator=generator)),
             prompt_tokens=len(policy.prompt(queries[index % len(queries)]).ids),
@@ -191,7 +190,11 @@ def random_samples(policy: Policy, queries: Sequence[Query], count: int, seed: i
         behavior = now + 0.3 * torch.randn(len(now), generator=generator)
         rollout = behavior + 0.3 * torch.randn(len(now), generator=generator)
         samples.append(
-            replace(sample, behavior_logprobs=tuple(behavior.tolist()), rollout_logprobs=tuple(rollout.tolist()))
+            replace(
+                sample,
+                behavior_logprobs=tuple(behavior.tolist()),
+                response=replace(sample.response, logprobs=tuple(rollout.tolist())),
+            )
         )
     return samples
 

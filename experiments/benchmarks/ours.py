@@ -15,7 +15,6 @@ from channel import Driver, digest
 from meter import Meter, scoring_part
 from world import LEARNING_RATE, SEED, Point, check_lengths, grade_by_parity, never_sampled
 
-import rethinker.experience
 from rethinker.config import RunConfig, load_config
 from rethinker.policy.loading import Policy
 from rethinker.run import Experiment
@@ -58,6 +57,7 @@ class MeasuredRun(Experiment):
         self.meter = meter
         self.prompts: list[str] = []
         self.trainer = self.make_trainer(0, self.config.for_stage(0))
+        self.trainer.grade = grade_by_parity
         self.meter.watch(self.policy.model, self.accelerator)
         self.meter.watch_optimizer(self.trainer.update.optimizer)
         self.forward.forward = self.meter.wrap(self.forward.forward, scoring_part)
@@ -91,7 +91,6 @@ def main() -> None:
     job = driver.receive()
     assert job is not None
     torch.set_num_threads(1)
-    rethinker.experience.grade_many = grade_by_parity  # type: ignore[assignment]
     meter = Meter()
     points = [Point(**settings) for settings in job["points"]]
     runs = {point.name: MeasuredRun(point, job, meter) for point in points}

@@ -73,10 +73,11 @@ class RunConfig:
         options, tokens = self.rethink, self.rollout.max_new_tokens
         if options.fraction == 1.0:
             raise ConfigError("rethink.fraction=1.0: Forced Rethinking needs q < 1, so that y1 is trained too")
-        if options.fraction and tokens <= options.room_tokens:
+        if options.fraction and tokens <= options.min_second_look_tokens:
             raise ConfigError(
-                f"rollout.max_new_tokens={tokens} leaves no first response rethink.room_tokens={options.room_tokens} "
-                "for a second look: nothing could be forced"
+                f"rollout.max_new_tokens={tokens} leaves no first response "
+                f"rethink.min_second_look_tokens={options.min_second_look_tokens} for a second look: nothing could be "
+                "forced"
             )
 
     def _check_model(self) -> None:

@@ -109,7 +109,7 @@ class RethinkConfig:
     fraction: float = option(0.0, min=0, max=1)  # q of the eligible first responses; 0: off (stage 1)
     max_per_query: int = option(2, min=1)  # kept trajectories (paper)
     temperature: float = option(0.9, min=0, exclusive=True)  # of the second look (official code)
-    room_tokens: int = option(32, min=1)  # smallest budget for a second look
+    min_second_look_tokens: int = option(32, min=1)  # smallest budget for a second look
     placement: Literal["replace", "append"] = "replace"
     trigger_choice: Literal["blind", "by_correctness"] = "blind"  # by_correctness: official code
     skip_reflective: bool = False  # leave first responses alone that reflect by themselves (ours)
@@ -141,7 +141,7 @@ class EvaluationConfig:
     """Validation during training and the evaluation on the test split, before training and after each stage.
 
     All of them sample as the run's own settings say (rollout.temperature, rollout.top_p, rethink.temperature,
-    rethink.room_tokens): what a stage overrides is for its training only, so that stages can be compared.
+    rethink.min_second_look_tokens): what a stage overrides is for its training only, so that stages can be compared.
     """
 
     every: int = option(5, min=0)  # episodes between validations; 0: only at the ends of stages

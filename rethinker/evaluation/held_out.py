@@ -11,8 +11,6 @@ from rethinker.config import RunConfig, data_source
 from rethinker.datasets.io import Dropped, describe_dropped, load_queries
 from rethinker.evaluation.evaluate import evaluate
 from rethinker.evaluation.result import Evaluation
-from rethinker.experience import encode_triggers
-from rethinker.grading import grade_many
 from rethinker.policy.loading import Policy, load_policy
 from rethinker.rollout import make_engine
 from rethinker.rollout.base import RolloutEngine
@@ -63,14 +61,11 @@ def test_policy(config: RunConfig, policy: Policy, engine: RolloutEngine, querie
     """The evaluation of section ``evaluation`` on ``queries``, in this process."""
     return evaluate(
         engine,
+        policy,
         queries,
         modes=config.evaluation.modes,
         samples=config.evaluation.samples,
         sampling=sampling(config),
         rethink=config.rethink,
-        trigger_ids=encode_triggers(policy),
-        eos_token_id=policy.eos_id,
-        decode=policy.decode,
         seed=stable_seed(config.seed, "test"),
-        grade_many=grade_many,
     )

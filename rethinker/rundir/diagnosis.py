@@ -118,7 +118,8 @@ CAUSES = (
         "unreflecting",
         0.9,
         "{part} of {whole} first responses could not be forced to rethink: each was empty, cut, or left no room for a "
-        "second look (rollout.max_new_tokens={rollout[max_new_tokens]}, rethink.room_tokens={rethink[room_tokens]})",
+        "second look (rollout.max_new_tokens={rollout[max_new_tokens]}, "
+        "rethink.min_second_look_tokens={rethink[min_second_look_tokens]})",
     ),
     Cause(
         "dynamic sampling fell short",

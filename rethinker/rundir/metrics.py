@@ -17,13 +17,15 @@ ADVANTAGE_EDGES = tuple(-3.0625 + 0.125 * i for i in range(50))
 
 
 @dataclass
-class Episode:
+class EpisodeRecord:
     """What happened in an episode, over all ranks.
 
     ``queries``: groups that it is to train on, of ``group_size`` first responses. ``firsts``: y1 of every query;
     ``candidates``: every forced trajectory; ``all_groups``: what advantages were computed on, of every roll-out;
     ``groups``: those of them that it trains on, all but what dynamic sampling dropped; ``trained``: the samples of all
-    steps.
+    steps. ``rounds``: of rollouts (more than one with dynamic sampling only). ``on_policy``: one update, on the
+    episode's own samples. ``own``: qids that this rank has rolled out. ``gaps``: ``trainer.engine_gaps`` of every rank.
+    ``canary``: ``rollout.canary_gap`` after the sync.
     """
 
     number: int
@@ -36,8 +38,12 @@ class Episode:
     groups: list[Group] = field(default_factory=list)
     trained: list[Sample] = field(default_factory=list)
     eligible: int = 0
-    rounds: int = 1
+    rounds: int = 0
     skipped_steps: int = 0
+    on_policy: bool = False
+    own: set[str] = field(default_factory=set)
+    gaps: list[tuple[float, int, float]] = field(default_factory=list)
+    canary: float | None = None
     images_decoded: int = 0
     images_encoded: int = 0
 
@@ -60,7 +66,7 @@ def histogram(advantages: Sequence[float]) -> dict[str, list[float]]:
     return {"edges": list(ADVANTAGE_EDGES), "counts": counts.tolist()}
 
 
-def episode_metrics(episode: Episode) -> dict[str, Any]:
+def episode_metrics(episode: EpisodeRecord) -> dict[str, Any]:
     """The metrics of glossary.EPISODE that the records alone determine."""
     firsts = [sample for group in episode.firsts for sample in group.samples]
     samples = [sample for group in episode.all_groups for sample in group.samples]
@@ -69,6 +75,7 @@ def episode_metrics(episode: Episode) -> dict[str, Any]:
     correct = [sample.grade.correct for sample in firsts]
     generated = [*firsts, *episode.candidates]
     forced = outcomes(episode.candidates)
+    gap_tokens = sum(count for _, count, _ in episode.gaps)
 
     def of_forced(name: str) -> float | None:
         return forced[name] / forced["forced"] if forced["forced"] else None
@@ -86,10 +93,10 @@ def episode_metrics(episode: Episode) -> dict[str, Any]:
         "rethink/forced": forced["forced"] / len(firsts),
         "rethink/kept": forced["kept"] / len(firsts),
         "rethink/trained": share(_key(sample) in trained for sample in samples if sample.rethinking is not None),
-        "rethink/wrong_to_right": of_forced("wrong->right"),
-        "rethink/right_to_wrong": of_forced("right->wrong"),
-        "rethink/right_to_right": of_forced("right->right"),
-        "rethink/wrong_to_wrong": of_forced("wrong->wrong"),
+        "rethink/wrong_to_right": of_forced("wrong_to_right"),
+        "rethink/right_to_wrong": of_forced("right_to_wrong"),
+        "rethink/right_to_right": of_forced("right_to_right"),
+        "rethink/wrong_to_wrong": of_forced("wrong_to_wrong"),
         "advantages/before": histogram([sample.advantage for sample in samples]),
         "advantages/after": histogram([sample.advantage for sample in episode.trained]),
         "replay/effective_before": share(sample.effective for sample in samples),
@@ -105,6 +112,9 @@ def episode_metrics(episode: Episode) -> dict[str, Any]:
         "rollout/empty": sum(not sample.response.text.strip() for sample in firsts),
         "rollout/truncated": sum(not sample.response.finished for sample in generated),
         "images/distinct": len({image for group in episode.firsts for image in group.query.images}),
+        "gap/mean": sum(total for total, _, _ in episode.gaps) / gap_tokens if gap_tokens else None,
+        "gap/max": max(largest for _, _, largest in episode.gaps) if gap_tokens else None,
+        "canary/gap": episode.canary,
         "images/decoded": episode.images_decoded,
         "images/encoded": episode.images_encoded,
         "grader/failures": sum(sample.grade.reason.startswith(("error", "timeout")) for sample in generated),
@@ -112,7 +122,7 @@ def episode_metrics(episode: Episode) -> dict[str, Any]:
     }
 
 
-def replay_ages(episode: Episode) -> dict[str, float | None]:
+def replay_ages(episode: EpisodeRecord) -> dict[str, float | None]:
     """Ages of the replayed samples, in episodes."""
     ages = [episode.number - sample.episode for sample in episode.trained if sample.replayed]
     return {
@@ -128,7 +138,7 @@ def generated_tokens(sample: Sample) -> int:
     return len(sample.response.token_ids) - sample.rethinking.first_tokens - sample.rethinking.trigger_tokens
 
 
-def rollout_rows(episode: Episode) -> list[dict[str, Any]]:
+def rollout_rows(episode: EpisodeRecord) -> list[dict[str, Any]]:
     """One row a response of the episode, columns as in glossary.ROLLOUT_COLUMNS."""
     in_groups = {_key(sample): sample for group in episode.all_groups for sample in group.samples}
     placed = _placed(episode)
@@ -187,7 +197,7 @@ def _key(sample: Sample) -> Key:
     return sample.sample_id, sample.rethinking is not None
 
 
-def _placed(episode: Episode) -> dict[Key, Key]:
+def _placed(episode: EpisodeRecord) -> dict[Key, Key]:
     """From kept candidates to their place in the group: an appended trajectory has an id of its own there."""
     kept = defaultdict(list)
     for candidate in episode.candidates:

@@ -21,10 +21,10 @@ import pandas as pd
 from rethinker.config.settings import ModelConfig, RethinkConfig
 from rethinker.datasets.io import load_queries
 from rethinker.datasets.world.visual_math import make_data
-from rethinker.evaluation.evaluate import GradeMany, evaluate
+from rethinker.evaluation.evaluate import evaluate
 from rethinker.grading import grade_many
+from rethinker.looks import GradeMany
 from rethinker.policy.loading import Policy, load_policy
-from rethinker.rethink import TRIGGERS
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.transformers import TransformersEngine
 from rethinker.rundir.atomic import atomic_write_text
@@ -60,7 +60,7 @@ def measure_base(
     policy: Policy,
     queries: Sequence[Query],
     *,
-    grade_many: GradeMany = grade_many,
+    grade: GradeMany = grade_many,
     samples: int = 4,
     max_new_tokens: int = 160,
     seed: int = 0,
@@ -71,19 +71,16 @@ def measure_base(
     """
     if samples < 2:
         raise ValueError(f"samples={samples}: comparing with an independent second sample needs at least 2")
-    ids = {kind: tuple(policy.tokenizer(text)["input_ids"]) for kind, text in TRIGGERS.items()}
     rows = evaluate(
         engine,
+        policy,
         queries,
         modes=("plain", "forced"),
         samples=samples,
         sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=max_new_tokens),
         rethink=RethinkConfig(),
-        trigger_ids=ids,
-        eos_token_id=policy.eos_id,
-        decode=lambda ids: policy.decode(tuple(ids)),
         seed=seed,
-        grade_many=grade_many,
+        grade=grade,
     ).rows
     plain, forced = (rows[(rows["mode"] == mode) & ~rows["greedy"]] for mode in ("plain", "forced"))
     plain_greedy, forced_greedy = (rows[(rows["mode"] == mode) & rows["greedy"]] for mode in ("plain", "forced"))

@@ -1,7 +1,7 @@
 """Forced Rethinking step by step, for looking at: any response, sampled or typed, and a second look forced on it.
 
-The steps are those of training (``rethink.choose``, ``splice``, ``mark_kept``, the trainer's triggers, the one grader)
-with the settings of a run; here they run one at a time, on the CPU, with the policy's own engine.
+The steps are those of training (``rethinker.looks``, ``rethink.mark_kept``, ``rethink.keep``) with the settings of a
+run; here they run one at a time, on the CPU, with the policy's own engine.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from rethinker.config import ModelConfig, RethinkConfig, RunConfig
-from rethinker.experience import encode_triggers, first_sample
 from rethinker.grading import grade_many
 from rethinker.grpo import Scale, group_advantages
+from rethinker.looks import first_looks, plan_second_looks, second_looks
 from rethinker.policy.loading import Policy, load_policy
-from rethinker.rethink import TRIGGERS, RethinkPlan, choose, contains_reflection, keep, mark_kept, splice
+from rethinker.rethink import TRIGGERS, RethinkPlan, contains_reflection, keep, mark_kept
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.transformers import TransformersEngine
 from rethinker.seeding import stable_seed
-from rethinker.types import Group, Query, Request, Response, Sample, Sampling
+from rethinker.types import Group, Query, Response, Sample, Sampling
 
 PartName = Literal["y1", "trigger", "y2", "end"]
 
@@ -67,18 +67,14 @@ class SecondLooks:
 
     def first(self, queries: Sequence[Query], n: int) -> list[Group]:
         """``n`` graded first responses y1 to every query."""
-        requests = [Request(query.qid, query, stable_seed(self.seed, "first", query.qid), n=n) for query in queries]
-        results = self.engine.generate(requests, self.sampling)
-        groups = []
-        for query in queries:
-            responses = results[query.qid]
-            grades = grade_many([(response.text, query.answer, query.question) for response in responses])
-            samples = tuple(
-                first_sample(f"0/{query.qid}/{index}", query, response, grade, 0, len(self.policy.prompt(query).ids))
-                for index, (response, grade) in enumerate(zip(responses, grades, strict=True))
-            )
-            groups.append(Group(query, samples, tuple(sample.grade.correct for sample in samples)))
-        return groups
+        return first_looks(
+            self.engine,
+            self.policy,
+            queries,
+            n,
+            self.sampling,
+            seed=lambda query: stable_seed(self.seed, "first", query.qid),
+        )
 
     def written(self, query: Query, text: str) -> Group:
         """A y1 that somebody typed, as a group of one; its log-probs are 0.0, because nobody sampled it.
@@ -91,26 +87,31 @@ class SecondLooks:
         token_ids = (*ids, self.policy.eos_id)
         response = Response(token_ids, (0.0,) * len(token_ids), True, self.policy.decode(token_ids))
         (grade,) = grade_many([(response.text, query.answer, query.question)])
-        prompt_tokens = len(self.policy.prompt(query).ids)
-        sample = first_sample(f"0/{query.qid}/typed", query, response, grade, 0, prompt_tokens)
-        sample = replace(sample, sampled_mask=(False,) * len(token_ids))
+        sample = Sample(
+            sample_id=f"0/{query.qid}/typed",
+            query=query,
+            response=response,
+            grade=grade,
+            reward=float(grade.correct),
+            episode=0,
+            sampled_mask=(False,) * len(token_ids),
+            prompt_tokens=len(self.policy.prompt(query).ids),
+        )
         return Group(query, (sample,), (grade.correct,))
 
     def plans(self, samples: Sequence[Sample], trigger: str = "", fraction: float = 1.0) -> list[RethinkPlan]:
         """``rethink.choose`` among ``samples``; ``trigger``: a key of TRIGGERS; "": chosen as in training."""
-        triggers = encode_triggers(self.policy)
-        if trigger and trigger not in triggers:
+        if trigger and trigger not in TRIGGERS:
             raise ValueError(f"no trigger {trigger!r}; there are {', '.join(TRIGGERS)}")
-        return choose(
+        options = replace(self.options, trigger_choice="blind") if trigger else self.options
+        return plan_second_looks(
+            self.policy,
             samples,
-            fraction,
-            trigger_ids={trigger: triggers[trigger]} if trigger else triggers,
-            eos_token_id=self.policy.eos_id,
-            room_tokens=self.options.room_tokens,
-            max_new_tokens=self.sampling.max_new_tokens,
+            options,
+            self.sampling.max_new_tokens,
             seed=self.seed,
-            trigger_choice="blind" if trigger else self.options.trigger_choice,
-            skip_reflective=self.options.skip_reflective,
+            fraction=fraction,
+            triggers=[trigger] if trigger else list(TRIGGERS),
         )
 
     def force(self, group: Group, trigger: str = "") -> list[Sample]:
@@ -118,30 +119,18 @@ class SecondLooks:
 
         ValueError where none can be (``obstacle`` says why).
         """
-        firsts = {sample.sample_id: sample for sample in group.samples}
         plans = self.plans(group.samples, trigger)
         if not plans:
             raise ValueError(f"nothing to force: {'; '.join(self.obstacle(sample) for sample in group.samples)}")
-        requests = [
-            Request(
-                plan.sample_id,
-                group.query,
-                stable_seed(self.seed, "second", plan.sample_id),
-                prefix_ids=plan.prefix_ids,
-            )
-            for plan in plans
-        ]
-        found = self.engine.generate(requests, replace(self.sampling, temperature=self.options.temperature))
-        seconds = [found[plan.sample_id][0] for plan in plans]
-        texts = [
-            self.policy.decode(plan.prefix_ids + second.token_ids) for plan, second in zip(plans, seconds, strict=True)
-        ]
-        grades = grade_many([(text, group.query.answer, group.query.question) for text in texts])
-        candidates = [
-            splice(firsts[plan.sample_id], plan, second, grade, decode=self.policy.decode)
-            for plan, second, grade in zip(plans, seconds, grades, strict=True)
-        ]
-        return mark_kept(group, candidates, self.options.max_per_query, self.options.nll_on)
+        trajectories = second_looks(
+            self.engine,
+            self.policy,
+            group.samples,
+            plans,
+            replace(self.sampling, temperature=self.options.temperature),
+            seed=lambda sample_id: stable_seed(self.seed, "second", sample_id),
+        )
+        return mark_kept(group, list(trajectories.values()), self.options.max_per_query, self.options.nll_on)
 
     def obstacle(self, sample: Sample) -> str:
         """Why ``choose`` would not force this first response; "" where it can."""
@@ -154,7 +143,7 @@ class SecondLooks:
             return "empty"
         if self.options.skip_reflective and contains_reflection(response.text):
             return "reflects by itself"
-        return f"leaves fewer than {self.options.room_tokens} tokens for a second look"
+        return f"leaves fewer than {self.options.min_second_look_tokens} tokens for a second look"
 
     def tokens(self, sample: Sample) -> list[Token]:
         """The response of ``sample`` token by token."""
@@ -170,7 +159,7 @@ class SecondLooks:
         return [
             Token(str(decode([token])), token, part, logprob if sampled else None)
             for token, part, logprob, sampled in zip(
-                ids, parts, sample.rollout_logprobs, sample.sampled_mask, strict=True
+                ids, parts, sample.response.logprobs, sample.sampled_mask, strict=True
             )
         ]
 
@@ -189,7 +178,7 @@ def kept_table(candidates: Sequence[Sample]) -> pd.DataFrame:
                 "y1": rethinking.first_text.strip(),
                 "final answer": sample.grade.extracted,
                 "gold": sample.query.answer,
-                "verdicts": rethinking.outcome,
+                "verdicts": sample.outcome.replace("_to_", " → "),
                 "kept": rethinking.kept,
                 "why": _why(sample),
             }
@@ -202,9 +191,9 @@ def _why(sample: Sample) -> str:
     assert rethinking is not None
     if rethinking.kept:
         return "ends right"
-    if not rethinking.finished:
+    if not sample.response.finished:
         return "cut at the token limit"
-    return "enough kept of this query" if rethinking.correct else "the final answer is wrong"
+    return "enough kept of this query" if sample.grade.correct else "the final answer is wrong"
 
 
 def first_table(looks: SecondLooks, group: Group) -> pd.DataFrame:
@@ -240,7 +229,7 @@ def placement_table(looks: SecondLooks, group: Group, candidates: Sequence[Sampl
     (NaN).
     """
     options = looks.options
-    rethought = keep(group, candidates, options.max_per_query, options.placement, options.nll_on)
+    rethought = keep(group, candidates, options.placement)
     columns = {}
     for name, samples in (("before", group.samples), ("after", rethought.samples)):
         rewards = [sample.reward for sample in samples]

@@ -1,0 +1,126 @@
+"""First and second looks: one code path for training, evaluation and notebooks.
+
+A first look is a response y1, graded. A second look is the trajectory y1 + trigger + y2 of Forced Rethinking (paper,
+section 3.3), graded as a whole. Which responses get one, and which trajectories are kept, is decided in ``rethink.py``.
+Seeds are functions of what is asked, given by the caller, so that a look depends neither on the other queries of a call
+nor on the number of ranks; results are paired by id, never by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from rethinker.config import RethinkConfig
+from rethinker.grading import grade_many
+from rethinker.policy.loading import Policy
+from rethinker.rethink import TRIGGERS, RethinkPlan, choose, splice
+from rethinker.rollout.base import RolloutEngine
+from rethinker.types import Grade, Group, Query, Request, Sample, Sampling
+
+GradeMany = Callable[[list[tuple[str, str, str]]], list[Grade]]  # (response text, gold answer, question) each
+Timed = Callable[[str], AbstractContextManager[Any]]  # a context that measures the seconds of what it names
+
+
+def first_looks(
+    engine: RolloutEngine,
+    policy: Policy,
+    queries: Sequence[Query],
+    n: int,
+    sampling: Sampling,
+    *,
+    seed: Callable[[Query], int],
+    episode: int = 0,
+    labels: Sequence[str] = (),
+    grade: GradeMany = grade_many,
+    timed: Timed = nullcontext,
+) -> list[Group]:
+    """A group of ``n`` graded first responses for every query; the reward is the correctness (paper: binary).
+
+    Sample ids are "<episode>/<qid>/<label>"; ``labels`` are the numbers from 0 unless given.
+    """
+    if not queries:
+        return []
+    requests = [Request(query.qid, query, seed(query), n) for query in queries]
+    with timed("rollout"):
+        responses = engine.generate(requests, sampling)
+    pairs = [(query, response) for query in queries for response in responses[query.qid]]
+    with timed("grade"):
+        grades = iter(grade([(response.text, query.answer, query.question) for query, response in pairs]))
+    groups = []
+    for query in queries:
+        samples = tuple(
+            Sample(
+                sample_id=f"{episode}/{query.qid}/{label}",
+                query=query,
+                response=response,
+                grade=verdict,
+                reward=float(verdict.correct),
+                episode=episode,
+                sampled_mask=(True,) * len(response.token_ids),
+                prompt_tokens=len(policy.prompt(query).ids),
+            )
+            for label, response, verdict in zip(labels or range(n), responses[query.qid], grades, strict=False)
+        )
+        assert len(samples) == n, f"query {query.qid}: {len(samples)} of {n} responses"
+        groups.append(Group(query, samples, tuple(sample.grade.correct for sample in samples)))
+    return groups
+
+
+def plan_second_looks(
+    policy: Policy,
+    firsts: Sequence[Sample],
+    options: RethinkConfig,
+    max_new_tokens: int,
+    *,
+    seed: int,
+    fraction: float | None = None,
+    triggers: Sequence[str] = tuple(TRIGGERS),
+) -> list[RethinkPlan]:
+    """``rethink.choose`` among first responses as ``options`` say; ``fraction`` overrides theirs."""
+    return choose(
+        firsts,
+        options.fraction if fraction is None else fraction,
+        trigger_ids={kind: encode_trigger(policy, kind) for kind in triggers},
+        eos_token_id=policy.eos_id,
+        min_second_look_tokens=options.min_second_look_tokens,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        trigger_choice=options.trigger_choice,
+        skip_reflective=options.skip_reflective,
+    )
+
+
+def second_looks(
+    engine: RolloutEngine,
+    policy: Policy,
+    firsts: Sequence[Sample],
+    plans: Sequence[RethinkPlan],
+    sampling: Sampling,
+    *,
+    seed: Callable[[str], int],
+    grade: GradeMany = grade_many,
+) -> dict[str, Sample]:
+    """The graded trajectory y1 + trigger + y2 of every plan, by the sample id of its y1."""
+    if not plans:
+        return {}
+    by_id = {first.sample_id: first for first in firsts}
+    requests = [
+        Request(plan.sample_id, by_id[plan.sample_id].query, seed(plan.sample_id), prefix_ids=plan.prefix_ids)
+        for plan in plans
+    ]
+    found = engine.generate(requests, sampling)
+    seconds = [found[plan.sample_id][0] for plan in plans]
+    texts = [policy.decode(plan.prefix_ids + second.token_ids) for plan, second in zip(plans, seconds, strict=True)]
+    queries = [request.query for request in requests]
+    grades = grade([(text, query.answer, query.question) for text, query in zip(texts, queries, strict=True)])
+    return {
+        plan.sample_id: splice(by_id[plan.sample_id], plan, second, verdict, decode=policy.decode)
+        for plan, second, verdict in zip(plans, seconds, grades, strict=True)
+    }
+
+
+def encode_trigger(policy: Policy, kind: str) -> tuple[int, ...]:
+    """Token ids of the trigger ``kind``, a key of TRIGGERS."""
+    return tuple(policy.tokenizer(TRIGGERS[kind], add_special_tokens=False)["input_ids"])
