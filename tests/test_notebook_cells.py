@@ -10,6 +10,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from synthetic_run import write_run
 
 from rethinker.lab.notebook.execute import find_notebooks
@@ -19,10 +20,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Notebooks enter the repository and widen tables; undone after each test."""
+    """Notebooks enter the repository, widen tables and choose a number type; undone after each test."""
     monkeypatch.chdir(ROOT)
     with pd.option_context("display.max_colwidth", pd.get_option("display.max_colwidth")):
         yield
+    torch.set_default_dtype(torch.float32)
 
 
 def execute(number: str, first: int | None = None, **parameters: Any) -> dict[str, Any]:
@@ -100,12 +102,40 @@ def test_what_is_given_goes_before_the_grid_file():
     assert {run.config.data.prompt_suffix for run in grid.runs} == {"in a box"}
 
 
-def test_words_in_tables_are_not_cut():
-    names = execute("02", 2)
-    table = names["aggregation_table"](names["toy_batch"](), 0.2, 0.35, 4)
-    assert table["divides"].str.len().max() > 50 and "..." not in table.to_html()
+def test_grpo_by_hand():
+    """Notebook 02 computes by the library's functions what its text and its cells work out by hand."""
+    names = execute("02")
+    std, none = names["scales"]["std"], names["scales"]["none"]
+    assert std[0, 0].item() == pytest.approx(7 / 8 / (1 / 8) ** 0.5, abs=1e-4) and none[0, 0].item() == 7 / 8
+    assert std[6, 7].item() == -std[0, 0].item()
+    assert names["equal_G"].std() != 0 and abs(names["naive_G"][0].item()) > 1e-3  # the noise that the text tells of
+    assert not names["group_advantages"](names["shaped_PG"])[0].eq(0).any()  # all right, and yet a signal
+    mask = names["mask_BT"]
+    assert names["loss_BT"][mask].tolist() == pytest.approx([-2.025, -1.5, -0.75, 0.75, 0.4])
+    assert names["gradient_BT"][mask].tolist() == pytest.approx([0.0, -1.5, -0.75, 0.75, 0.0])
+    assert names["called"] == pytest.approx(names["by_hand"])
+    for name, row in names["rows"].items():
+        assert row["whole batch"] == pytest.approx(row["sum of shares"]) == pytest.approx(names["by_hand"][name])
+    assert names["rows"]["token_mean"]["mean of local means"] == pytest.approx(-0.425)
+    means = {k: (names["policy_V"] * values).sum().item() for k, values in names["estimates"].items()}
+    assert means["k1"] == pytest.approx(names["exact"].item()) == means["k3"] != pytest.approx(means["k2"], rel=1e-3)
+    assert names["loss"].item() == pytest.approx(0, abs=1e-12) and names["gradient_V"][2] < 0
+
+
+def test_replay_by_hand():
+    """Notebook 04 up to its own selector: Algorithm 1, an empty batch in the next episode, three modes side by side."""
+    names = execute("04", 10, draws=50)
+    batch = names["batch"]
+    assert [sample.replayed for sample in batch] == [False] * 7 + [True] * 5
+    assert names["replay"].select(names["unanimous"]) == []
+    assert names["sizes"] == {
+        "grpo": {"samples": 12, "effective": 7},
+        "filter": {"samples": 7, "effective": 7},
+        "ssr": {"samples": 12, "effective": 12},
+    }
+    assert names["own"].sum() == pytest.approx(1) and (names["own"][names["A"] <= 1] == 0).all()
 
 
 def test_alpha_reaches_every_cell_of_the_law():
-    names = execute("04", 5, alpha=3.0, draws=50)
+    names = execute("04", 8, alpha=3.0, draws=50)
     assert set(names["sweep"]["alpha"]) == {0.0, 0.5, 1.0, 2.0, 3.0, 4.0} and set(names["shown"]["alpha"]) == {3.0}

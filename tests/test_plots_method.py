@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+import torch
 from synthetic_run import write_run
 
 from rethinker.evaluation.statistics import wilson
@@ -16,6 +17,7 @@ from rethinker.lab.figures import method
 from rethinker.lab.figures.catalogue import render
 from rethinker.lab.figures.style import THEMES, NoData
 from rethinker.lab.notebook import pages, teaching
+from rethinker.replay import draw_probabilities
 from rethinker.rundir.glossary import ROLLOUT_COLUMNS
 
 
@@ -26,13 +28,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sweep():
-    return teaching.alpha_sweep(teaching.toy_samples(4), [0, 1], 500, 7)
+    """One sample drawn 300 times of 500 and another 200 times, beside the probabilities for alpha 0 and 1."""
+    samples = [teaching.toy_sample("a", 1.5), teaching.toy_sample("b", -0.5)]
+    probabilities = {alpha: draw_probabilities([1.5, -0.5], alpha) for alpha in (0.0, 1.0)}
+    return teaching.draws_table(samples, probabilities, {alpha: {"a": 300, "b": 200} for alpha in probabilities})
 
 
 def drawings(run: Path, sweep, theme):
     return {
         "clipped": method.clipped_objective(0.2, 0.35, 3.0, theme),
-        "advantages": method.advantages_by_correct(teaching.advantages_by_correct(8), theme),
+        "advantages": method.advantages_by_correct({"none": torch.tensor([[0.5, -0.5]])}, theme),
         "alpha": method.alpha_sweep(sweep, 500, 7, theme),
         "buffer": method.buffer_life(run, theme),
         "triggers": method.triggers(run, theme),
@@ -53,6 +58,7 @@ def test_captions(run, sweep):
     assert "n\u00a0=\u00a05 episodes" in captions["buffer"]
     forced = method_tables.trigger_table(run)["forced"].sum()
     assert f"n\u00a0=\u00a0{forced:,}" in captions["triggers"] and "clusters" in captions["triggers"]
+    assert "A lone success weighs 0.50 (none)" in captions["advantages"]
     assert captions["clipped"].endswith("nothing is sampled.") and "1.35 times" in captions["clipped"]
 
 

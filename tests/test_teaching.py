@@ -1,64 +1,39 @@
-"""The worked examples give the numbers that the notebooks say in words, computed here by hand."""
+"""The tables of the notebooks that teach hold what they were given, and the grader's cases what their words say."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from rethinker.lab.notebook import pages, teaching
 from rethinker.types import Query
 
 
-def test_advantages_by_hand():
-    table = teaching.advantage_table([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
-    assert table["mean"].tolist() == [0.25, 1.0, 0.0] and table["std"].tolist() == [0.5, 0.0, 0.0]
-    assert table["A (std)"].tolist() == ["+1.500  -0.500  -0.500  -0.500", "0  0  0  0", "0  0  0  0"]
-    assert table["A (none)"][0] == "+0.750  -0.250  -0.250  -0.250"
-    assert table["effective"].tolist() == [True, False, False]
+def test_groups_and_tokens_in_tables():
+    rewards_PG = torch.tensor([[1.0, 0.1], [1.0, 1.0]])
+    table = teaching.group_table(rewards_PG, none=torch.tensor([[0.45, -0.45], [0.0, 0.0]]))
+    assert table["rewards"].tolist() == ["1  0.1", "1  1"] and table["mean"].tolist() == pytest.approx([0.55, 1])
+    assert table["A (none)"].tolist() == ["+0.450  -0.450", "0  0"] and table["effective"].tolist() == [True, False]
+    mask_BT = torch.tensor([[True, False], [True, True]])
+    tokens = teaching.token_table(mask_BT, p=torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert tokens.to_dict("list") == {"response": [0, 1, 1], "token": [0, 0, 1], "p": [1.0, 3.0, 4.0]}
 
 
-def test_the_objective_by_hand():
-    """Ratios 1.5, 1, 0.5 with A = 1.5, and 1.5, 0.5 with A = -0.5; clipped to [0.8, 1.35]."""
-    table = teaching.objective_table(teaching.toy_batch(), 0.2, 0.35)
-    assert table["ratio"].tolist() == [1.5, 1.0, 0.5, 1.5, 0.5]
-    assert table["loss"].tolist() == [-2.025, -1.5, -0.75, 0.75, 0.4]
-    assert table["d loss / d log p"].tolist() == [0.0, -1.5, -0.75, 0.75, 0.0]
+def test_batches_in_tables():
+    drawn = replace(teaching.toy_sample("b", -0.5), replayed=True)
+    table = teaching.batch_table([teaching.toy_sample("a", 1.5), drawn])
+    assert table.to_dict("list") == {"sample": ["a", "b"], "abs(A)": [1.5, 0.5], "from": ["this batch", "the buffer"]}
 
 
-def test_aggregations_by_hand():
-    table = teaching.aggregation_table(teaching.toy_batch(), 0.2, 0.35, max_length=4).set_index("aggregation")
-    expected = {"sequence_mean": -0.425, "token_mean": -0.625, "constant": -0.390625}
-    for name, value in expected.items():
-        assert table.loc[name, "whole batch"] == pytest.approx(value, abs=1e-9)
-        assert table.loc[name, "sum of micro-batches"] == pytest.approx(value, abs=1e-9)
-
-
-def test_a_lone_success_of_eight():
-    table = teaching.advantages_by_correct(8).set_index(["right", "scale"])
-    assert table.loc[(1, "none"), "A right"] == pytest.approx(7 / 8)
-    assert table.loc[(1, "std"), "A right"] == pytest.approx(7 / 8 / np.sqrt(1 / 8), abs=1e-4)
-    assert table.loc[(7, "std"), "A wrong"] == -table.loc[(1, "std"), "A right"]
-
-
-def test_algorithm_one_fills_the_batch():
-    samples = teaching.toy_samples(4)
-    table = teaching.algorithm_one(samples, ineffective=5, alpha=1.0, seed=0)
-    assert table["from"].tolist() == ["this batch"] * 3 + ["the buffer"] * 5
-    assert set(table["sample"]) <= {sample.name for sample in samples}
-
-
-def test_draws_follow_the_law():
-    """Chi-square of 8 cells with 4,000 draws an alpha; a false alarm in one of 2 has a chance of about 4e-5."""
-    samples = teaching.toy_samples(9)
-    table = teaching.alpha_sweep(samples, [0, 2], draws=4000, seed=3)
-    size = table["abs(A)"].to_numpy()
-    expected = np.where(table["alpha"] == 0, 1 / 8, size**2 / (size[:8] ** 2).sum())
-    assert table["probability"].to_numpy() == pytest.approx(expected)
-    for _, part in table.groupby("alpha"):
-        assert part["share"].sum() == pytest.approx(1)
-        chi2 = (4000 * (part["share"] - part["probability"]) ** 2 / part["probability"]).sum()
-        assert chi2 < 32.0
-        assert (part["low"] <= part["share"]).all() and (part["share"] <= part["high"]).all()
+def test_draws_beside_probabilities():
+    """40 of 100 draws where 50 are expected: 2 standard errors of 0.05 too few."""
+    samples = [teaching.toy_sample("a", 1.0), teaching.toy_sample("b", -1.0), teaching.toy_sample("c", 0.0)]
+    table = teaching.draws_table(samples, {1.0: np.array([0.5, 0.5, 0.0])}, {1.0: {"a": 40, "b": 60}})
+    assert table["share"].tolist() == [0.4, 0.6, 0.0] and table["z"].tolist() == pytest.approx([-2, 2, 0])
+    assert (table["low"] <= table["share"]).all() and (table["share"] <= table["high"]).all()
 
 
 def test_grading_cases_are_what_their_words_say():

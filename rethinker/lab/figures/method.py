@@ -1,11 +1,11 @@
-"""Figures of the method's parts for the notebooks that teach them, from ``teaching`` and ``method_tables``.
+"""Figures of the method's parts for the notebooks that teach them.
 
 Intervals are 95%; every caption says n, the seed and the interval where something was drawn or measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from rethinker.config import load_config
 from rethinker.lab.analysis import method as method_tables
@@ -77,15 +78,18 @@ def clipped_objective(clip_low: float, clip_high: float, dual_clip: float = 0.0,
     return finish(Drawing(figure, words), NOTHING_DRAWN)
 
 
-def advantages_by_correct(table: pd.DataFrame, theme: Theme = LIGHT) -> Drawing:
-    """``teaching.advantages_by_correct``: what dividing by the standard deviation does to rare and common successes."""
-    size = int(table["right"].max()) + 1
+def advantages_by_correct(scales: Mapping[str, Tensor], theme: Theme = LIGHT) -> Drawing:
+    """What dividing by the standard deviation does to rare and common successes.
+
+    ``scales``: advantages (G - 1, G) by ``advantage_scale``; row k - 1 is a group with k right responses, those first.
+    """
+    size = next(iter(scales.values())).shape[1]
+    right = range(1, size)
     with _style(theme):
-        figure, axes = panels(2, 3.2)
-        for axis, scale in zip(axes, ("std", "none"), strict=True):
-            part = table[table["scale"] == scale]
-            axis.plot(part["right"], part["A right"], color=theme.blue, marker="o", markersize=4, label="a right one")
-            axis.plot(part["right"], part["A wrong"], color=theme.orange, marker="s", markersize=4, label="a wrong one")
+        figure, axes = panels(len(scales), 3.2)
+        for axis, (scale, advantages) in zip(axes, scales.items(), strict=True):
+            axis.plot(right, advantages[:, 0], color=theme.blue, marker="o", markersize=4, label="a right one")
+            axis.plot(right, advantages[:, -1], color=theme.orange, marker="s", markersize=4, label="a wrong one")
             axis.plot(
                 [0, size], [0, 0], color=theme.ink, marker="D", markersize=5, linestyle="none", label="unanimous: 0"
             )
@@ -95,21 +99,18 @@ def advantages_by_correct(table: pd.DataFrame, theme: Theme = LIGHT) -> Drawing:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_ylabel("advantage")
         legend(axes[0], 1, loc="best")
+    weights = " and ".join(f"{float(rows[0, 0]):.2f} ({scale})" for scale, rows in scales.items())
     words = (
-        f"Advantages in a group of {size} binary rewards. Divided by the group's "
-        f"standard deviation a lone success weighs {_value(table, 'std', 1):.2f}, without the division "
-        f"{_value(table, 'none', 1):.2f}; in the middle they differ by a factor of about 2. Unanimous groups have "
-        f"exactly 0: they are the vanishing advantages."
+        f"Advantages in a group of {size} binary rewards. A lone success weighs {weights}; with half of the "
+        f"responses right, the two differ by a factor of about 2. Unanimous groups have exactly 0: they are the "
+        f"vanishing advantages."
     )
     return finish(Drawing(figure, words), NOTHING_DRAWN)
 
 
-def _value(table: pd.DataFrame, scale: str, right: int) -> float:
-    return float(table[(table["scale"] == scale) & (table["right"] == right)]["A right"].iloc[0])
-
-
 def alpha_sweep(table: pd.DataFrame, draws: int, seed: int, theme: Theme = LIGHT) -> Drawing:
-    """``teaching.alpha_sweep``: the law of replay against draws of the real buffer, and how evenly it draws."""
+    """``teaching.draws_table``: replay's sampling distribution against draws of the real buffer, and how evenly it
+    draws."""
     colors = (theme.grey_line, theme.sky_line, theme.blue, theme.purple, theme.orange, theme.green)
     dashes = ("-", (0, (6, 1)), (0, (3, 1.5)), (0, (1, 1.5)), (0, (5, 1, 1, 1)), (0, (2, 3)))
     alphas = list(table["alpha"].unique())
@@ -123,7 +124,7 @@ def alpha_sweep(table: pd.DataFrame, draws: int, seed: int, theme: Theme = LIGHT
             spread = np.vstack([part["share"] - part["low"], part["high"] - part["share"]]).clip(min=0)
             left.errorbar(part["abs(A)"], part["share"], spread, fmt="o", color=color, markersize=3.5, elinewidth=1)
             even.append(1 / float((part["probability"] ** 2).sum()))
-        left.set_title("The law (lines) and draws (dots)", pad=8)
+        left.set_title("Probabilities (lines) and draws (dots)", pad=8)
         left.set_xlabel("abs(A)")
         left.set_ylabel("probability of a draw")
         left.set_ylim(0, None)
@@ -137,8 +138,8 @@ def alpha_sweep(table: pd.DataFrame, draws: int, seed: int, theme: Theme = LIGHT
     words = (
         f"P(j) proportional to abs(A_j)^alpha. Left: {table['sample'].nunique()} samples in the buffer, n = {draws:,} "
         f"draws a value of alpha, 95% Wilson intervals (smaller than most dots); the largest of "
-        f"{len(table)} distances from the law is {worst:.1f} standard errors. Right: the number of equally likely "
-        f"samples that would be drawn as unevenly; alpha 0 draws all alike."
+        f"{len(table)} distances from the probability is {worst:.1f} standard errors. Right: the number of equally "
+        f"likely samples that would be drawn as unevenly; alpha 0 draws all alike."
     )
     return finish(Drawing(figure, words), f"Seed {seed}.")
 

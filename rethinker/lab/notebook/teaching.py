@@ -1,27 +1,21 @@
-"""Small worked examples of the algorithm's parts, as tables: the numbers behind notebooks 01, 02 and 04.
+"""Tables for the notebooks that teach: queries and verdicts (01), tensors of the loss (02), batches and draws (04).
 
-Everything is computed by the library's own functions (``grpo``, ``replay``, ``grading``); nothing here is a second
-implementation.
+What a table shows is computed in the notebook's cells by the algorithm's own functions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import get_args
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rethinker.evaluation.statistics import wilson
 from rethinker.grading import grade_many
-from rethinker.grpo import Aggregation, Scale, group_advantages, policy_loss
-from rethinker.replay import SelectiveSampleReplay, draw_probabilities
-from rethinker.seeding import stable_seed
-from rethinker.types import Query
+from rethinker.types import Grade, Query, Response, Sample
 
 # (question, response, gold answer, what the case shows)
 GRADING_CASES = (
@@ -90,195 +84,71 @@ def gold_check(queries: Sequence[Query]) -> pd.DataFrame:
     return frame.value_counts().rename("queries").reset_index()
 
 
-def advantage_table(rewards: Sequence[Sequence[float]]) -> pd.DataFrame:
-    """A row a group: its rewards, mean, standard deviation (Bessel's), and the advantages with and without division."""
-    rewards_PG = torch.tensor(rewards, dtype=torch.float64)
-    advantages = {scale: group_advantages(rewards_PG, scale) for scale in get_args(Scale)}
+def group_table(rewards_PG: Tensor, **advantages_PG: Tensor) -> pd.DataFrame:
+    """A row a group: its rewards, their mean, and its advantages by the name of their scale."""
 
-    def words(row: Tensor) -> str:
-        return "  ".join(f"{value:+.3f}" if value else "0" for value in row.tolist())
+    def words(row: Sequence[float], form: str) -> str:
+        return "  ".join(format(value, form) if value else "0" for value in row)
 
-    return pd.DataFrame(
-        {
-            "rewards": ["  ".join(f"{value:g}" for value in row) for row in rewards_PG.tolist()],
-            "mean": rewards_PG.mean(1).tolist(),
-            "std": rewards_PG.std(1, correction=1).tolist(),
-            **{f"A ({scale})": [words(row) for row in values] for scale, values in advantages.items()},
-            "effective": [bool((row != 0).any()) for row in advantages["std"]],
-        }
+    advantages = {
+        f"A ({scale})": [words(row, "+.3f") for row in values.tolist()] for scale, values in advantages_PG.items()
+    }
+    effective = [bool((row != 0).any()) for row in next(iter(advantages_PG.values()))]
+    rewards = [words(row, "g") for row in rewards_PG.tolist()]
+    return pd.DataFrame({"rewards": rewards, "mean": rewards_PG.mean(1).tolist(), **advantages, "effective": effective})
+
+
+def token_table(mask_BT: Tensor, **columns_BT: Tensor) -> pd.DataFrame:
+    """A row a token where the mask is True: its response, its place, and its value in every column."""
+    response, token = mask_BT.nonzero(as_tuple=True)
+    columns = {name: values[mask_BT].tolist() for name, values in columns_BT.items()}
+    return pd.DataFrame({"response": response.tolist(), "token": token.tolist(), **columns}).round(4)
+
+
+def toy_sample(name: str, advantage: float) -> Sample:
+    """A sample of which only its name (``sample_id``) and its advantage matter."""
+    nothing = Response((), (), True, "")
+    return Sample(
+        sample_id=name,
+        query=Query(name, "", ""),
+        response=nothing,
+        grade=Grade(False, None, ""),
+        reward=0.0,
+        episode=0,
+        sampled_mask=(),
+        advantage=advantage,
     )
 
 
-@dataclass(frozen=True)
-class ToyBatch:
-    """Two responses of the same query, three and two tokens long; log-probs (B, T) in nats."""
-
-    logprobs_BT: Tensor
-    behavior_logprobs_BT: Tensor
-    advantages_B: Tensor
-    mask_BT: Tensor
-
-
-def toy_batch() -> ToyBatch:
-    """Round probabilities, so that ratios are 1.5, 1 and 0.5: the numbers of notebook 02 can be checked by hand."""
-    now = torch.tensor([[0.3, 0.4, 0.25], [0.6, 0.2, 1.0]], dtype=torch.float64)
-    before = torch.tensor([[0.2, 0.4, 0.5], [0.4, 0.4, 1.0]], dtype=torch.float64)
-    mask_BT = torch.tensor([[True, True, True], [True, True, False]])
-    return ToyBatch(now.log(), before.log(), torch.tensor([1.5, -0.5], dtype=torch.float64), mask_BT)
-
-
-def objective_table(toy: ToyBatch, clip_low: float, clip_high: float) -> pd.DataFrame:
-    """A row a token: the ratio, both candidates of the minimum, the loss, and its gradient by autograd.
-
-    Loss and gradient are the token's own (no mean over tokens or samples): the gradient is -ratio * A, or 0 where the
-    clipped candidate is the smaller one.
-    """
-    rows = []
-    for sample, token in toy.mask_BT.nonzero().tolist():
-        logprob_BT = toy.logprobs_BT[sample, token].reshape(1, 1).clone().requires_grad_(True)
-        behavior_BT = toy.behavior_logprobs_BT[sample, token].reshape(1, 1)
-        advantage_B = toy.advantages_B[sample].reshape(1)
-        loss, _ = policy_loss(
-            logprob_BT,
-            behavior_BT,
-            advantage_B,
-            torch.ones(1, 1, dtype=torch.bool),
-            clip_low=clip_low,
-            clip_high=clip_high,
-        )
-        (gradient,) = torch.autograd.grad(loss, logprob_BT)
-        ratio, advantage = (logprob_BT - behavior_BT).exp().item(), advantage_B.item()
-        clipped = min(max(ratio, 1 - clip_low), 1 + clip_high)
-        rows.append(
-            {
-                "response": sample,
-                "token": token,
-                "p before": behavior_BT.exp().item(),
-                "p now": logprob_BT.exp().item(),
-                "A": advantage,
-                "ratio": ratio,
-                "ratio * A": ratio * advantage,
-                "clipped * A": clipped * advantage,
-                "loss": loss.item(),
-                "d loss / d log p": gradient.item(),
-            }
-        )
-    return pd.DataFrame(rows).round(4)
-
-
-def aggregation_table(toy: ToyBatch, clip_low: float, clip_high: float, max_length: int) -> pd.DataFrame:
-    """The batch's loss by aggregation, whole and as the sum of one micro-batch a response; they agree."""
-    count, tokens = toy.mask_BT.shape[0], int(toy.mask_BT.sum())
-
-    def share(rows: slice, aggregation: Aggregation) -> float:
-        loss, _ = policy_loss(
-            toy.logprobs_BT[rows],
-            toy.behavior_logprobs_BT[rows],
-            toy.advantages_B[rows],
-            toy.mask_BT[rows],
-            clip_low=clip_low,
-            clip_high=clip_high,
-            aggregation=aggregation,
-            max_length=max_length,
-            global_sequences=count,
-            global_tokens=tokens,
-        )
-        return loss.item()
-
-    divides = {
-        "sequence_mean": f"each response by its own tokens, then by {count} responses",
-        "token_mean": f"by {tokens} tokens",
-        "constant": f"by {count} responses x {max_length} tokens",
-    }
-    rows = [
-        {
-            "aggregation": name,
-            "divides": divides[name],
-            "whole batch": share(slice(None), name),
-            "sum of micro-batches": sum(share(slice(row, row + 1), name) for row in range(count)),
-        }
-        for name in get_args(Aggregation)
-    ]
-    return pd.DataFrame(rows)
-
-
-def advantages_by_correct(group_size: int) -> pd.DataFrame:
-    """A row a number of right responses (1 to G - 1) and scale: the advantage of a right and of a wrong response."""
-    rows = []
-    for right in range(1, group_size):
-        rewards_PG = torch.tensor([[1.0] * right + [0.0] * (group_size - right)], dtype=torch.float64)
-        for scale in get_args(Scale):
-            advantages = group_advantages(rewards_PG, scale)[0]
-            rows.append(
-                {"right": right, "scale": scale, "A right": advantages[0].item(), "A wrong": advantages[-1].item()}
-            )
-    return pd.DataFrame(rows)
-
-
-@dataclass(frozen=True)
-class ToySample:
-    """What replay asks of a sample, and a name to recognise it by."""
-
-    name: str
-    advantage: float
-    replayed: bool = False
-
-
-def toy_samples(group_size: int = 8) -> list[ToySample]:
-    """A right response of each group with 1 to G - 1 right ones: every advantage that a right one can have."""
-    table = advantages_by_correct(group_size)
-    right = table[table["scale"] == "std"]
-    return [
-        ToySample(f"{row['right']} of {group_size} right", float(row["A right"])) for row in right.to_dict("records")
-    ]
-
-
-def algorithm_one(samples: Sequence[ToySample], ineffective: int, alpha: float, seed: int) -> pd.DataFrame:
-    """Algorithm 1 on one raw batch: ``samples`` and ``ineffective`` others with advantage 0; the batch trained on."""
-    replay: SelectiveSampleReplay[ToySample] = SelectiveSampleReplay(alpha=alpha, seed=seed)
-    replay.start_episode()
-    raw = [*samples, *(ToySample("unanimous group", 0.0) for _ in range(ineffective))]
-    batch = replay.select(raw)
+def batch_table(samples: Sequence[Sample]) -> pd.DataFrame:
+    """A row a sample of a batch: its name, the size of its advantage, and whether replay drew it."""
     return pd.DataFrame(
         {
-            "place": range(1, len(batch) + 1),
-            "sample": [sample.name for sample in batch],
-            "abs(A)": [abs(sample.advantage) for sample in batch],
-            "from": ["the buffer" if sample.replayed else "this batch" for sample in batch],
+            "sample": [sample.sample_id for sample in samples],
+            "abs(A)": [abs(sample.advantage) for sample in samples],
+            "from": ["the buffer" if sample.replayed else "this batch" for sample in samples],
         }
     ).round(3)
 
 
-def alpha_sweep(samples: Sequence[ToySample], alphas: Sequence[float], draws: int, seed: int) -> pd.DataFrame:
-    """The law against ``draws`` draws of the real buffer, a row a sample and alpha.
+def draws_table(
+    samples: Sequence[Sample],
+    probabilities: Mapping[float, NDArray[np.float64]],
+    drawn: Mapping[float, Mapping[str, int]],
+) -> pd.DataFrame:
+    """Draws beside the distribution that they follow, a row a sample and alpha (the keys of both mappings).
 
-    probability: the closed form; share: how often it was drawn, with its 95% Wilson interval; z: their distance in
-    standard errors.
+    ``drawn``: how often a sample was drawn, by its name. share: of all draws, with its 95% Wilson interval; z: its
+    distance from the probability in standard errors.
     """
     rows = []
-    advantages = [sample.advantage for sample in samples]
-    for alpha in alphas:
-        replay: SelectiveSampleReplay[ToySample] = SelectiveSampleReplay(alpha=alpha, seed=stable_seed(seed, alpha))
-        replay.start_episode()
-        replay.select(samples)
-        drawn = replay.select([ToySample("unanimous group", 0.0)] * draws)
-        counts = {sample.name: 0 for sample in samples}
-        for sample in drawn:
-            counts[sample.name] += 1
-        for sample, probability in zip(samples, draw_probabilities(advantages, alpha), strict=True):
-            count = counts[sample.name]
+    for alpha, distribution in probabilities.items():
+        draws = sum(drawn[alpha].values())
+        for sample, probability in zip(samples, distribution.tolist(), strict=True):
+            count = drawn[alpha].get(sample.sample_id, 0)
             low, high = wilson(count, draws)
             error = np.sqrt(probability * (1 - probability) / draws)
-            rows.append(
-                {
-                    "alpha": alpha,
-                    "sample": sample.name,
-                    "abs(A)": abs(sample.advantage),
-                    "probability": probability,
-                    "share": count / draws,
-                    "low": low,
-                    "high": high,
-                    "z": (count / draws - probability) / error if error else 0.0,
-                }
-            )
+            row = {"alpha": alpha, "sample": sample.sample_id, "abs(A)": abs(sample.advantage)}
+            row |= {"probability": probability, "share": count / draws, "low": low, "high": high}
+            rows.append(row | {"z": (count / draws - probability) / error if error else 0.0})
     return pd.DataFrame(rows)
