@@ -104,8 +104,8 @@ class Evaluation:
         ``modes.<mode>``: greedy, pass@k for powers of two and k = samples, ``rethinking`` (share of sampled responses
         that reflect by themselves or were forced), tokens, finished; for forced modes ``outcomes``: how the answers
         changed, and ``independent``: the same for a second *independent* sample in place of a second look (all
-        ordered pairs of a query's samples). ``rescued`` is wrong->right as a share of wrong first answers, ``lost``
-        is right->wrong as a share of right ones. Also ``by_category`` and ``by_level``: the same accuracies.
+        ordered pairs of a query's samples). ``rescued`` is wrong_to_right as a share of wrong first answers, ``lost``
+        is right_to_wrong as a share of right ones. Also ``by_category`` and ``by_level``: the same accuracies.
         """
         if self.rows.empty:
             raise ValueError("an evaluation without responses has no summary")
