@@ -5,11 +5,11 @@ from rethinker.config.loading import (
     check_name,
     check_own_weights,
     check_trainable,
-    data_source,
     load_config,
     to_dict,
     to_yaml,
 )
+from rethinker.config.paths import data_source
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import (
     DataConfig,

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rethinker.config.paths import placed, portable
 from rethinker.config.schema import ConfigError, build, option
 from rethinker.config.settings import (
     DataConfig,
@@ -34,7 +36,10 @@ class RunConfig:
     """One run, resolved."""
 
     name: str = "run"
-    runs_dir: str = "runs"
+    runs_dir: str = "runs"  # relative to the working folder, also where relative_to is another
+    # Where relative paths start: model.path, data.train, data.validation, data.test, launch.accelerate. On the command
+    # line they start in the working folder always.
+    relative_to: Literal["working_folder", "repository"] = "working_folder"
     seed: int = option(0, min=0)
     queries_per_episode: int = option(1024, min=1)  # over all ranks (paper)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -124,7 +129,7 @@ class RunConfig:
         stage = self.stages[index]
         where = f"stages[{index}].overrides (stage {stage.name!r})"
         try:
-            return _build(_merge(to_dict(self), stage.overrides))
+            return _build(_merge(_plain(self), stage.overrides))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
 
@@ -137,14 +142,6 @@ def check_name(key: str, name: str) -> None:
     """Raises ConfigError for a ``name`` that cannot name a file everywhere."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{key}={name!r}: allowed are letters, digits, '_', '-' and '.', which cannot come first")
-
-
-def data_source(text: str) -> tuple[str, str | None]:
-    """Path (or name on the hub) and split of an entry of ``data``: "owner/name:train" has both, "a.parquet" none."""
-    path, colon, split = text.rpartition(":")
-    if not (path and colon and _NAME.fullmatch(split)) or Path(text).exists():
-        return text, None
-    return path, split
 
 
 # What a stage can set is for its training; held-out tests keep the run's own settings (see EvaluationConfig).
@@ -195,8 +192,13 @@ def check_own_weights(config: RunConfig) -> None:
         )
 
 
-def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), typed: Sequence[str] = ()
+) -> RunConfig:
     """The config of a YAML file with ``section.key=value`` overrides; every stage's settings are checked too.
+
+    ``overrides`` count as lines of the file, ``typed`` ones come after them and were typed by a person: relative paths
+    in them start in the working folder, whatever ``relative_to`` is.
 
     Raises ConfigError for an unreadable file, an unknown key or a bad value.
     """
@@ -206,7 +208,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
 
     try:
         loaded = OmegaConf.load(path) if path else OmegaConf.create({})
-        for item in overrides:
+        for item in (*overrides, *typed):
             _override(loaded, item)
         values = OmegaConf.to_container(loaded, resolve=True)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
@@ -214,6 +216,8 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no mapping of settings")
     config = _build({str(key): value for key, value in values.items()})
+    if config.relative_to == "repository":
+        config = _build(placed(_plain(config), [item.partition("=")[0] for item in typed]))
     for index in range(len(config.stages)):
         config.for_stage(index)
     return config
@@ -234,17 +238,20 @@ def _override(loaded: Any, item: str) -> None:
         raise ConfigError(f"{item!r}: {' '.join(str(error).split())}") from error
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain dicts and lists, ready for YAML and JSON."""
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain dicts and lists, ready for YAML and JSON, and for other machines: ``load_config`` undoes it."""
+    values = _plain(config)
+    return portable(values) if config.relative_to == "repository" else values
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return value
 
-    return plain(dataclasses.asdict(config))
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def to_yaml(config: RunConfig) -> str:

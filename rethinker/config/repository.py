@@ -6,18 +6,26 @@ import os
 from pathlib import Path
 
 
-def repository_root(start: str | Path | None = None) -> Path:
-    """The nearest folder at or above ``start`` (default: the working directory) that holds this repository.
+def find_repository(start: str | Path | None = None) -> Path | None:
+    """The nearest folder at or above ``start`` (default: the working folder) that holds this repository.
 
-    Where there is none above: the folder that this package was installed from in editable mode.
-    Raises FileNotFoundError where that is none either (an installed wheel outside a checkout).
+    Where there is none above: the folder that this package was installed from in editable mode; None where that is none
+    either (an installed wheel outside a checkout).
     """
-    here = Path(start) if start is not None else Path.cwd()
+    here = Path(start or ".").resolve()
     package = Path(__file__).resolve().parents[2]
-    for folder in (here.resolve(), *here.resolve().parents, package):
+    for folder in (here, *here.parents, package):
         if (folder / "rethinker" / "__init__.py").is_file() and (folder / "data" / "tiny-vlm").is_dir():
             return folder
-    raise FileNotFoundError(f"no checkout of the repository at or above {here}: start from its folder")
+    return None
+
+
+def repository_root(start: str | Path | None = None) -> Path:
+    """``find_repository``. Raises FileNotFoundError where there is none."""
+    root = find_repository(start)
+    if root is None:
+        raise FileNotFoundError(f"no checkout of the repository at or above {start or Path.cwd()}: start in its folder")
+    return root
 
 
 def enter_repository() -> None:

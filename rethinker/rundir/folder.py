@@ -104,7 +104,7 @@ def free_settings(config: RunConfig) -> dict[str, Any]:
 def _what_matters(config: RunConfig) -> dict[str, Any]:
     """The settings that a run has to keep when it goes on; of stages too."""
     kept = _without_free(to_dict(config))
-    del kept["runs_dir"]
+    del kept["runs_dir"], kept["relative_to"]
     for stage in kept["stages"]:
         stage["overrides"] = _without_free(stage["overrides"])
     return kept

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rethinker.config import RunConfig, data_source
+from rethinker.config import RunConfig, data_source, to_dict
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.folder import free_settings
 from rethinker.rundir.paths import RunDir
@@ -85,7 +85,10 @@ def git_state(folder: Path) -> dict[str, Any]:
 def data_digests(config: RunConfig) -> dict[str, dict[str, str | None]]:
     """Path as configured and sha256 of every split that the run has; None where the path is no single file."""
     splits = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
-    return {split: _checksum(path) for split, path in splits.items() if path}
+    configured = to_dict(config)["data"]
+    return {
+        split: {"path": configured[split], "sha256": _checksum(path)} for split, path in splits.items() if path
+    }
 
 
 def _version(name: str) -> str | None:
@@ -95,8 +98,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _checksum(path: str) -> dict[str, str | None]:
+def _checksum(path: str) -> str | None:
     folder, split = data_source(path)
     file = Path(folder, f"{split}.parquet") if split else Path(path)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-    return {"path": path, "sha256": digest}
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None

@@ -17,12 +17,14 @@ is in ``<runs_dir>/<grid>/``. Every number is read from the files of the runs.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rethinker.config import RunConfig, check_name, check_trainable, load_config
+from rethinker.config.repository import find_repository
 from rethinker.config.schema import ConfigError, build, option
 from rethinker.lab.ablation.table import COLUMNS
 from rethinker.rundir.paths import RunDir
@@ -33,7 +35,9 @@ class GridFile:
     """A grid as its file says it."""
 
     name: str = ""  # of the grid; default: the file's
-    base: str = ""  # YAML config of a run; relative to the working directory, as all paths of configs
+    base: str = ""  # YAML config of a run
+    # Where base and the paths in common and axes start, as in a run's config; what is typed starts in the working folder.
+    relative_to: Literal["working_folder", "repository"] = "working_folder"
     axes: dict[str, Any] = field(default_factory=dict)  # axis -> label -> list of key=value
     seeds: tuple[int, ...] = option((0,), min=0)
     slots: int = option(1, min=1)  # runs at once
@@ -79,13 +83,14 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
     in two places, two runs of one name, or any run whose config is not valid.
     """
     try:
-        file = _read(path, overrides)
-        return _resolve(file)
+        file, typed = _read(path, overrides)
+        return _resolve(file, typed)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _read(path: str | Path, overrides: Sequence[str]) -> GridFile:
+def _read(path: str | Path, overrides: Sequence[str]) -> tuple[GridFile, tuple[str, ...]]:
+    """The grid file with the overrides that are its own, and the others."""
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -100,10 +105,7 @@ def _read(path: str | Path, overrides: Sequence[str]) -> GridFile:
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     values = {str(key): value for key, value in dict(merged).items()}  # type: ignore[arg-type]
-    common = values.get("common") or []
-    if isinstance(common, list):
-        values["common"] = [*common, *(item for item in overrides if item not in mine)]
-    file = build(GridFile, values)
+    file = build(GridFile, values | {"common": values.get("common") or []})
     if not file.base:
         raise ConfigError("base is missing: the config that every run starts from, e.g. base: experiments/tiny.yaml")
     if not file.axes:
@@ -112,13 +114,16 @@ def _read(path: str | Path, overrides: Sequence[str]) -> GridFile:
         )
     if not file.seeds or len(set(file.seeds)) != len(file.seeds):
         raise ConfigError(f"seeds={list(file.seeds)}: needs at least one, and each once")
-    return file if file.name else GridFile(**(vars(file) | {"name": Path(path).stem}))
+    root = find_repository() if file.relative_to == "repository" else None
+    if root and not any(item.startswith("base=") for item in mine):
+        file = replace(file, base=os.path.join(root, file.base))
+    return replace(file, name=file.name or Path(path).stem), tuple(item for item in overrides if item not in mine)
 
 
-def _resolve(file: GridFile) -> Grid:
+def _resolve(file: GridFile, typed: tuple[str, ...]) -> Grid:
     check_name("name", file.name)
     axes = {str(axis): _points(str(axis), points) for axis, points in file.axes.items()}
-    _check_sources({"common": {"common": file.common}, **axes})
+    _check_sources({"common": {"common": (*file.common, *typed)}, **axes})
     runs = []
     for combination in itertools.product(*(points.items() for points in axes.values())):
         labels = dict(zip(axes, (label for label, _ in combination), strict=True))
@@ -128,7 +133,10 @@ def _resolve(file: GridFile) -> Grid:
             own = (*settings, f"seed={seed}")
             group = (f"name={name}", f"tracking.wandb_group={file.name}")
             try:
-                config = load_config(file.base, (*group, *file.common, *own))
+                if file.relative_to == "repository":
+                    config = load_config(file.base, (*group, *file.common, *own), typed)
+                else:
+                    config = load_config(file.base, group, (*file.common, *typed, *own))
                 check_trainable(config)
             except ConfigError as error:
                 raise ConfigError(f"run {name}: {error}") from None

@@ -240,7 +240,7 @@ def data_artifact(config: RunConfig) -> Any:
     """What the run was trained and measured on: paths as configured and sha256 of the files, none of their content."""
     import wandb
 
-    artifact = wandb.Artifact(artifact_name("data", config.data.train), type="dataset")
+    artifact = wandb.Artifact(artifact_name("data", to_dict(config)["data"]["train"]), type="dataset")
     with artifact.new_file("digests.json") as file:
         json.dump(data_digests(config), file, indent=1)
     return artifact
