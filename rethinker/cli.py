@@ -12,9 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rethinker.config import RunConfig
 from rethinker.lab.jobs import commands as job_commands
 from rethinker.lab.notebook import execute as notebooks
 from rethinker.rundir.paths import RunDir
+
+TRACEBACK = "show where an error came from, of a run's processes too"
+SETTINGS = "e.g. seed=1 optim.lr=3e-5; relative paths start in the working folder"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     try:
         return arguments.run(arguments)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if arguments.traceback:
             raise
         print(f"rethinker {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -44,17 +48,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     top = argparse.ArgumentParser(prog="rethinker", description="Reinforcement learning that makes VLMs think twice.")
-    top.add_argument("--traceback", action="store_true", help="show where an error came from")
+    top.add_argument("--traceback", action="store_true", help=TRACEBACK)
     commands = top.add_subparsers(dest="command", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=TRACEBACK)
         sub.set_defaults(run=run)
         return sub
 
     sub = command("train", train, "Train as a config says, evaluate, and write runs/<name>/report.html.")
     sub.add_argument("config", help="YAML file, e.g. experiments/tiny.yaml")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 optim.lr=3e-5")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help=SETTINGS)
     sub.add_argument("--resume", action="store_true", help="go on with the run of this name, if there is one")
 
     job_commands.add_commands(command)
@@ -119,11 +124,13 @@ def parser() -> argparse.ArgumentParser:
 def train(arguments: argparse.Namespace) -> int:
     from rethinker.config import check_trainable, load_config
     from rethinker.lab import jobs as launch
+    from rethinker.lab.jobs.failures import first_failure
     from rethinker.lab.jobs.foreground import INTERRUPTED
+    from rethinker.lab.jobs.preflight import preflight
     from rethinker.lab.wandb.sync import check_key
     from rethinker.rundir.folder import check_folder, run_state
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, typed=arguments.overrides)
     check_trainable(config)
     finished = run_state(config.folder) == "finished"
     check_folder(config, resume=arguments.resume or finished)
@@ -133,20 +140,22 @@ def train(arguments: argparse.Namespace) -> int:
             _write_report(config.folder)
         print(f"{config.folder} is finished; its report: {report_file}")
         return 0
-    for path in (config.data.train, config.data.validation, config.data.test):
-        if path and path.startswith("data/generated/") and not Path(path).exists():
-            print(f"drawing the visual-math world into {Path(path).parent}")
-            _make_data(Path(path).parent)
+    for warning in preflight(config):
+        print(f"warning: {warning}", file=sys.stderr)
+    _draw_missing(config)
     check_key(config)
     started = time.monotonic()
-    code = launch.train(config, resume=arguments.resume)
+    code = launch.train(config, resume=arguments.resume, tracebacks=arguments.traceback)
     state = run_state(config.folder)
     again = shlex.join([*job_commands.called_as(), "train", arguments.config, *arguments.overrides, "--resume"])
     if code == INTERRUPTED:
         print(f"go on with: {again}")
         return code
     if code:
-        print(f"rethinker train: ended early (exit code {code}); once mended go on with: {again}", file=sys.stderr)
+        why = first_failure(config.folder) or f"ended early, with exit code {code}"
+        errors = RunDir(config.folder).errors
+        where = f"; details: {errors}" if errors.exists() else ""
+        print(f"rethinker train: {why}{where}; when this is fixed, resume with: {again}", file=sys.stderr)
         return code
     _write_report(config.folder)
     if state == "stopped":
@@ -157,10 +166,11 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from rethinker.config import check_name, load_config
+    from rethinker.config import DataConfig, check_name, load_config
+    from rethinker.lab.jobs.preflight import check_data, check_model
     from rethinker.rundir.folder import best_model
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, typed=arguments.overrides)
     folder, run = config.folder, Path(arguments.config).parent
     if Path(arguments.config).name == "config.yaml" and RunDir(run).checkpoints.is_dir():  # the config of a run
         folder = run
@@ -171,6 +181,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     check_name("--label", arguments.label)
     if RunDir(folder).evaluation(arguments.label).exists():
         raise ValueError(f"{folder} has an evaluation {arguments.label!r} already: choose another --label")
+    check_model(config)
+    if config.data.test:
+        _draw_missing(replace(config, data=DataConfig(config.data.test)))
+        check_data("data.test", config.data.test)
     from rethinker.evaluation.held_out import evaluate_checkpoint
 
     result = evaluate_checkpoint(config)
@@ -316,6 +330,21 @@ def _make_data(out: Path, train: int = 4000, validation: int = 120, test: int = 
     from rethinker.datasets.world.visual_math import make_data as draw
 
     draw(out, train, validation, test, seed)
+
+
+def _draw_missing(config: RunConfig) -> None:
+    """Draw what the shipped configs train on, in the repository, where it is missing."""
+    from rethinker.lab.jobs.preflight import missing_generated
+
+    for folder in missing_generated([config]):
+        print(f"drawing the visual-math world into {folder}", file=sys.stderr)
+        try:
+            _make_data(folder)
+        except OSError as error:
+            raise ValueError(
+                f"the visual-math world cannot be drawn into {folder} ({error}): draw it elsewhere (rethinker "
+                "make-data --out FOLDER) and set data.train=FOLDER/train.parquet, data.validation and data.test, too"
+            ) from error
 
 
 def _write_report(folder: Path) -> None:

@@ -40,7 +40,9 @@ root = pathlib.Path(config["runs_dir"]); folder = root / config["name"]
 def say(text):
     with open(root / "events", "a") as file: file.write(f"{text} {config['name']}\\n")
 def end(state, code=0):
-    (folder / "status.json").write_text(json.dumps({"state": state})); say("end"); sys.exit(code)
+    (folder / "status.tmp").write_text(json.dumps({"state": state}))
+    os.replace(folder / "status.tmp", folder / "status.json")
+    say("end"); sys.exit(code)
 def wait(condition):
     while not condition(): time.sleep(0.01)
 (folder / "config.yaml").write_text(pathlib.Path(sys.argv[1]).read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from rethinker.rundir.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS, to_
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "experiments" / "tiny.yaml")
+SAMPLE = ROOT / "data" / "visual_math" / "test.parquet"
 
 
 def run(*arguments: str, capsys) -> tuple[int, str, str]:
@@ -157,8 +159,8 @@ def test_a_finished_run_is_not_a_mistake(finished, capsys, monkeypatch):
 
 
 def test_an_interrupt_is_no_failure(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(launch, "train", lambda config, *, resume: INTERRUPTED)
-    settings = [f"runs_dir={tmp_path}", "data.train=x", "data.validation=null", "data.test=null"]
+    monkeypatch.setattr(launch, "train", lambda config, *, resume, tracebacks: INTERRUPTED)
+    settings = [f"runs_dir={tmp_path}", f"data.train={SAMPLE}", "data.validation=null", "data.test=null"]
     code, out, err = run("train", CONFIG, *settings, capsys=capsys)
     assert code == INTERRUPTED and err == "" and out.startswith("go on with: ") and out.endswith(" --resume\n")
 
@@ -182,19 +184,21 @@ def test_evaluate_takes_the_best_checkpoint_of_a_run(finished, capsys, monkeypat
             return {}
 
     monkeypatch.setattr(held_out, "evaluate_checkpoint", lambda config: (seen.append(config.model.path), Result())[1])
-    config, checkpoints = str(finished / "config.yaml"), finished / "checkpoints"
-    code, _, err = run("evaluate", config, capsys=capsys)
+    checkpoints, tiny = finished / "checkpoints", str(ROOT / "data" / "tiny-vlm")
+    config = [str(finished / "config.yaml"), f"data.test={SAMPLE}"]
+    code, _, err = run("evaluate", *config, capsys=capsys)
     assert code == 2 and "has no checkpoint yet; model.path=... names another model" in err and not seen
-    (checkpoints / "last" / "model").mkdir(parents=True)
-    code, _, err = run("evaluate", config, capsys=capsys)
+    shutil.copytree(tiny, checkpoints / "last" / "model")
+    code, _, err = run("evaluate", *config, capsys=capsys)
     assert code == 0 and f"evaluating {checkpoints / 'last' / 'model'}\n" in err
     assert f"written: {finished / 'evaluation' / 'evaluation.json'}" in err  # wherever the run lies now
-    (checkpoints / "best" / "model").mkdir(parents=True)
-    assert run("evaluate", config, capsys=capsys)[0] == 0
-    assert run("evaluate", config, "model.path=data/tiny-vlm", capsys=capsys)[0] == 0
-    assert run("evaluate", CONFIG, "--out", str(finished), capsys=capsys)[0] == 0
+    shutil.copytree(tiny, checkpoints / "best" / "model")
+    assert run("evaluate", *config, capsys=capsys)[0] == 0
+    assert run("evaluate", *config, f"model.path={tiny}", capsys=capsys)[0] == 0
+    monkeypatch.chdir(finished)
+    assert run("evaluate", CONFIG, *config[1:], "--out", str(finished), capsys=capsys)[0] == 0
     best, last = (str(checkpoints / name / "model") for name in ("best", "last"))
-    assert seen == [last, best, "data/tiny-vlm", "data/tiny-vlm"]
+    assert seen == [last, best, tiny, tiny]
 
 
 def test_evaluate_overwrites_nothing(finished, capsys, monkeypatch):

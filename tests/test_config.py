@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rethinker.config import RunConfig, check_trainable, load_config, to_dict, to_yaml
+from rethinker.config import RunConfig, check_trainable, data_source, load_config, to_dict, to_yaml
 from rethinker.config import loading as module
 from rethinker.config.schema import ConfigError
 from rethinker.grpo import group_advantages, kl_penalty, policy_loss, truncated_importance_weights
@@ -167,13 +167,13 @@ def test_settings_that_do_not_go_together():
     ],
 )
 def test_sources_may_name_a_split(text, expected):
-    assert module.data_source(text) == expected
+    assert data_source(text) == expected
 
 
 def test_a_file_with_a_colon_in_its_name_is_a_file(tmp_path):
     path = tmp_path / "a:b"
     path.write_text("")
-    assert module.data_source(str(path)) == (str(path), None)
+    assert data_source(str(path)) == (str(path), None)
 
 
 def test_numbers_as_yaml_reads_them(tmp_path):

@@ -295,7 +295,7 @@ def test_what_an_online_run_has_sent_is_not_sent_again(tmp_path, server, image_f
 
 def test_a_key_is_asked_for_before_a_run_is_launched(tmp_path, home, monkeypatch, capsys):
     """tracking.wandb_mode=online without a key: an error that says what to do, and no folder of a run."""
-    monkeypatch.setattr("rethinker.lab.jobs.train", lambda config, resume: 0)
+    monkeypatch.setattr("rethinker.lab.jobs.train", lambda config, **_: 0)
     monkeypatch.delenv("WANDB_API_KEY")
     file = tmp_path / "a.yaml"
     settings = f"{{name: run, runs_dir: {tmp_path}/runs, tracking: {{wandb: true, wandb_mode: online}}}}"

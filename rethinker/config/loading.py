@@ -192,9 +192,7 @@ def check_own_weights(config: RunConfig) -> None:
         )
 
 
-def load_config(
-    path: str | Path | None = None, overrides: Sequence[str] = (), typed: Sequence[str] = ()
-) -> RunConfig:
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), typed: Sequence[str] = ()) -> RunConfig:
     """The config of a YAML file with ``section.key=value`` overrides; every stage's settings are checked too.
 
     ``overrides`` count as lines of the file, ``typed`` ones come after them and were typed by a person: relative paths

@@ -123,6 +123,11 @@ class RunDir(os.PathLike[str]):
         """What a run in the background prints."""
         return self.folder / "launch.log"
 
+    @property
+    def errors(self) -> Path:
+        """Tracebacks of its processes since the last start."""
+        return self.folder / "errors.log"
+
     # Its twin on W&B.
 
     @property

@@ -86,9 +86,7 @@ def data_digests(config: RunConfig) -> dict[str, dict[str, str | None]]:
     """Path as configured and sha256 of every split that the run has; None where the path is no single file."""
     splits = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
     configured = to_dict(config)["data"]
-    return {
-        split: {"path": configured[split], "sha256": _checksum(path)} for split, path in splits.items() if path
-    }
+    return {split: {"path": configured[split], "sha256": _checksum(path)} for split, path in splits.items() if path}
 
 
 def _version(name: str) -> str | None:

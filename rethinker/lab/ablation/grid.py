@@ -36,7 +36,7 @@ class GridFile:
 
     name: str = ""  # of the grid; default: the file's
     base: str = ""  # YAML config of a run
-    # Where base and the paths in common and axes start, as in a run's config; what is typed starts in the working folder.
+    # Where base and the paths in common and axes start; what is typed on the command line starts in the working folder.
     relative_to: Literal["working_folder", "repository"] = "working_folder"
     axes: dict[str, Any] = field(default_factory=dict)  # axis -> label -> list of key=value
     seeds: tuple[int, ...] = option((0,), min=0)

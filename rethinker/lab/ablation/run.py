@@ -20,12 +20,12 @@ from rethinker.lab.ablation.slots import Ending, run_in_slots, sole
 from rethinker.lab.ablation.table import COLUMNS, run_rows, typed
 from rethinker.lab.jobs.claim import is_alive
 from rethinker.lab.jobs.files import config_file, is_run
+from rethinker.lab.jobs.preflight import missing_generated
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
 from rethinker.rundir.folder import check_folder, check_settings, run_state
 from rethinker.rundir.paths import RunDir
 
 FINISHED, BUSY = "nothing: finished", "wait: another job writes it"
-GENERATED = "data/generated/"  # what `rethinker train` draws where it is missing
 
 
 def plan(grid: Grid) -> pd.DataFrame:
@@ -130,9 +130,7 @@ def _warn(grid: Grid, changed: pd.Series, say: Callable[[str], None]) -> None:
 
 def _draw_data(configs: Iterable[RunConfig], say: Callable[[str], None]) -> None:
     """Draw the visual-math world where runs need it and it is missing: each would do so itself, at the same time."""
-    paths = {path for config in configs for path in (config.data.train, config.data.validation, config.data.test)}
-    missing = [path for path in paths if path and path.startswith(GENERATED) and not Path(path).exists()]
-    for folder in sorted({Path(path).parent for path in missing}):
+    for folder in missing_generated(configs):
         say(f"drawing the visual-math world into {folder}")
         command = [sys.executable, "-m", "rethinker.cli", "make-data", "--out", os.fspath(folder)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

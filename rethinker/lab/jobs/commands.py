@@ -38,11 +38,14 @@ def launch(arguments: argparse.Namespace) -> int:
     """Start a run and say how to look after it."""
     from rethinker.config import load_config
     from rethinker.lab.jobs.handle import start
+    from rethinker.lab.jobs.preflight import preflight
     from rethinker.rundir.folder import run_state
     from rethinker.rundir.paths import RunDir
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, typed=arguments.overrides)
     finished = run_state(config.folder) == "finished"
+    if not finished:
+        preflight(config)  # the job does so too, where nobody looks
     job = start(config, resume=arguments.resume or finished)
     if finished:
         print(f"{config.folder} is finished; its report: {RunDir(config.folder).report}")

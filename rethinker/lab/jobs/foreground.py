@@ -25,6 +25,7 @@ from rethinker.lab.jobs.claim import (
     process_started,
     write_record,
 )
+from rethinker.lab.jobs.failures import ERRORS_VARIABLE, TRACEBACK_VARIABLE
 from rethinker.rundir import locks
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.folder import run_state
@@ -38,7 +39,7 @@ def launch_command(config: RunConfig, config_file: Path, *, resume: bool) -> lis
     """The command that starts the processes of a run."""
     import torch  # here: who only starts a job in the background (a notebook's kernel) has no use for it
 
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]  # one traceback is enough
+    command = [sys.executable, "-m", "rethinker.lab.jobs", "launch"]
     if config.launch.accelerate:
         command += ["--config_file", config.launch.accelerate]
     else:
@@ -50,18 +51,21 @@ def launch_command(config: RunConfig, config_file: Path, *, resume: bool) -> lis
             command += ["--multi_gpu"]
         elif not torch.cuda.is_available():
             command += ["--cpu"]
-    command += ["-m", "rethinker.run", os.fspath(config_file)]
+    command += ["-m", "rethinker.lab.jobs", "rank", os.fspath(config_file)]
     return command + (["--resume"] if resume else [])
 
 
-def train(config: RunConfig, *, resume: bool = False) -> int:
+def train(config: RunConfig, *, resume: bool = False, tracebacks: bool = False) -> int:
     """Run ``config`` to its end; returns the exit code. Raises what ``claim`` does. To be called in the main thread.
+
+    ``failures.first_failure`` tells why it failed. ``tracebacks``: those of its processes go to the terminal too, not
+    only to the run's ``errors.log``.
 
     The first Ctrl-C or SIGTERM (what a scheduler sends) saves and stops after the episode, the second one kills;
     KILL_SIGNAL kills at once. Before the run trains there is nothing to save: the first one ends it (INTERRUPTED).
     """
     with _lock(config, resume=resume) as lock:
-        return _run(config, lock, resume=resume)
+        return _run(config, lock, resume=resume, tracebacks=tracebacks)
 
 
 @contextmanager
@@ -80,13 +84,17 @@ def _lock(config: RunConfig, *, resume: bool) -> Iterator[int]:
         os.close(lock)
 
 
-def _run(config: RunConfig, lock: int, *, resume: bool) -> int:
+def _run(config: RunConfig, lock: int, *, resume: bool, tracebacks: bool) -> int:
+    folder = RunDir(config.folder)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(config.launch.threads),
         "OMP_WAIT_POLICY": "passive",  # idle threads would spin and take the other process's core
         "TOKENIZERS_PARALLELISM": "false",
+        ERRORS_VARIABLE: os.path.abspath(folder.errors),
     }
-    folder = RunDir(config.folder)
+    if tracebacks:
+        environment[TRACEBACK_VARIABLE] = "1"
+    folder.errors.unlink(missing_ok=True)
     command = launch_command(config, folder.job_config, resume=resume)
     signals = _Signals(config.folder)
     with signals.handled():
@@ -97,6 +105,8 @@ def _run(config: RunConfig, lock: int, *, resume: bool) -> int:
         atomic_write_text(folder.job_launcher, json.dumps(launcher | {"exit_code": None}))
         code = process.wait()
         code = INTERRUPTED if code and signals.ended else code
+        if folder.errors.exists() and not folder.errors.stat().st_size:  # it was ready, and nothing went wrong
+            folder.errors.unlink()
         if locks.is_lock_of(lock, folder.job_lock):  # the folder has not been moved, and is nobody else's
             atomic_write_text(folder.job_launcher, json.dumps(launcher | {"exit_code": code}))
         return code

@@ -27,6 +27,7 @@ from rethinker.lab.jobs.claim import (
     is_alive,
     write_record,
 )
+from rethinker.lab.jobs.failures import first_failure
 from rethinker.lab.jobs.files import (
     config_file,
     is_run,
@@ -59,7 +60,7 @@ class JobStatus:
     stage: str  # "" before the first line
     seconds: float  # wall-clock, pauses excluded
     exit_code: int | None  # of accelerate's launcher; None while it lives, or where it was killed with who waited
-    error: tuple[str, ...] = ()  # of a failed job: the last words of its log, or that there is none
+    error: tuple[str, ...] = ()  # of a failed job: what its processes noted, else the last words of its log
 
     @property
     def alive(self) -> bool:
@@ -150,6 +151,8 @@ class Job:
 
     def _error(self) -> tuple[str, ...]:
         record = self.record
+        if failure := first_failure(self.folder):
+            return (failure, f"details: {RunDir(self.folder).errors}")
         if record and not record["log"]:
             return ("what it said went to the terminal that it was started in: nothing of it was kept",)
         return last_words(self._log())

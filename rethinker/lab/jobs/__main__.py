@@ -1,0 +1,63 @@
+"""The processes of a run: ``python -m rethinker.lab.jobs launch ...`` is accelerate's launcher, and ``... rank ...``
+what it starts: ``rethinker.run``. Both write down how they fail (``failures``)."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from rethinker.lab.jobs.failures import ERRORS_VARIABLE, TRACEBACK_VARIABLE, note_exceptions, note_signal
+
+CONSEQUENCE = 20  # seconds after the first failure
+
+
+def rank() -> None:
+    """One process that trains."""
+    note_exceptions(f"rank {os.environ.get('RANK', '0')}")
+    with suppress(KeyError, OSError):
+        faulthandler.enable(Path(os.environ[ERRORS_VARIABLE]).open("a"))  # noqa: SIM115 (open until the end)
+    from rethinker.run import main
+
+    main()
+
+
+def launch() -> None:
+    """Accelerate's launcher, with its options, until all ranks have ended. It prints nothing about ranks that fail."""
+    note_exceptions("accelerate's launcher")
+    from accelerate.commands import launch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if TRACEBACK_VARIABLE not in os.environ:
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        launch.main()
+    except ChildFailedError as error:
+        first = min(failure.timestamp for failure in error.failures.values())
+        # Torchrun ends the other ranks then, by SIGTERM and half a minute later by SIGKILL: those are no causes.
+        codes = {
+            rank: failure.exitcode
+            for rank, failure in error.failures.items()
+            if failure.exitcode != -signal.SIGTERM and failure.timestamp < first + CONSEQUENCE
+        }
+    except subprocess.CalledProcessError as error:
+        codes = {0: error.returncode}
+    except SignalException:  # it was told to end
+        codes = {}
+    else:
+        return
+    for rank, code in codes.items():
+        if code < 0:
+            note_signal(f"rank {rank}", -code)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    part = {"rank": rank, "launch": launch}[sys.argv.pop(1)]
+    part()

@@ -1,0 +1,71 @@
+"""How the processes of a run fail: tracebacks go to the run's ``errors.log``, one line to the terminal.
+
+A rank writes the exception that ends it, accelerate's launcher the signal that has killed a rank; who waits for them
+(``foreground.train``) reads what came first. Nothing here is from the paper.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+from rethinker.rundir.paths import RunDir
+
+ERRORS_VARIABLE = "RETHINKER_ERRORS"  # the path of ``errors.log``, for the processes of a run
+TRACEBACK_VARIABLE = "RETHINKER_TRACEBACK"  # set: tracebacks go to the terminal too
+LONGEST = 600  # characters of an error that the terminal shows
+_HEAD, _KILLED = "== ", " was killed by "  # the first line of an entry, and what it says of a signal
+_CAUSES = {
+    "SIGKILL": "usually the kernel's, when memory runs out (see dmesg): lower launch.processes, "
+    "optim.micro_batch_tokens or rollout.batch_size",
+    "SIGBUS": "usually because /dev/shm or the disk is full",
+}
+
+
+def first_failure(folder: Path) -> str | None:
+    """What ended the run's processes, in one line: a signal that killed one, else the first exception; None where
+    nothing is known of either."""
+    try:
+        lines = RunDir(folder).errors.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    found = [line.removeprefix(_HEAD).partition(" ")[2] for line in lines if line.startswith(_HEAD)]
+    return next((line for line in found if _KILLED in line), found[0] if found else None)
+
+
+def note_exceptions(who: str) -> None:
+    """From now on an exception that ends this process is written to the file; onto the terminal only where that is
+    wanted (TRACEBACK_VARIABLE), or the file cannot be written."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        words = " ".join("".join(traceback.format_exception_only(error)).split())
+        shown = words if len(words) <= LONGEST else f"{words[:LONGEST]} ..."
+        text = "".join(traceback.format_exception(kind, error, trace))
+        if not _note(f"{who}: {shown}", text) or TRACEBACK_VARIABLE in os.environ:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def note_signal(who: str, number: int) -> None:
+    """Write that signal ``number`` has killed a process."""
+    name = signal.Signals(number).name
+    cause = _CAUSES.get(name)
+    _note(f"{who}{_KILLED}{name}{f' ({cause})' if cause else ''}")
+
+
+def _note(words: str, text: str = "") -> bool:
+    """Add an entry to the file, in one write; False where there is no such file, or its folder is gone."""
+    try:
+        file = os.open(os.environ[ERRORS_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except (KeyError, OSError):
+        return False
+    entry = f"{_HEAD}{datetime.now():%Y-%m-%dT%H:%M:%S} {words}\n{text}"
+    with open(file, "wb") as opened:
+        opened.write(entry.encode("utf-8", errors="replace"))
+    return True

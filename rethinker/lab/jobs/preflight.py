@@ -1,0 +1,162 @@
+"""What is looked at before any process of a run starts: model, data, disk. Every error is one line that says what was
+not found, where it was looked for and what to do. Imports no torch. Nothing here is from the paper.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rethinker.config import RunConfig, data_source
+from rethinker.config.paths import is_hub_id
+from rethinker.config.repository import find_repository
+from rethinker.config.schema import ConfigError
+
+GENERATED = Path("data", "generated")  # in the repository: what is drawn where it is missing
+LEAST_FREE = 200 * 2**20  # bytes; a run of the tiny VLM takes some 50 MB
+CHECKPOINTS = 4  # that a run of two stages keeps for a moment: last, best, the end of a stage, the one being written
+STATES = 3  # weights and AdamW's two moments
+
+
+def preflight(config: RunConfig) -> list[str]:
+    """Warnings for a run of ``config``. Raises ConfigError where it could not start: no model or data where they
+    should be (data that ``missing_generated`` names aside), or no room on the disk of ``runs_dir``."""
+    weights = check_model(config)
+    to_draw = missing_generated([config])
+    for use, source in _sources(config):
+        if Path(source).absolute().parent not in to_draw:
+            check_data(f"data.{use}", source)
+    return list(check_disk(config, weights))
+
+
+def check_model(config: RunConfig) -> int | None:
+    """The bytes of the weights at ``model.path``; None for one on the hub. Raises ConfigError where there is none."""
+    path = config.model.path
+    folder = Path(path)
+    if folder.is_dir():
+        return _check_checkpoint(folder)
+    if folder.exists():
+        raise ConfigError(f"model.path={path}: is a file; give the folder of a checkpoint, or a hub id (owner/name)")
+    if not is_hub_id(path) or _in_repository(path):
+        raise ConfigError(f"model.path={path}: {_no('folder', path)}; give the folder of a checkpoint, or a hub id")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(path, "config.json")
+    except (OSError, ValueError) as error:  # which all errors of the hub are
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if isinstance(error, LocalEntryNotFoundError):
+            why = "it is not in this machine's cache, and the hub cannot be reached"
+        elif isinstance(error, HfHubHTTPError):
+            why = f"the hub does not give it ({type(error).__name__}): is the name right, and are you logged in?"
+        raise ConfigError(
+            f"model.path={path}: {_no('folder', path)}, so it was taken for a model on the Hugging Face hub: {why}"
+        ) from error
+    return None
+
+
+def _check_checkpoint(folder: Path) -> int:
+    where = f"model.path={folder}"
+    if not (folder / "config.json").is_file():
+        inside = next(
+            (name for name in ("model", "last/model", "checkpoints/last/model") if (folder / name).is_dir()), ""
+        )
+        hint = f"did you mean {folder / inside}?" if inside else "give a checkpoint in Hugging Face's layout"
+        raise ConfigError(f"{where}: {folder.absolute()} has no config.json; {hint}")
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        lost = sorted(name for name in names if not (folder / name).is_file())
+        if lost:
+            raise ConfigError(f"{where}: {index.name} names {lost[0]}, which is missing: was the download cut short?")
+    if not weights:
+        raise ConfigError(f"{where}: {folder.absolute()} has no weights (*.safetensors)")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        raise ConfigError(
+            f"{where}: {folder.absolute()} has no tokenizer (tokenizer.json): copy it from the base model"
+        )
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        raise ConfigError(f"{where}: {folder.absolute()} has no processor_config.json: is it a vision-language model?")
+    return sum(file.stat().st_size for file in weights)
+
+
+def check_data(key: str, source: str) -> None:
+    """Raises ConfigError where an entry of ``data`` names no data that can be opened; its rows are not read."""
+    from rethinker.datasets.rows import open_rows
+
+    path, split = data_source(source)
+    there = Path(path)
+    if not there.exists() and (not is_hub_id(path) or _in_repository(path)):
+        what = "give a parquet or JSON lines file, a folder of them, or the name of a data set on the hub"
+        raise ConfigError(f"{key}={source}: {_no('file or folder', path)}; {what}")
+    try:
+        if there.is_file() and split:
+            raise ValueError(f"{path} is a file, which has no splits")
+        if there.exists():
+            open_rows(path, split)
+        else:
+            import datasets
+
+            datasets.load_dataset_builder(path)
+    except (OSError, ValueError) as error:
+        taken = f"{_no('file or folder', path)}, so it was taken for a data set on the Hugging Face hub: "
+        why = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{key}={source}: {'' if there.exists() else taken}{why}") from error
+
+
+def check_disk(config: RunConfig, weights: int | None) -> Iterator[str]:
+    """A warning where checkpoints of ``weights`` bytes may not find room. Raises ConfigError below LEAST_FREE."""
+    folder = config.folder.absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"runs_dir={config.runs_dir}: {there} cannot be written; give another runs_dir=...")
+    free = shutil.disk_usage(there).free
+    if free < LEAST_FREE:
+        raise ConfigError(
+            f"runs_dir={config.runs_dir}: {_size(free)} are free on the disk of {there}, a run needs at least "
+            f"{_size(LEAST_FREE)}; make room, or give another runs_dir=..."
+        )
+    trained = STATES if not config.model.lora_rank else 1
+    need = LEAST_FREE + CHECKPOINTS * trained * (weights or 0)
+    if free < need:
+        yield (
+            f"{_size(free)} are free on the disk of {there}; the checkpoints of this run may take {_size(need)}: "
+            "make room, or give another runs_dir=..."
+        )
+
+
+def missing_generated(configs: Iterable[RunConfig]) -> list[Path]:
+    """The folders of the repository's generated data that these runs name and that are still to be drawn."""
+    root = find_repository()
+    if root is None:
+        return []
+    paths = {Path(source).absolute() for config in configs for _, source in _sources(config)}
+    return sorted({path.parent for path in paths if path.is_relative_to(root / GENERATED) and not path.exists()})
+
+
+def _sources(config: RunConfig) -> Iterator[tuple[str, str]]:
+    splits = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
+    return ((use, source) for use, source in splits.items() if source)
+
+
+def _in_repository(path: str) -> Path | None:
+    """Where the repository has what the working folder has not."""
+    root = find_repository()
+    return root / path if root and not os.path.isabs(path) and (root / path).exists() else None
+
+
+def _no(kind: str, path: str) -> str:
+    """That there is no such thing at ``path``, where it was looked for, and where the repository has it."""
+    text = f"no {kind} {Path(path).absolute()}"
+    if ours := _in_repository(path):
+        text += f" (relative paths start in the working folder; the repository has {ours}: relative_to=repository)"
+    return text
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
