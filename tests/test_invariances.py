@@ -141,8 +141,7 @@ def check_splice(first: Sample, plan, answer, candidates: list[Sample]) -> None:
     y1, trigger, y2 = first.response.token_ids[:-1], TRIGGER_IDS[plan.trigger], answer.token_ids
     assert whole.response.token_ids == y1 + trigger + y2 and whole.response.text == decode(y1 + trigger + y2)
     assert whole.sampled_mask == (True,) * len(y1) + (False,) * len(trigger) + (True,) * len(y2)
-    assert len(whole.rollout_logprobs) == len(whole.response.logprobs) == len(whole.response.token_ids)
-    sampled = [value for value, own in zip(whole.rollout_logprobs, whole.sampled_mask, strict=True) if own]
+    sampled = [value for value, own in zip(whole.response.logprobs, whole.sampled_mask, strict=True) if own]
     assert sampled == [*first.response.logprobs[:-1], *answer.logprobs]
     assert whole.response.finished == answer.finished and whole.rethinking is not None
     assert (whole.rethinking.first_text, whole.rethinking.first_correct) == (first.response.text, first.grade.correct)
