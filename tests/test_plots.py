@@ -100,11 +100,10 @@ def test_ticks_say_what_they_are(run: Path) -> None:
 
 def test_effective_queries_and_effective_samples_have_different_names(run: Path) -> None:
     from rethinker.lab.notebook.live import charts
-    from rethinker.lab.watch.follow import RunReader
 
-    reader = RunReader(run)
-    reader.update()
-    assert "Effective samples" in [axis.get_title(loc="left") for axis in charts(reader).figure.axes]
+    assert "Effective samples" in [
+        axis.get_title(loc="left") for axis in charts(diagnostics.load_metrics(run)).figure.axes
+    ]
     titles = [axis.get_title(loc="left") for axis in plots.draw(run, "vanishing").figure.axes]
     assert titles[1] == "Effective queries by difficulty"
 

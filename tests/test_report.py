@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,8 @@ from rethinker.evaluation.result import Evaluation, load
 from rethinker.lab.figures.catalogue import FIGURES, THEMES, draw
 from rethinker.lab.figures.contrast import contrast, readable
 from rethinker.lab.figures.style import Theme, colors, strength
-from rethinker.lab.report.write import gains, write_report
+from rethinker.lab.report.results import gains
+from rethinker.lab.report.write import write_report
 from rethinker.lab.wandb.report import fig7_keys, fig7_words
 
 HOSTILE = "<script>alert('x')</script><img src=http://example.com/a.png onerror=alert(1)>&amp;"
@@ -104,6 +106,23 @@ def test_one_stage_and_an_image_that_is_gone(tmp_path: Path) -> None:
     ):
         assert text in html
     assert "cannot be read any more" in html
+
+
+def test_what_is_wrong_stands_at_the_top(tmp_path: Path) -> None:
+    """A made-up run whose second episode taught nothing."""
+    run = write_run(tmp_path / "run", stages=(3,), queries=4, held_out=6)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert 'class="finding"' not in write_report(run).read_text(encoding="utf-8")
+    for record in records:
+        if (record["record"], record["episode"]) == ("episode", 2):
+            record |= {"replay/batch_fill": 0.0, "replay/effective_before": 0.0, "replay/skipped_steps": 4}
+            record |= {"queries/all_incorrect": 1.0, "queries/all_correct": 0.0, "grader/no_answer": 30}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    html = write_report(run).read_text(encoding="utf-8")
+    (finding,) = re.findall(r'<div class="finding">(.*?)</div>', html, re.DOTALL)
+    assert "Nothing learned in episode 2: 4 of 4 groups are unanimous (4 all wrong, 0 all right)" in finding
+    assert "<li>30 of 32 responses have no \\boxed{} answer" in finding
+    assert html.index('class="finding"') < html.index('id="results"') and Page(html).balanced
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from rethinker import cli
 from rethinker.lab.jobs import Job, JobStatus
 from rethinker.lab.notebook import live
 from rethinker.lab.watch import terminal as watch
-from rethinker.lab.watch.follow import RunReader
+from rethinker.lab.watch.snapshot import Snapshot, snapshot
 from rethinker.lab.watch.terminal import sparkline
 from rethinker.rundir import locks
 from rethinker.rundir.atomic import append_json_line, atomic_write_text
@@ -37,48 +37,34 @@ def line(folder: Path, episode: int, record: str = "episode", **metrics) -> None
     append_json_line(folder / "metrics.jsonl", place | metrics)
 
 
-def read(folder: Path) -> RunReader:
-    reader = RunReader(folder)
-    reader.update()
-    return reader
+def read(folder: Path) -> Snapshot:
+    if not (folder / "config.yaml").exists():
+        atomic_write_text(folder / "config.yaml", "stages: [{name: a, episodes: 5}]\n")
+    return snapshot(Job(folder))
 
 
-def numbers(reader: RunReader) -> list[int]:
-    return [record["episode"] for record in reader.episodes]
+def numbers(run: Snapshot) -> list[int]:
+    return run.metrics.episodes["episode"].tolist()
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_reader_reads_what_is_new(tmp_path):
-    reader = RunReader(tmp_path)
-    assert not reader.update() and reader.episodes == [] and reader.rollouts() is None and reader.responses(3) == []
+def test_a_snapshot_is_the_run_as_it_is(tmp_path):
+    now = read(tmp_path)
+    assert numbers(now) == [] == now.responses(3) and now.rollouts is None and now.findings == []
+    assert now.headline == "episode 0/5  step 0  0:00" and now.seconds_left is None
     for episode in (1, 2, 3):
         line(tmp_path, episode, "step")
         line(tmp_path, episode)
-        assert reader.update() and not reader.update()
-        assert numbers(reader) == list(range(1, episode + 1))
-    assert len(reader.steps) == 3 and reader.validations == []
-
-
-def test_old_lines_are_not_read_again(tmp_path, monkeypatch):
-    for episode in range(1, 201):
-        line(tmp_path, episode)
-    reader = RunReader(tmp_path)
-    reader.update()
-    line(tmp_path, 201)
-    seen: list[bytes] = []
-    add = RunReader._add
-    monkeypatch.setattr(RunReader, "_add", lambda self, path, text: (seen.append(text), add(self, path, text))[1])
-    reader.update()
-    assert len(seen) == 1 and numbers(reader)[-1] == 201
+        now = read(tmp_path)
+        assert numbers(now) == list(range(1, episode + 1)) and len(now.metrics.steps) == episode
+    assert now.headline == "a  episode 3/5  step 6  0:30" and len(now.metrics.validations) == 0
 
 
 def test_a_half_written_line_waits(tmp_path):
     line(tmp_path, 1)
     whole = json.dumps({"record": "episode", "episode": 2, "step": 4, "stage": "ä", "seconds": 1.0}, ensure_ascii=False)
-    reader = RunReader(tmp_path)
-    reader.update()
     data = (whole + "\n").encode()
     start = (tmp_path / "metrics.jsonl").stat().st_size
     for cut in (5, data.index("ä".encode()) + 1, len(data)):  # the second cut is inside the letter
@@ -86,8 +72,8 @@ def test_a_half_written_line_waits(tmp_path):
             file.truncate(start)
             file.seek(start)
             file.write(data[:cut])
-        assert reader.update() == (cut == len(data))
-    assert numbers(reader) == [1, 2] and reader.episodes[1]["stage"] == "ä"
+        assert numbers(read(tmp_path)) == ([1, 2] if cut == len(data) else [1])
+    assert read(tmp_path).metrics.episodes["stage"].tolist() == ["a", "ä"]
 
 
 def rewrite(folder: Path, episodes: list[int], **metrics) -> None:
@@ -99,45 +85,67 @@ def rewrite(folder: Path, episodes: list[int], **metrics) -> None:
 def test_a_resume_is_noticed(tmp_path):
     for episode in (1, 2, 3, 4):
         line(tmp_path, episode)
-    reader = RunReader(tmp_path)
-    reader.update()
+    assert numbers(read(tmp_path)) == [1, 2, 3, 4]
     rewrite(tmp_path, [1, 2])
-    assert reader.update() and numbers(reader) == [1, 2]
-    rewrite(tmp_path, [1, 2, 3, 4, 5, 6, 7], note="x" * 100)  # longer than what was read
-    assert reader.update() and numbers(reader) == [1, 2, 3, 4, 5, 6, 7]
-    text = (tmp_path / "metrics.jsonl").read_text()
-    (tmp_path / "metrics.jsonl").write_text(text.replace("xx", "yy"))  # the same file, as long, with another text
-    assert reader.update() and reader.episodes[0]["note"].startswith("yy")
+    assert numbers(read(tmp_path)) == [1, 2]
+    rewrite(tmp_path, [1, 2, 3, 4, 5, 6, 7], note="x" * 100)
+    assert numbers(read(tmp_path)) == [1, 2, 3, 4, 5, 6, 7]
     (tmp_path / "metrics.jsonl").unlink()
-    assert reader.update() and reader.episodes == []
+    assert numbers(read(tmp_path)) == []
 
 
 def test_a_broken_line_is_an_error(tmp_path):
-    line(tmp_path, 1)
     for broken in ("{]", "[1]", '{"record": "other"}'):
         (tmp_path / "metrics.jsonl").write_text(broken + "\n")
-        with pytest.raises(ValueError, match=r"metrics\.jsonl: not a record of a run"):
-            RunReader(tmp_path).update()
+        line(tmp_path, 1)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: not (valid JSON|a record of a run)"):
+            read(tmp_path)
 
 
 def test_time_left(tmp_path):
-    reader = RunReader(tmp_path)
-    assert reader.seconds_left(5) is None
+    assert read(tmp_path).seconds_left is None
     for episode in (1, 2, 3):
         line(tmp_path, episode)
-    reader.update()
-    assert reader.seconds_left(5) == 20.0 and reader.seconds_left(2) == 0.0
+    now = read(tmp_path)
+    assert now.seconds_left == 20.0
+    assert replace(now, status=replace(now.status, episodes=2)).seconds_left == 0.0
+
+
+BAD = {
+    "replay/batch_fill": 0.0,
+    "replay/effective_before": 0.0,
+    "replay/skipped_steps": 2,
+    "queries/all_incorrect": 1.0,
+    "rollout/responses": 64,
+    "grader/no_answer": 60,
+}
+
+
+def test_what_is_wrong_is_shown_while_it_is(tmp_path, page):
+    """By the newest ten episodes, in both views, and within a low terminal."""
+    for episode in (1, 2, 3):
+        line(tmp_path, episode, **BAD)
+    (found,) = read(tmp_path).findings
+    assert found.text.startswith("nothing learned in episodes 1 to 3: 24 of 24 groups are unanimous")
+    text = printed(tmp_path)
+    assert "nothing learned in episodes 1 to 3" in text and "- 180 of 192 responses have no \\boxed{} answer" in text
+    live.watch(tmp_path)
+    head = page.outputs[0][-1].data
+    assert "nothing learned in episodes 1 to 3" in head and "<li>180 of 192 responses have no \\boxed{} answer" in head
+    console = Console(width=80, height=14, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    assert len(console.render_lines(watch.view(read(tmp_path), 3, console, fit=True))) <= 14
+    for episode in range(4, 14):
+        line(tmp_path, episode, **{"replay/effective_before": 0.5})
+    assert read(tmp_path).findings == [] and "nothing learned" not in printed(tmp_path)
 
 
 def test_responses_of_the_newest_episode(run):
-    reader = RunReader(run)
-    reader.update()
-    path = reader.rollouts()
-    assert path is not None and path.name == "episode-00014.parquet"
-    shown = reader.responses(5)
-    assert len({response.qid for response in shown}) == 5 and shown == reader.responses(5)
+    now = read(run)
+    assert now.rollouts is not None and now.rollouts[0] == 14
+    shown = now.responses(5)
+    assert len({response.qid for response in shown}) == 5 and shown == now.responses(5)
     assert all("<image>" not in response.question and response.images for response in shown)
-    assert len(reader.responses(99)) == 24 and reader.responses(0) == []
+    assert len(now.responses(99)) == 24 and now.responses(0) == []
 
 
 def test_a_forced_trajectory_goes_first(run, tmp_path):
@@ -162,14 +170,10 @@ def test_responses_are_never_ahead_of_the_metrics(run, tmp_path):
     for number in (8, 9):
         name = f"rollouts/episode-{number:05d}.parquet"
         (tmp_path / name).write_bytes((run / name).read_bytes())
-    line(tmp_path, 8)
-    reader = read(tmp_path)
-    path = reader.rollouts()
-    assert path is not None and path.name == "episode-00008.parquet"
-    line(tmp_path, 9)
-    reader.update()
-    path = reader.rollouts()
-    assert path is not None and path.name == "episode-00009.parquet"
+    for episode in (8, 9):
+        line(tmp_path, episode)
+        now = read(tmp_path)
+        assert now.rollouts is not None and now.rollouts[0] == episode
 
 
 @pytest.mark.parametrize(
@@ -202,9 +206,11 @@ def test_the_terminal_shows_a_finished_run(run):
     assert "run  finished  rethinker  episode 14/1  step 56" in text and " left" not in text
     for _, label, _ in watch.SHOWN:
         assert label in text
-    reader = RunReader(run)
-    reader.update()
-    assert f"validation, greedy ({len(reader.validations)})" in text and "episodes 1 to 14" in text and "▁" in text
+    assert (
+        f"validation, greedy ({len(read(run).metrics.validations)})" in text
+        and "episodes 1 to 14" in text
+        and "▁" in text
+    )
     assert text.count("(gold ") == 2 and "[train-" in text
     assert all(len(row) <= 110 for row in text.splitlines())
 
@@ -214,11 +220,10 @@ def test_a_look_fits_into_the_terminal(run, monkeypatch, height, shown):
     """Responses of 2,000 words lose their middles, and a low terminal shows fewer of them."""
     response = read(run).responses(1)[0]
     long = replace(response, first="Once " + "word " * 2000 + "then", second="Wait " + "again " * 2000 + "so 7.")
-    monkeypatch.setattr(RunReader, "responses", lambda self, n: [long] * n)
+    monkeypatch.setattr(Snapshot, "responses", lambda self, n: [long] * n)
     console = Console(width=80, height=height, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    status = JobStatus("running", 14, 14, "a", 1.0, None)
-    assert len(console.render_lines(watch.view(read(run), status, 3, console))) > 600
-    view = watch.view(read(run), status, 3, console, fit=True)
+    assert len(console.render_lines(watch.view(read(run), 3, console))) > 600
+    view = watch.view(read(run), 3, console, fit=True)
     assert len(console.render_lines(view)) <= height
     console.print(view)
     text = console.export_text()
@@ -361,7 +366,7 @@ def test_an_interrupt_ends_the_watching_only(tmp_path, page, monkeypatch):
 def test_relative_images_start_where_the_job_did(run, tmp_path, monkeypatch):
     response = read(run).responses(1)[0]
     home, name = Path(response.images[0]).parent, Path(response.images[0]).name
-    relative = type(response)(**{field: getattr(response, field) for field in response.__slots__} | {"images": (name,)})
+    monkeypatch.setattr(Snapshot, "responses", lambda self, n: [replace(response, images=(name,))])
     monkeypatch.chdir(tmp_path)
-    assert "data:image/png" in live._one(relative, home)
-    assert "cannot be read any more" in live._one(relative, Path())
+    assert "data:image/png" in live.said(read(run), 1, home)
+    assert f"The image {name} cannot be read any more" in live.said(read(run), 1, Path())

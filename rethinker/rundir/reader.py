@@ -7,7 +7,7 @@ A missing file raises FileNotFoundError, a broken one ValueError, both with the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as parquet
+import yaml
 from pyarrow import ArrowException
 
 from rethinker.rundir.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS
@@ -29,6 +30,25 @@ class Metrics:
     steps: pd.DataFrame
     validations: pd.DataFrame
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, records: Mapping[str, list[dict[str, Any]]], notes: Sequence[str] = ()) -> Metrics:
+        """From the records by kind. Raises ValueError for a value that is not a number."""
+        frames = {}
+        for kind, names in RECORDS.items():
+            columns = list(COORDINATES) + list(names)
+            found = records.get(kind, [])
+            extra = sorted({name for record in found for name in record} - set(columns))
+            frame = pd.DataFrame(found, columns=columns + extra)
+            numeric = [
+                name for name in columns if name not in ("record", "stage") and not name.startswith("advantages/")
+            ]
+            try:
+                frame[numeric] = frame[numeric].apply(pd.to_numeric)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"a {kind} record holds a value that is not a number: {error}") from error
+            frames[kind] = frame
+        return cls(frames["episode"], frames["step"], frames["validation"], tuple(notes))
 
     def stages(self) -> pd.DataFrame:
         """stage, first and last episode, and updates made before it (``step``), in order of the episodes."""
@@ -46,6 +66,11 @@ def load_metrics(run: str | Path) -> Metrics:
         raise FileNotFoundError(f"{path} is missing: is {run} the folder of a run, and has its first episode ended?")
     found = _parse_metrics(file_stamp(path))
     return Metrics(found.episodes.copy(), found.steps.copy(), found.validations.copy(), found.notes)
+
+
+def metrics_so_far(run: str | Path) -> Metrics:
+    """``load_metrics`` of a run that may not have any yet: then without rows."""
+    return load_metrics(run) if RunDir(run).metrics.is_file() else Metrics.of({})
 
 
 Stamp = tuple[Path, int, int]  # a file as it is now: path, time of its last change, bytes
@@ -87,18 +112,10 @@ def _parse_metrics(stamp: Stamp) -> Metrics:
                 f"{path}, line {number}: not a record of a run (needs record: {', '.join(RECORDS)}; episode; step)"
             )
         _append(kept[record["record"]], record)
-    frames = {}
-    for kind, names in RECORDS.items():
-        columns = list(COORDINATES) + list(names)
-        extra = sorted({name for record in kept[kind] for name in record} - set(columns))
-        frame = pd.DataFrame(kept[kind], columns=columns + extra)
-        numeric = [name for name in columns if name not in ("record", "stage") and not name.startswith("advantages/")]
-        try:
-            frame[numeric] = frame[numeric].apply(pd.to_numeric)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: a {kind} record holds a value that is not a number: {error}") from error
-        frames[kind] = frame
-    return Metrics(frames["episode"], frames["step"], frames["validation"], tuple(notes))
+    try:
+        return Metrics.of(kept, notes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _append(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
@@ -136,6 +153,14 @@ def load_episode(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
+def split_looks(text: str, first_text: str) -> tuple[str, str]:
+    """A forced trajectory's y1, and the trigger with what follows it.
+
+    Decoding y1 alone and y1 with what follows can differ where they meet; then the second part is the whole.
+    """
+    return first_text.strip(), text.removeprefix(first_text).strip()
+
+
 def load_evaluations(run: str | Path) -> dict[str, dict[str, Any]]:
     """The summaries ``evaluation/<label>.json`` by label, oldest first; {} if there are none yet.
 
@@ -156,6 +181,16 @@ def load_evaluations(run: str | Path) -> dict[str, dict[str, Any]]:
     return {
         label: found[label] for label in sorted(found, key=lambda x: (order.index(x) if x in order else len(order), x))
     }
+
+
+def load_settings(run: str | Path) -> dict[str, Any]:
+    """config.yaml as a plain dict, also that of a run of another version, which ``load_config`` would refuse."""
+    path = RunDir(run).config
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return settings if isinstance(settings, dict) else {}
 
 
 def run_seed(run: str | Path) -> int | None:

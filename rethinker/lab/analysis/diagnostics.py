@@ -30,7 +30,6 @@ __all__ = [
     "accuracy_by",
     "advantage_histograms",
     "evaluation_outcomes",
-    "failures",
     "fig7_table",
     "load_episode",
     "load_evaluations",
@@ -218,13 +217,6 @@ def rethinking_outcomes(run: str | Path) -> pd.DataFrame:
     table["rescued"] = table["wrong_to_right"] / wrong.where(wrong > 0)
     table["lost"] = table["right_to_wrong"] / right.where(right > 0)
     return table
-
-
-def failures(run: str | Path) -> pd.DataFrame:
-    """What went wrong, an episode: counts of truncated, empty, unanswered and ungradable responses; skipped steps."""
-    rows = load_metrics(run).episodes
-    names = ["rollout/responses", "rollout/truncated", "rollout/empty", "grader/no_answer", "grader/failures"]
-    return rows[["episode", "stage", *names, "replay/skipped_steps"]]
 
 
 def fig7_table(run: str | Path) -> pd.DataFrame:

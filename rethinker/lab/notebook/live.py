@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +21,11 @@ from rethinker.lab.figures.catalogue import render
 from rethinker.lab.figures.style import LIGHT, THEMES, Drawing, Theme, legend_below, panels, settings, share_axis
 from rethinker.lab.figures.timeline import line
 from rethinker.lab.jobs.handle import Job, JobStatus
-from rethinker.lab.report import page as report_page
-from rethinker.lab.watch.follow import RunReader, ShownResponse
-from rethinker.lab.watch.terminal import headline
-from rethinker.rundir.glossary import COORDINATES, RECORDS
+from rethinker.lab.report.html import environment
+from rethinker.lab.watch.snapshot import Snapshot, snapshot
+from rethinker.rundir.reader import Metrics
 
 WIDTH = 980  # pixels of the figure on the page
-
-STYLE = """<style>
-.rethinker-live { font: 14px/1.5 system-ui, sans-serif; max-width: 60rem; }
-.rethinker-live .bar { background: rgba(128,128,128,.25); border-radius: 5px; height: 10px; margin: .4rem 0; }
-.rethinker-live .bar div { background: #0072b2; border-radius: 5px; height: 10px; min-width: 4px; }
-.rethinker-live .state { font-weight: 700; } .rethinker-live .muted { opacity: .7; }
-.rethinker-live .said { white-space: pre-wrap; overflow-wrap: anywhere; font: 12.5px/1.45 monospace;
-  border-left: 4px solid rgba(128,128,128,.4); padding: .1rem .7rem; margin: .3rem 0;
-  max-height: 14rem; overflow-y: auto; }
-.rethinker-live .second { border-left-color: #0072b2; }
-.rethinker-live .right { color: #008a62; font-weight: 700; }
-.rethinker-live .wrong { color: #d55e00; font-weight: 700; }
-.rethinker-live .one { display: grid; grid-template-columns: 120px minmax(0, 1fr); gap: 1rem; padding: .7rem 0;
-  border-top: 1px solid rgba(128,128,128,.3); }
-.rethinker-live .one img { width: 112px; height: auto; image-rendering: pixelated; margin: 0 0 .3rem; }
-</style>"""
 
 
 def watch(
@@ -98,52 +80,52 @@ class _Screen:
 
     def __init__(self, job: Job, responses: int, theme: Theme) -> None:
         self.job, self.responses, self.theme = job, responses, theme
-        self.reader = RunReader(job.folder)
         self.head, self.figure, self.said = _Place(), _Place(), _Place()
 
     def look(self) -> JobStatus:
-        status = self.job.status()  # before the reading: then what an ended run wrote has been read
-        self.reader.update()
-        text = head(self.job, self.reader, status)
+        run = snapshot(self.job)
+        text = head(run)
         self.head.show(text, HTML(text))
-        episodes = len(self.reader.episodes), len(self.reader.validations), status.episode
-        if not self.reader.episodes:  # holds the places, in order
+        episodes = len(run.metrics.episodes), len(run.metrics.validations), run.status.episode
+        if run.metrics.episodes.empty:  # holds the places, in order
             self.figure.show(None, HTML("<span class='muted'>The figures come with the first episode.</span>"))
         elif episodes != self.figure.shown:
-            drawing = charts(self.reader, self.theme)
+            drawing = charts(run.metrics, self.theme)
             self.figure.show(episodes, Image(data=render(drawing, "png"), width=WIDTH, alt=drawing.caption))
-        newest = self.reader.rollouts()
-        if newest is None:
+        if run.rollouts is None:
             self.said.show(None, HTML(""))
-        elif newest != self.said.shown:
-            self.said.show(newest, HTML(said(self.job, self.reader, self.responses)))
-        return status
+        elif run.rollouts != self.said.shown:
+            self.said.show(run.rollouts, HTML(said(run, self.responses, Path(self.job.record.get("home", "")))))
+        return run.status
 
 
-def head(job: Job, reader: RunReader, status: JobStatus) -> str:
-    """Where the run is, as HTML: name, state, progress, and what went wrong."""
-    share = 100 * min(1.0, status.episode / max(1, status.episodes))
-    wrong = "".join(f'<div class="said wrong">{escape(text)}</div>' for text in status.error)
-    return (
-        f'{STYLE}<div class="rethinker-live"><span class="state">{escape(job.name)}: {status.state}</span> '
-        f'<span class="muted">{escape(headline(reader, status))}</span>'
-        f'<div class="bar"><div style="width:{share:.1f}%"></div></div>{wrong}</div>'
+def head(run: Snapshot) -> str:
+    """Where the run is, as HTML: name, state, progress, and what is wrong."""
+    return environment.get_template("live_head.html").render(run=run, status=run.status)
+
+
+def said(run: Snapshot, n: int, home: Path) -> str:
+    """``n`` responses of the newest episode with the images of their questions, as HTML.
+
+    ``home``: where the run's relative paths start.
+    """
+    assert run.rollouts is not None
+    return environment.get_template("live_responses.html").render(
+        episode=run.rollouts[0], responses=run.responses(n), home=home
     )
 
 
-def charts(reader: RunReader, theme: Theme = LIGHT) -> Drawing:
+def charts(metrics: Metrics, theme: Theme = LIGHT) -> Drawing:
     """Four panels over the episodes so far: reward and accuracy, effective share, replay and reflection, tokens/s."""
-    # A run of another version may lack a metric: its line is missing then, and nothing else.
-    table = pd.DataFrame(reader.episodes, columns=[*COORDINATES, *RECORDS["episode"]])
+    table, points = metrics.episodes, metrics.validations
     with matplotlib.rc_context(settings(theme)):
         figure, axes = panels(4, 2.6)
         figure.set_size_inches(13, 2.9)
         reward, effective, share, speed = axes
         line(reward, table, "reward/mean", theme.blue, "reward")
         line(reward, table, "accuracy/first", theme.orange, "accuracy", (0, (3, 1.5)))
-        if reader.validations:
-            points = pd.DataFrame(reader.validations, columns=[*COORDINATES, *RECORDS["validation"]])
-            greedy = pd.to_numeric(points["validation/accuracy"])
+        if len(points):
+            greedy = points["validation/accuracy"]
             reward.plot(points["episode"], greedy, "o", color=theme.green, markersize=4, label="validation")
         line(effective, table, "replay/effective_before", theme.orange, "before")
         line(effective, table, "replay/effective_after", theme.green, "trained on", (0, (3, 1.5)))
@@ -176,31 +158,3 @@ def _stages(axis: Axes, table: pd.DataFrame) -> None:
     changes = table["stage"].ne(table["stage"].shift())
     for episode in table["episode"][changes].iloc[1:]:
         axis.axvline(episode - 0.5, color=axis.xaxis.label.get_color(), linewidth=1, linestyle=(0, (2, 2)), zorder=1.5)
-
-
-def said(job: Job, reader: RunReader, n: int) -> str:
-    """``n`` responses of the newest episode with the images of their questions, as HTML."""
-    newest = reader.rollouts()
-    if newest is None:
-        return ""
-    home = Path(job.record.get("home", ""))  # where the run's relative paths start
-    rows = "".join(_one(response, home) for response in reader.responses(n))
-    title = f"Responses of episode {int(newest.stem.split('-')[1])}"
-    return f'<div class="rethinker-live"><b>{title}</b>{rows}</div>'
-
-
-def _one(response: ShownResponse, home: Path) -> str:
-    pictures = "".join(report_page.image(str(home / path)) for path in response.images)
-    level = f", level {response.level}" if response.level else ""
-    first, second = (_verdict(right) for right in (response.first_correct, response.correct))
-    again = "" if response.second is None else f'<div class="said second">{second} {escape(response.second)}</div>'
-    return (
-        f'<div class="one"><div>{pictures}</div><div>'
-        f'<div class="muted">{escape(response.category)}{level} · gold answer {escape(response.gold)}</div>'
-        f'<b>{escape(response.question)}</b><div class="said">{first} {escape(response.first)}</div>{again}'
-        "</div></div>"
-    )
-
-
-def _verdict(correct: bool) -> str:
-    return '<span class="right">✓</span>' if correct else '<span class="wrong">✗</span>'

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rethinker.lab.report.gallery import changed_responses
-from rethinker.lab.report.page import image
+from rethinker.lab.report.html import picture
 from rethinker.types import Query
 
 
@@ -70,7 +70,10 @@ def _changed(row: Mapping[str, Any]) -> str:
 
 
 def _picture(path: str) -> str:
-    return image(path).replace("<img ", '<img style="width:128px;image-rendering:pixelated" ', 1)
+    found = picture(path)
+    if found is None:
+        return f"<p>The image {escape(Path(path).name)} cannot be read any more.</p>"
+    return f'<img style="width:128px;image-rendering:pixelated" src="{found.source}" alt="the image of the question">'
 
 
 TINTS = {"y1": "0,114,178", "trigger": "213,94,0", "y2": "0,158,115", "end": "128,128,128"}  # Okabe and Ito's

@@ -12,6 +12,7 @@ from rethinker.grading import extract_boxed, grade_many
 from rethinker.lab.analysis.diagnostics import load_episode, load_evaluations
 from rethinker.rethink import REFLECTION_PATTERN
 from rethinker.rundir.paths import RunDir
+from rethinker.rundir.reader import split_looks
 
 COLUMNS = {
     "source": "where it comes from, in words",
@@ -29,6 +30,11 @@ COLUMNS = {
     "first_correct": "the first part's verdict",
     "correct": "the verdict on the whole",
 }
+
+ROLLOUT = (
+    "qid", "category", "level", "question", "gold", "images", "pass", "text", "correct", "extracted", "first_text",
+    "first_correct",
+)  # fmt: skip
 
 
 def changed_responses(run: str | Path, n: int) -> pd.DataFrame:
@@ -96,25 +102,12 @@ def _spontaneous(rows: pd.DataFrame, source: str) -> pd.DataFrame:
 
 def _training(run: str | Path, n: int) -> pd.DataFrame:
     """Forced second looks of training, latest episode first; no more episodes than ``n`` responses can come from."""
-    names = [
-        "episode",
-        "qid",
-        "category",
-        "level",
-        "question",
-        "gold",
-        "images",
-        "pass",
-        "text",
-        "correct",
-        "extracted",
-    ]
     found = []
     rescued: set[str] = set()
     lost: set[str] = set()
     most_lost = max(n // 4, 1)
     for episode, path in reversed(RunDir(run).all_rollouts().items()):
-        rows = load_episode(path, [*names, "first_text", "first_correct"])
+        rows = load_episode(path, ROLLOUT)
         rows = rows[rows["pass"] == "forced"]
         table = _forced(rows, f"training, episode {episode}: forced")
         found.append(table)
@@ -126,13 +119,13 @@ def _training(run: str | Path, n: int) -> pd.DataFrame:
 
 
 def _forced(rows: pd.DataFrame, source: str) -> pd.DataFrame:
-    entries = []
-    for row in rows[rows["first_correct"].astype(bool) != rows["correct"]].to_dict("records"):
-        text, first = row["text"], row["first_text"]
-        # Decoding y1 alone and y1 with what follows could differ where they meet; then the whole is shown.
-        second = text[len(first) :] if text.startswith(first) else text
-        entries.append(_entry(row, source, first, second, True, bool(row["first_correct"])))
-    return _table(entries)
+    changed = rows[rows["first_correct"].astype(bool) != rows["correct"]].to_dict("records")
+    return _table(
+        [
+            _entry(row, source, *split_looks(row["text"], row["first_text"]), True, row["first_correct"])
+            for row in changed
+        ]
+    )
 
 
 def _entry(row: dict, source: str, first: str, second: str, forced: bool, first_correct: bool) -> dict:

@@ -12,10 +12,12 @@ from typing import Any
 import pandas as pd
 
 from rethinker.lab.analysis import diagnostics
-from rethinker.lab.report.write import absent, gains, progress
+from rethinker.lab.report.results import absent, gains, progress
 from rethinker.lab.wandb.mirror import RESPONSES, evaluation_key
 from rethinker.lab.wandb.sync import Account, WandbError, connect, run_config, run_id
+from rethinker.rundir.diagnosis import diagnose
 from rethinker.rundir.paths import RunDir
+from rethinker.rundir.reader import load_settings, metrics_so_far
 
 TITLE_LENGTH = 128  # W&B's limit
 
@@ -141,8 +143,10 @@ def report_blocks(runs: Sequence[Path], *, entity: str, project: str) -> list[An
 
 def headline(run: Path) -> str:
     """The run's headline numbers as Markdown: those of report.html."""
-    status, notes = progress(run)
-    lines = [f"**{run.resolve().name}**: {status or 'no episode has ended yet'}", *notes]
+    metrics = metrics_so_far(run)
+    status = progress(run, metrics) or "no episode has ended yet"
+    lines = [f"**{run.resolve().name}**: {status}", *metrics.notes]
+    lines += map(str, diagnose(metrics.episodes.to_dict("records"), load_settings(run)))
     evaluations = diagnostics.load_evaluations(run)
     labels = [label for label, summary in evaluations.items() if "plain" in summary["modes"]]
     for label in labels:

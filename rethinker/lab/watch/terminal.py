@@ -1,4 +1,4 @@
-"""Watching a run from its files, while it trains or later: the terminal's view of it (``rethinker watch``).
+"""The terminal's view of a run, while it trains or later (``rethinker watch``).
 
 No torch. Nothing here is from the paper.
 """
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rethinker.lab.jobs.handle import Job, JobStatus
-from rethinker.lab.watch.follow import RunReader, ShownResponse
+from rethinker.lab.watch.snapshot import ShownResponse, Snapshot, snapshot
 
 SHOWN = (  # metric of an episode, its name in a view, largest value (None: of its own)
     ("reward/mean", "reward", 1.0),
@@ -45,48 +45,37 @@ def sparkline(values: Sequence[float | None], width: int, top: float | None = No
     )
 
 
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def number(value: float | None, top: float | None = 1.0) -> str:
     """A metric: a share with two digits, a rate without; a dash for None."""
     return "–" if value is None else f"{value:.2f}" if top else f"{value:,.0f}"
 
 
-def headline(reader: RunReader, status: JobStatus) -> str:
-    """Where the run is, in a line."""
-    step = reader.steps[-1]["step"] if reader.steps else 0
-    parts = [f"episode {status.episode}/{status.episodes}", f"step {step}", clock(status.seconds)]
-    left = reader.seconds_left(status.episodes)
-    if status.alive and left is not None:
-        parts.append(f"{clock(left)} left")
-    return "  ".join(([status.stage] if status.stage else []) + parts)
+def view(run: Snapshot, responses: int, console: Console, *, fit: bool = False) -> RenderableType:
+    """A run in a terminal: progress, what is wrong, metrics, the newest responses.
 
-
-def view(
-    reader: RunReader, status: JobStatus, responses: int, console: Console, *, fit: bool = False
-) -> RenderableType:
-    """A run in a terminal: progress, metrics, the newest responses; ``fit``: no higher than the terminal, so that long
-    responses lose their middles, and a low terminal shows fewer of them."""
-    width = console.width
-    top = Text.assemble(
-        (reader.folder.resolve().name, "bold"), "  ", (status.state, f"bold {COLORS.get(status.state, 'yellow')}")
-    )
-    top.append("  " + headline(reader, status))
+    ``fit``: no higher than the terminal, so that long responses lose their middles, and a low terminal shows fewer.
+    """
+    width, status = console.width, run.status
+    top = Text.assemble((run.folder.name, "bold"), "  ", (status.state, f"bold {COLORS.get(status.state, 'yellow')}"))
+    top.append(f"  {run.headline}")
     done = round(width * min(1.0, status.episode / max(1, status.episodes)))
-    parts: list[RenderableType] = [top, Text.assemble(("━" * done, "blue"), ("━" * (width - done), "bright_black"))]
-    parts += [Text(line, style="red") for line in status.error]
-    parts += [_metrics(reader, width)] if reader.episodes else [Text("\nno episode has ended yet", style="dim")]
-    room = console.height - len(console.render_lines(Group(*parts))) - 1 if fit else 0
-    count = min(responses, room // LEAST_LINES) if fit else responses
-    for response in reader.responses(count):
+    head = [top, Text.assemble(("━" * done, "blue"), ("━" * (width - done), "bright_black"))]
+    head += [Text(line, style="red") for line in status.error]
+    metrics = _metrics(run, width) if len(run.metrics.episodes) else Text("\nno episode has ended yet", style="dim")
+    wrong = Text("\n".join(map(str, run.findings)), style="yellow")
+    if fit:
+        wrong = _shortened(wrong, console, max(1, console.height - _lines(console, *head, metrics) - 1))
+    parts: list[RenderableType] = [*head, *([wrong] if wrong else []), metrics]
+    room = console.height - _lines(console, *parts) - 1
+    count = max(0, min(responses, room // LEAST_LINES)) if fit else responses
+    for response in run.responses(count):
         said = _said(response)
         parts += ["", _shortened(said, console, room // count - 1) if fit else said]
     return Group(*parts)
+
+
+def _lines(console: Console, *parts: RenderableType) -> int:
+    return len(console.render_lines(Group(*parts)))
 
 
 def _shortened(text: Text, console: Console, lines: int) -> Text:
@@ -99,13 +88,14 @@ def _shortened(text: Text, console: Console, lines: int) -> Text:
     return Text("\n").join([*rows[: lines - 1 - end], gap, *rows[len(rows) - end :]])
 
 
-def _metrics(reader: RunReader, width: int) -> Table:
+def _metrics(run: Snapshot, width: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    for title in ("", "now", "mean of 10", f"episodes 1 to {reader.episodes[-1]['episode']}"):
+    last = int(run.metrics.episodes["episode"].iloc[-1])
+    for title in ("", "now", "mean of 10", f"episodes 1 to {last}"):
         table.add_column(title, justify="right" if title in ("now", "mean of 10") else "left", header_style="dim")
-    rows = [(label, reader.series(name), top) for name, label, top in SHOWN]
-    if reader.validations:
-        greedy = [record.get("validation/accuracy") for record in reader.validations]
+    rows = [(label, run.series(name), top) for name, label, top in SHOWN]
+    greedy = run.series("validation/accuracy")
+    if greedy:
         rows.insert(2, (f"validation, greedy ({len(greedy)})", greedy, 1.0))
     for label, values, top in rows:
         recent = [value for value in values[-10:] if value is not None]
@@ -142,23 +132,17 @@ def follow(
     Raises FileNotFoundError where ``run`` is not the folder of a run.
     """
     console = console or Console(highlight=False)
-    job, reader = Job(run), RunReader(run)
-
-    def look() -> tuple[JobStatus, RenderableType]:
-        status = job.status()  # before the reading: then what an ended run wrote has been read
-        reader.update()
-        return status, view(reader, status, responses, console, fit=status.alive and not once)
-
-    status, shown = look()
-    if once or not status.alive:
-        console.print(shown)
-        return status
-    with Live(shown, console=console, auto_refresh=False) as live:
+    job = Job(run)
+    now = snapshot(job)
+    if once or not now.status.alive:
+        console.print(view(now, responses, console))
+        return now.status
+    with Live(view(now, responses, console, fit=True), console=console, auto_refresh=False) as live:
         try:
-            while status.alive:
+            while now.status.alive:
                 job.wait(every)
-                status, shown = look()
-                live.update(shown, refresh=True)
+                now = snapshot(job)
+                live.update(view(now, responses, console, fit=now.status.alive), refresh=True)
         except KeyboardInterrupt:
             pass
-    return status
+    return now.status
