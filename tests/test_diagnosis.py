@@ -93,6 +93,12 @@ def test_a_cold_policy_answers_alike():
     )
 
 
+def test_a_hot_policy_answers_noise():
+    hot = settings_with("rollout.temperature=4")
+    (found,) = diagnose([episode(**UNANIMOUS, grader__no_answer=63)], hot)
+    assert "63 of 64 responses have no boxed answer at rollout.temperature=4.0: lower it" in found.causes
+
+
 def test_rethinking_that_evens_all_groups_out():
     settings = settings_with("rethink.fraction=0.5")
     changes = {**UNANIMOUS, "queries__effective": 1.0, "queries__all_incorrect": 0.0, "rollout__responses": 96}
@@ -140,7 +146,9 @@ def test_every_cause_has_its_words():
         "replay__unfilled": 8, "replay__effective_before": 0.05,
     }  # fmt: skip
     settings = settings_with("rethink.fraction=0.5", "rollout.temperature=0.2")
-    assert names(episode(**everything), settings=settings) == [cause.name for cause in CAUSES]
+    hot = settings | {"rollout": settings["rollout"] | {"temperature": 2.0}}
+    assert names(episode(**everything), settings=settings) == [cause.name for cause in CAUSES if cause.name != "noise"]
+    assert names(episode(**everything), settings=hot) == [cause.name for cause in CAUSES if cause.name != "all alike"]
 
 
 def test_a_stage_has_its_own_settings():

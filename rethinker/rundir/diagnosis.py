@@ -16,6 +16,7 @@ from rethinker.config import RunConfig, to_dict
 
 LITTLE = 0.05  # share of samples with an advantage, below which an episode has little to learn from
 LIKELY = 0.1  # share of responses or groups from which something is a likely cause of an episode without signal
+COLD, HOT = 0.5, 1.5  # temperatures below and above which sampling is a likely cause
 WINDOW = 10  # the newest episodes, which the live views look at
 
 Episode = Mapping[str, Any]
@@ -58,6 +59,13 @@ CAUSES = (
         0.5,
         "{part} of {whole} responses have no \\boxed{{}} answer: does the question or data.prompt_suffix="
         "{data[prompt_suffix]!r} ask for one, and does model.path follow instructions?",
+    ),
+    Cause(
+        "noise",
+        "noisy",
+        "responses",
+        0.5,
+        "{part} of {whole} responses have no boxed answer at rollout.temperature={rollout[temperature]}: lower it",
     ),
     Cause(
         "truncated",
@@ -199,11 +207,12 @@ def counts(episode: Episode, options: Settings) -> Counter[str]:
         right_groups=right,
         unanimous=wrong + right,
         all_wrong=wrong,
-        alike_groups=wrong + right if options["rollout"]["temperature"] < 0.5 else 0,
+        alike_groups=wrong + right if options["rollout"]["temperature"] < COLD else 0,
         evened_groups=max(0, mixed - after) if options["rethink"]["fraction"] else 0,
         boxed=boxed,
         unboxed=unboxed,
         ungraded=ungraded,
+        noisy=unboxed if options["rollout"]["temperature"] > HOT else 0,
         cut=round(_number(episode, "rollout/truncated")),
         empty=round(_number(episode, "rollout/empty")),
         unreflecting=firsts - reflecting if options["rethink"]["fraction"] else 0,
