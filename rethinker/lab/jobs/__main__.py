@@ -6,6 +6,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -22,9 +23,7 @@ def rank() -> None:
     note_exceptions(f"rank {os.environ.get('RANK', '0')}")
     with suppress(KeyError, OSError):
         faulthandler.enable(Path(os.environ[ERRORS_VARIABLE]).open("a"))  # noqa: SIM115 (open until the end)
-    from rethinker.run import main
-
-    main()
+    runpy.run_module("rethinker.run", run_name="__main__")  # a program, as for accelerate itself
 
 
 def launch() -> None:
