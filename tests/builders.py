@@ -26,20 +26,20 @@ def make_sample(
     *,
     tokens: Sequence[int] = (5, 6),
     correct: bool = True,
-    logprobs: Sequence[float] | None = None,
     finished: bool = True,
     text: str = "\\boxed{1}",
     **changes: Any,
 ) -> Sample:
-    """A first response of the query and episode that its id names; ``changes`` are fields of ``Sample``."""
-    episode, _, rest = sample_id.partition("/")
-    response = make_response(tokens, logprobs=logprobs, finished=finished, text=text)
+    """A first response of the episode and query that its id names; ``changes`` are fields of ``Sample``."""
+    episode, _, rest = sample_id.partition("/") if sample_id.count("/") > 1 else ("1", "", "q/")
+    response = make_response(tokens, finished=finished, text=text)
     fields = {
         "query": make_query(rest.rpartition("/")[0]),
         "grade": Grade(correct, "1" if correct else "2", "exact"),
         "reward": float(correct),
         "episode": int(episode),
         "sampled_mask": (True,) * len(response.token_ids),
+        "behavior_logprobs": tuple(value - 0.01 for value in response.logprobs),
     }
     return Sample(sample_id, response=response, **(fields | changes))
 

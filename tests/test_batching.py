@@ -7,27 +7,18 @@ from dataclasses import replace
 from itertools import chain, groupby, pairwise
 
 import pytest
+from builders import make_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rethinker.policy.batching import added_tokens, arrange, micro_batches, plan
-from rethinker.types import Grade, Query, Response, Sample
+from rethinker.types import Sample
 
 PROMPTS = [1, 4, 9, 30]  # tokens; each query's own
 
 
-def make_sample(query: int, tokens: tuple[int, ...], number: int, replayed: bool = False) -> Sample:
-    return Sample(
-        sample_id=f"1/{query}/{number}",
-        query=Query(str(query), "?", "1"),
-        response=Response(tokens, (), True, ""),
-        grade=Grade(True, "1", "exact"),
-        reward=1.0,
-        episode=1,
-        sampled_mask=(),
-        replayed=replayed,
-        prompt_tokens=PROMPTS[query],
-    )
+def sample_of(query: int, tokens: tuple[int, ...], number: int, replayed: bool = False) -> Sample:
+    return make_sample(f"1/{query}/{number}", tokens=tokens, replayed=replayed, prompt_tokens=PROMPTS[query])
 
 
 @st.composite
@@ -35,7 +26,7 @@ def batches(draw) -> list[Sample]:
     """Samples of up to four queries in any order, responses that share beginnings, some drawn more than once."""
     responses = st.lists(st.integers(0, 1), min_size=1, max_size=8).map(tuple)
     rows = draw(st.lists(st.tuples(st.integers(0, 3), responses), min_size=1, max_size=16))
-    samples = [make_sample(query, tokens, number) for number, (query, tokens) in enumerate(rows)]
+    samples = [sample_of(query, tokens, number) for number, (query, tokens) in enumerate(rows)]
     again = draw(st.lists(st.sampled_from(samples), max_size=6))
     return draw(st.permutations(samples + [replace(sample, replayed=True) for sample in again]))
 
@@ -117,8 +108,8 @@ def test_added_tokens_add_up(samples, random, packing):
 
 def test_by_hand():
     """Two queries of 4 and 9 prompt tokens; y1, and y1 with a second look, drawn twice."""
-    first, whole = make_sample(1, (5, 6), 0), make_sample(1, (5, 6, 7), 1)
-    other, again = make_sample(2, (5, 6), 2), replace(whole, replayed=True)
+    first, whole = sample_of(1, (5, 6), 0), sample_of(1, (5, 6, 7), 1)
+    other, again = sample_of(2, (5, 6), 2), replace(whole, replayed=True)
     samples = [whole, other, first, again]
     assert arrange(samples) == [first, whole, again, other]
     # shared: 4 + 2, one more, none, and 9 + 2
@@ -136,7 +127,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("packing", ["shared", "plain"])
 def test_more_ranks_than_samples(packing):
-    samples = [make_sample(0, (1, number), number) for number in range(2)]
+    samples = [sample_of(0, (1, number), number) for number in range(2)]
     parts = plan(samples, 5, 100, packing)
     assert sorted(len(part) for part in parts) == [0, 0, 0, 1, 1]
     assert plan([], 3, 100, packing) == [[], [], []]

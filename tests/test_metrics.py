@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders import make_query, make_sample
 
 from rethinker.rethink import keep, mark_kept
 from rethinker.rundir.glossary import EPISODE, RECORDS, ROLLOUT_COLUMNS
@@ -19,25 +20,16 @@ from rethinker.rundir.metrics import (
     replay_ages,
     rollout_rows,
 )
-from rethinker.types import Grade, Group, Query, Response, Rethinking, Sample
+from rethinker.types import Grade, Group, Response, Rethinking, Sample
 
 CORRECT = Grade(True, "1", "exact")
 WRONG = Grade(False, "2", "different")
 
 
 def first(qid: str, index: int, correct: bool, *, tokens: int = 4, text: str = "so \\boxed{1}", **changes) -> Sample:
-    return replace(
-        Sample(
-            sample_id=f"3/{qid}/{index}",
-            query=Query(qid, "?", "1", ("/a.png",), "sum", level=2),
-            response=Response((5,) * tokens, (-0.5,) * tokens, True, text),
-            grade=CORRECT if correct else WRONG,
-            reward=float(correct),
-            episode=3,
-            sampled_mask=(True,) * tokens,
-        ),
-        **changes,
-    )
+    query = make_query(qid, images=("/a.png",), category="sum", level=2)
+    settings = {"tokens": (5,) * tokens, "text": text, "query": query} | changes
+    return make_sample(f"3/{qid}/{index}", correct=correct, **settings)
 
 
 def group(qid: str, correct: list[bool], **changes) -> Group:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from builders import make_sample
 
 from rethinker.grpo import group_advantages
 from rethinker.replay import (
@@ -18,21 +19,6 @@ from rethinker.replay import (
     make_selector,
 )
 from rethinker.rundir.samples import sample_from_dict, sample_to_dict
-from rethinker.types import Grade, Query, Response, Sample
-
-
-def make_sample(name: str, advantage: float) -> Sample:
-    return Sample(
-        sample_id=name,
-        query=Query(qid="q", question="?", answer="1"),
-        response=Response((5, 6), (-0.1, -0.2), True, "x"),
-        grade=Grade(True, "1", "exact"),
-        reward=1.0,
-        episode=0,
-        sampled_mask=(True, True),
-        behavior_logprobs=(-0.123456789, -0.2),
-        advantage=advantage,
-    )
 
 
 def names(samples) -> list[str]:
@@ -48,7 +34,7 @@ def chi_square_p(counts: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 ADVANTAGES = [0.25, -0.5, 1.0, -1.5, 2.0]
-ZERO = make_sample("zero", 0.0)
+ZERO = make_sample("zero", advantage=0.0)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +48,7 @@ ZERO = make_sample("zero", 0.0)
 def test_the_law_by_40_000_draws_through_select(alpha, law):
     """False alarm about 1e-6 an alpha for a new seed (the seed is fixed, so none from run to run)."""
     replay = SelectiveSampleReplay(alpha=alpha, seed=7)
-    samples = [make_sample(str(j), advantage) for j, advantage in enumerate(ADVANTAGES)]
+    samples = [make_sample(str(j), advantage=advantage) for j, advantage in enumerate(ADVANTAGES)]
     batch = replay.select(samples + [ZERO] * 40_000)
     assert len(batch) == 40_005 and names(batch[:5]) == names(samples)
     counts = np.bincount([int(sample.sample_id) for sample in batch[5:]], minlength=5)
@@ -74,7 +60,7 @@ def test_the_law_by_40_000_draws_through_select(alpha, law):
 def test_draws_are_independent():
     """Pairs of successive draws follow the product law (24 degrees of freedom); false alarm about 1e-6."""
     replay = SelectiveSampleReplay(alpha=1.0, seed=11)
-    samples = [make_sample(str(j), advantage) for j, advantage in enumerate(ADVANTAGES)]
+    samples = [make_sample(str(j), advantage=advantage) for j, advantage in enumerate(ADVANTAGES)]
     drawn = np.array([int(sample.sample_id) for sample in replay.select(samples + [ZERO] * 40_000)[5:]])
     counts = np.bincount(drawn[0::2] * 5 + drawn[1::2], minlength=25)
     law = np.array([1, 2, 4, 6, 8]) / 21
@@ -84,7 +70,7 @@ def test_draws_are_independent():
 def test_draws_are_with_replacement_even_from_a_buffer_that_is_large_enough():
     """Two draws from two equal samples agree in half of 2,000 steps, within 5 sd: false alarm about 6e-7."""
     replay = SelectiveSampleReplay(seed=2)
-    replay.select([make_sample("a", 1.0), make_sample("b", -1.0)])
+    replay.select([make_sample("a", advantage=1.0), make_sample("b", advantage=-1.0)])
     same = sum(len(set(names(replay.select([ZERO, ZERO])))) == 1 for _ in range(2000))
     assert abs(same - 1000) < 5 * (2000 / 4) ** 0.5
 
@@ -110,14 +96,14 @@ def test_probabilities_by_hand_and_at_the_edges():
 
 def test_algorithm_1_in_order():
     replay = SelectiveSampleReplay(seed=1)
-    a, b = make_sample("a", 1.0), make_sample("b", -1.0)
+    a, b = make_sample("a", advantage=1.0), make_sample("b", advantage=-1.0)
     # Effective samples enter the buffer before the draw: the first batch is refilled from itself.
     first = replay.select([ZERO, a, ZERO, b])
     assert names(first[:2]) == ["a", "b"] and len(first) == 4
     assert set(names(first[2:])) <= {"a", "b"} and len(replay) == 2
     assert [sample.replayed for sample in first] == [False, False, True, True]
     # A full batch draws nothing but is remembered.
-    c = make_sample("c", 0.5)
+    c = make_sample("c", advantage=0.5)
     assert names(replay.select([c])) == ["c"] and len(replay) == 3
     # A batch without effect is replay alone, and every replayed sample keeps its writer's log-probs and advantage.
     originals = {"a": a, "b": b, "c": c}
@@ -129,7 +115,7 @@ def test_algorithm_1_in_order():
 def test_empty_only_if_nothing_was_ever_effective():
     replay = SelectiveSampleReplay()
     assert replay.select([ZERO] * 8) == [] and replay.select([]) == []
-    replay.select([make_sample("a", 1.0)])
+    replay.select([make_sample("a", advantage=1.0)])
     assert names(replay.select([ZERO] * 3)) == ["a"] * 3
     replay.start_episode()
     assert replay.select([ZERO] * 8) == []
@@ -139,7 +125,7 @@ def test_advantages_as_the_trainer_makes_them():
     """From group_advantages to select, as the trainer does it: every effective sample of every group is stored."""
     rewards_PG = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1], [1.0, 1.0, 0.0, 1.0]])
     advantages = [a for row in group_advantages(rewards_PG).tolist() for a in row]
-    samples = [make_sample(f"{i}", a) for i, a in enumerate(advantages)]
+    samples = [make_sample(f"{i}", advantage=a) for i, a in enumerate(advantages)]
     replay = SelectiveSampleReplay()
     batch = replay.select(samples)
     assert names(batch[:8]) == ["0", "1", "2", "3", "8", "9", "10", "11"] and len(batch) == 12 and len(replay) == 8
@@ -148,7 +134,7 @@ def test_advantages_as_the_trainer_makes_them():
 
 @pytest.mark.parametrize("selector", [NoReplay(), DropIneffective(), SelectiveSampleReplay()])
 def test_wrong_kinds_are_type_errors(selector):
-    good = make_sample("a", 1.0)
+    good = make_sample("a", advantage=1.0)
     with pytest.raises(TypeError, match="Tensor"):
         selector.select(torch.ones(4))
     with pytest.raises(TypeError, match="ndarray"):
@@ -159,7 +145,7 @@ def test_wrong_kinds_are_type_errors(selector):
         with pytest.raises(TypeError, match="sample 1 must be a Python float"):
             selector.select([good, replace(good, advantage=advantage)])
     with pytest.raises(ValueError, match="nan"):
-        selector.select([good, make_sample("b", float("nan"))])
+        selector.select([good, make_sample("b", advantage=float("nan"))])
     assert selector.state_dict().get("entries", []) == []  # a refused batch leaves no trace
 
 
@@ -177,7 +163,7 @@ def test_lifetime_in_episodes():
         replay = SelectiveSampleReplay(lifetime=lifetime)
         for episode in range(5):
             replay.start_episode()
-            replay.select([make_sample(str(episode), 1.0)])
+            replay.select([make_sample(str(episode), advantage=1.0)])
         return [sample.sample_id for _, sample in replay._entries]
 
     assert survivors(1) == ["4"]  # the paper
@@ -187,7 +173,7 @@ def test_lifetime_in_episodes():
 
 def test_capacity_lets_the_oldest_go():
     replay = SelectiveSampleReplay(capacity=3, lifetime=None)
-    replay.select([make_sample(str(j), 1.0) for j in range(5)])
+    replay.select([make_sample(str(j), advantage=1.0) for j in range(5)])
     assert [sample.sample_id for _, sample in replay.state_dict()["entries"]] == ["2", "3", "4"]
     assert set(names(replay.select([ZERO] * 40))) == {"2", "3", "4"}  # missing one of them: 3 * (2/3)**40, about 3e-7
 
@@ -196,10 +182,10 @@ def test_stats():
     replay = SelectiveSampleReplay(lifetime=2)
     assert replay.stats() == {"buffer_size": 0.0}
     replay.start_episode()
-    replay.select([make_sample("a", 1.0)])
+    replay.select([make_sample("a", advantage=1.0)])
     assert replay.stats() == {"buffer_size": 1.0}
     replay.start_episode()
-    replay.select([ZERO, make_sample("b", 1.0)])
+    replay.select([ZERO, make_sample("b", advantage=1.0)])
     assert replay.stats() == {"buffer_size": 2.0}
     replay.start_episode()
     assert replay.stats() == {"buffer_size": 1.0}
@@ -212,14 +198,14 @@ def test_the_state_holds_what_the_next_episode_can_draw(lifetime, expected):
     replay, resumed = (SelectiveSampleReplay(seed=seed, lifetime=lifetime) for seed in (4, 5))
     for episode in (1, 2, 3):
         replay.start_episode()
-        replay.select([make_sample(str(episode), 1.0)])
+        replay.select([make_sample(str(episode), advantage=1.0)])
     state = replay.state_dict()
     assert [sample.sample_id for _, sample in state["entries"]] == expected and len(replay) >= len(expected)
     resumed.load_state_dict(state)
     for one in (replay, resumed):
         one.start_episode()
     assert len(replay) == len(resumed) == len(expected)
-    batch = [ZERO] * 20 + [make_sample("new", 0.5)]
+    batch = [ZERO] * 20 + [make_sample("new", advantage=0.5)]
     assert replay.select(batch) == resumed.select(batch)
     assert len(replay) == len(resumed)
 
@@ -230,7 +216,9 @@ def test_state_goes_through_json_and_continues_the_same_stream():
         for step in steps:
             if step % 3 == 0:
                 replay.start_episode()
-            out.append(replay.select([make_sample(f"{step}/{j}", (j - 3) / 7) for j in range(7)] + [ZERO] * 20))
+            out.append(
+                replay.select([make_sample(f"{step}/{j}", advantage=(j - 3) / 7) for j in range(7)] + [ZERO] * 20)
+            )
         return out
 
     whole = SelectiveSampleReplay(alpha=0.7, seed=5, lifetime=2, capacity=30)
@@ -247,7 +235,7 @@ def test_state_goes_through_json_and_continues_the_same_stream():
 
 
 def test_seeds_differ_and_the_global_generator_is_left_alone():
-    samples = [make_sample(str(j), 1.0) for j in range(9)] + [ZERO] * 50
+    samples = [make_sample(str(j), advantage=1.0) for j in range(9)] + [ZERO] * 50
     np.random.seed(0)
     before = np.random.get_state()[1].tolist()
     one, same, two = (names(SelectiveSampleReplay(seed=seed).select(samples)) for seed in (0, 0, 1))
@@ -256,7 +244,7 @@ def test_seeds_differ_and_the_global_generator_is_left_alone():
 
 
 def test_the_baselines():
-    samples = [make_sample("a", 1.0), ZERO, make_sample("b", -1.0)]
+    samples = [make_sample("a", advantage=1.0), ZERO, make_sample("b", advantage=-1.0)]
     plain, dropping = make_selector("grpo"), make_selector("filter")
     for selector in (plain, dropping):
         selector.start_episode()

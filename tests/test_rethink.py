@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 
 import pytest
+from builders import make_sample
 
 from rethinker.rethink import (
     TRIGGERS,
@@ -18,26 +19,16 @@ from rethinker.rethink import (
     outcomes,
     splice,
 )
-from rethinker.types import Grade, Group, Query, Response, Sample
+from rethinker.types import Grade, Group, Response, Sample
 
 EOS = 2
 TRIGGER_IDS = {"self-questioning": (90,), "self-correction": (91, 92), "self-verification": (93, 94, 95)}
-QUERY = Query(qid="a/b", question="?", answer="4")
+QUERY = make_query("a/b")
 
 
-def make_sample(index: int, *, tokens=(10, 11, 12, EOS), finished=True, correct=False, text="\\boxed{3}") -> Sample:
-    logprobs = tuple(-0.1 * (t + 1) for t in range(len(tokens)))
-    return Sample(
-        sample_id=f"5/a/b/{index}",
-        query=QUERY,
-        response=Response(tokens, logprobs, finished, text),
-        grade=Grade(correct, "4" if correct else "3", "exact"),
-        reward=float(correct),
-        episode=5,
-        sampled_mask=(True,) * len(tokens),
-        behavior_logprobs=tuple(value - 0.01 for value in logprobs),
-        advantage=0.7,
-    )
+def first(index: int, *, tokens=(10, 11, 12, EOS), text="\\boxed{3}", correct=False, **changes) -> Sample:
+    """A first response; wrong, unless it is said."""
+    return make_sample(f"5/a/b/{index}", tokens=tokens, text=text, correct=correct, advantage=0.7, **changes)
 
 
 def choose_all(samples, fraction=1.0, **changes):
@@ -89,7 +80,7 @@ def test_spontaneous_reflection(text, reflects):
 
 
 def test_a_plan_is_y1_without_eos_and_the_trigger():
-    (plan,) = choose_all([make_sample(0)])
+    (plan,) = choose_all([first(0)])
     assert plan.sample_id == "5/a/b/0"
     assert plan.prefix_ids == (10, 11, 12, *TRIGGER_IDS[plan.trigger])
     assert plan.trigger_tokens == len(TRIGGER_IDS[plan.trigger]) and plan.first_tokens == 3
@@ -98,12 +89,12 @@ def test_a_plan_is_y1_without_eos_and_the_trigger():
 
 def test_who_is_eligible():
     samples = [
-        make_sample(0),
-        make_sample(1, tokens=(10, 11, 12, 13), finished=False),  # cut off
-        make_sample(2, tokens=(EOS,)),  # empty
-        make_sample(3, tokens=(*range(10, 23), EOS)),  # 13 + 3 + 4 = 20: just room
-        make_sample(4, tokens=(*range(10, 24), EOS)),  # one too many, whatever trigger would be drawn
-        make_sample(5, text="Wait, no. \\boxed{4}"),
+        first(0),
+        first(1, tokens=(10, 11, 12, 13), finished=False),  # cut off
+        first(2, tokens=(EOS,)),  # empty
+        first(3, tokens=(*range(10, 23), EOS)),  # 13 + 3 + 4 = 20: just room
+        first(4, tokens=(*range(10, 24), EOS)),  # one too many, whatever trigger would be drawn
+        first(5, text="Wait, no. \\boxed{4}"),
     ]
     assert [plan.sample_id[-1] for plan in choose_all(samples)] == ["0", "3", "5"]
     assert [plan.sample_id[-1] for plan in choose_all(samples, skip_reflective=True)] == ["0", "3"]
@@ -112,7 +103,7 @@ def test_who_is_eligible():
 
 
 def test_the_choice_depends_on_the_sample_alone():
-    samples = [make_sample(index) for index in range(64)]
+    samples = [first(index) for index in range(64)]
     plans = choose_all(samples, 0.5)
     shuffled = random.Random(0).sample(samples, k=64)
     in_halves = choose_all(shuffled[:30], 0.5) + choose_all(shuffled[30:], 0.5)
@@ -128,7 +119,7 @@ def test_the_choice_depends_on_the_sample_alone():
 def test_fraction_and_triggers_in_the_mean():
     """6,000 coins and about 1,800 triggers, each count within 5 standard deviations: false alarm about 2e-6."""
     n, q = 6000, 0.3
-    plans = choose_all([make_sample(index) for index in range(n)], q)
+    plans = choose_all([first(index) for index in range(n)], q)
     assert abs(len(plans) - n * q) < 5 * math.sqrt(n * q * (1 - q))
     for kind in TRIGGERS:
         count = sum(plan.trigger == kind for plan in plans)
@@ -136,13 +127,13 @@ def test_fraction_and_triggers_in_the_mean():
 
 
 def test_trigger_by_correctness_is_the_official_variant():
-    samples = [make_sample(index, correct=index % 2 == 0) for index in range(8)]
+    samples = [first(index, correct=index % 2 == 0) for index in range(8)]
     plans = choose_all(samples, trigger_choice="by_correctness")
     assert [plan.trigger for plan in plans] == ["self-verification", "self-correction"] * 4
 
 
 def test_choose_rejects_bad_input():
-    good = make_sample(0)
+    good = first(0)
     bad_settings = [
         ({"fraction": 1.5}, "fraction"),
         ({"min_second_look_tokens": 0}, "min_second_look_tokens"),
@@ -158,13 +149,13 @@ def test_choose_rejects_bad_input():
     with pytest.raises(ValueError, match=r"unique; repeated: \['5/a/b/0'\]"):
         choose_all([good, good])
     with pytest.raises(ValueError, match=r"5/a/b/0.*does not end with EOS"):
-        choose_all([make_sample(0, tokens=(10, 11))])
+        choose_all([first(0, tokens=(10, 11))])
     with pytest.raises(ValueError, match="rethought already"):
         choose_all([force(good, correct=True)])
 
 
 def test_splice_by_hand():
-    sample = make_sample(0)
+    sample = first(0)
     plan = RethinkPlan(sample.sample_id, "self-correction", (10, 11, 12, 91, 92), 2, 15)
     continuation = Response((50, 51, EOS), (-0.5, -0.6, -0.7), True, "y2")
     whole = splice(sample, plan, continuation, Grade(True, "4", "exact"), decode=decode)
@@ -187,20 +178,20 @@ def test_splice_by_hand():
 
 
 def test_splice_refuses_what_does_not_belong_together():
-    sample, other = make_sample(0), make_sample(1)
+    sample, other = first(0), first(1)
     (plan,) = choose_all([sample])
     continuation = Response((50, EOS), (-0.5, -0.6), True, "")
     grade = Grade(True, "4", "exact")
     with pytest.raises(ValueError, match=r"5/a/b/0 was paired with sample 5/a/b/1"):
         splice(other, plan, continuation, grade, decode=decode)
     with pytest.raises(ValueError, match="another response"):
-        splice(make_sample(0, tokens=(10, 11, 13, EOS)), plan, continuation, grade, decode=decode)
+        splice(first(0, tokens=(10, 11, 13, EOS)), plan, continuation, grade, decode=decode)
     with pytest.raises(ValueError, match="2 tokens and 1 log-probs"):
         splice(sample, plan, replace(continuation, logprobs=(-0.5,)), grade, decode=decode)
 
 
 def make_group(correct=(False, True, False, True, False)) -> Group:
-    return Group(QUERY, tuple(make_sample(i, correct=c) for i, c in enumerate(correct)), first_correct=correct)
+    return Group(QUERY, tuple(first(i, correct=c) for i, c in enumerate(correct)), first_correct=correct)
 
 
 def test_keep_replaces_the_first_right_ones_in_group_order():

@@ -34,7 +34,7 @@ def test_a_typed_response_is_forced(looks, query):
     rethinking = trajectory.rethinking
     assert rethinking.trigger == "self-correction" and rethinking.first_text == r"I say \boxed{7}."
     assert trajectory.response.text.startswith(r"I say \boxed{7}." + TRIGGERS["self-correction"])
-    assert rethinking.kept == (trajectory.grade.correct and rethinking.finished)
+    assert rethinking.kept == (trajectory.grade.correct and trajectory.response.finished)
     tokens = looks.tokens(trajectory)
     assert [token.token_id for token in tokens] == list(trajectory.response.token_ids)
     parts = [token.part for token in tokens]

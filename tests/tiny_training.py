@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from builders import make_sample
 
 from rethinker.config import ModelConfig, RunConfig, load_config
 from rethinker.datasets.order import QueryOrder
@@ -22,8 +23,7 @@ from rethinker.rollout.scripted import ScriptedEngine
 from rethinker.rundir.metrics import EpisodeRecord
 from rethinker.rundir.tracking import Tracker
 from rethinker.trainer import Progress, Trainer
-from rethinker.types import Grade, Query, Request, Sample
-from rethinker.types import Response as EngineResponse
+from rethinker.types import Query, Request, Sample
 from rethinker.update import PolicyUpdate
 
 SMALL = (
@@ -175,14 +175,10 @@ def random_samples(policy: Policy, queries: Sequence[Query], count: int, seed: i
     for index in range(count):
         length = int(torch.randint(2, 9, (), generator=generator))
         ids = allowed[torch.randint(len(allowed), (length,), generator=generator)].tolist()
-        sample = Sample(
-            sample_id=f"1/q/{index}",
+        sample = make_sample(
+            f"1/q/{index}",
+            tokens=(*ids, policy.eos_id),
             query=queries[index % len(queries)],
-            response=EngineResponse((*ids, policy.eos_id), (0.0,) * (length + 1), True, ""),
-            grade=Grade(True, "1", "exact"),
-            reward=1.0,
-            episode=1,
-            sampled_mask=(True,) * (length + 1),
             advantage=float(torch.randn((), generator=generator)),
             prompt_tokens=len(policy.prompt(queries[index % len(queries)]).ids),
         )
