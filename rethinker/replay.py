@@ -3,12 +3,12 @@
 Differs from arXiv:2504.08837 in:
 - nothing by default: effective samples enter the buffer before the draw, P(j) is proportional to abs(A_j)**alpha, the
   buffer is cleared when an episode starts;
-- the paper gives the law of one draw and not whether draws are repeated; here they are independent (with replacement),
-  so that the law of every draw is the stated one, and a small buffer can still fill a large batch;
+- the paper gives the distribution of one draw and not whether draws are repeated; here they are independent (with
+  replacement), so that every draw has the stated distribution, and a small buffer can still fill a large batch;
 - ``lifetime`` and ``capacity`` are ours: buffers that outlive their episode, and a bound on their size.
 
-The law (``draw_probabilities``) is apart from the storage. It is global: give ``select`` the whole batch of all
-data-parallel ranks, in the same order on every rank, and every rank computes the same batch.
+The sampling distribution (``draw_probabilities``) is apart from the storage. It is global: give ``select`` the whole
+batch of all data-parallel ranks, in the same order on every rank, and every rank computes the same batch.
 """
 
 from __future__ import annotations
@@ -17,42 +17,14 @@ import dataclasses
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rethinker.types import Sample
+
 Mode = Literal["grpo", "filter", "ssr"]
-
-
-class HasAdvantage(Protocol):
-    """What replay asks of a sample (``rethinker.types.Sample`` is one): its advantage, a finite Python float."""
-
-    @property
-    def advantage(self) -> float: ...
-
-
-SampleT = TypeVar("SampleT", bound=HasAdvantage)
-
-
-class Selector(Protocol[SampleT]):
-    """Which samples of a raw batch are trained on, and which older ones beside them."""
-
-    def select(self, samples: Sequence[SampleT]) -> list[SampleT]:
-        """The training batch of one step, from the raw batch of that step (all ranks)."""
-        ...
-
-    def start_episode(self) -> None:
-        """To be called before the first ``select`` of every episode."""
-        ...
-
-    def stats(self) -> dict[str, float]:
-        """buffer_size: samples in the buffer."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def draw_probabilities(advantages: Sequence[float] | NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
@@ -60,15 +32,11 @@ def draw_probabilities(advantages: Sequence[float] | NDArray[np.float64], alpha:
 
     ``alpha`` 0 is uniform over the effective samples; an advantage of 0 has probability 0 for every alpha.
     Computed from logarithms relative to the largest, so that neither a large alpha nor a tiny A overflows.
-    Raises ValueError when nothing is effective, when an advantage is not finite or alpha is negative or not finite.
+    Raises ValueError when nothing is effective or alpha is negative or not finite.
     """
-    if not (math.isfinite(alpha) and alpha >= 0):
-        raise ValueError(f"alpha must be finite and >= 0, got {alpha}")
+    _check_alpha(alpha)
     magnitudes = np.abs(np.asarray(advantages, dtype=np.float64))
-    if magnitudes.ndim != 1:
-        raise ValueError(f"advantages must be one-dimensional, got shape {magnitudes.shape}")
-    if not np.isfinite(magnitudes).all():
-        raise ValueError(f"advantages must be finite; not so at {np.flatnonzero(~np.isfinite(magnitudes)).tolist()}")
+    assert magnitudes.ndim == 1 and np.isfinite(magnitudes).all()
     effective = magnitudes > 0
     if not effective.any():
         raise ValueError("no sample has abs(advantage) > 0: there is nothing to draw from")
@@ -78,47 +46,46 @@ def draw_probabilities(advantages: Sequence[float] | NDArray[np.float64], alpha:
     return weights / weights.sum()
 
 
-class _Stateless(Generic[SampleT]):
-    """What the baselines without a buffer share."""
-
-    mode: Mode
-
-    def start_episode(self) -> None:
-        """Nothing to forget."""
-
-    def stats(self) -> dict[str, float]:
-        return {"buffer_size": 0.0}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"mode": self.mode}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        _check_mode(self.mode, state)
-
-
-class NoReplay(_Stateless[SampleT]):
-    """Plain GRPO: every sample is trained on, those with zero advantage included (they only dilute the batch)."""
+class Selector:
+    """Which samples of a raw batch are trained on, and which older ones beside them. By itself it is plain GRPO: every
+    sample is trained on, those with zero advantage included (they only dilute the batch)."""
 
     mode: Mode = "grpo"
 
-    def select(self, samples: Sequence[SampleT]) -> list[SampleT]:
-        _effective(samples)  # its checks
+    def select(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The training batch of one step, from the raw batch of that step (all ranks)."""
+        _effective(samples)  # its check
         return list(samples)
 
+    def start_episode(self) -> None:
+        """To be called before the first ``select`` of every episode."""
 
-class DropIneffective(_Stateless[SampleT]):
+    def stats(self) -> dict[str, float]:
+        """buffer_size: samples in the buffer."""
+        return {"buffer_size": 0.0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the batches of later episodes depend on."""
+        return {"mode": self.mode}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume where ``state_dict`` was taken. Raises ValueError for the state of another mode."""
+        _check_mode(self.mode, state)
+
+
+class DropIneffective(Selector):
     """GRPO-Filter: samples with zero advantage are dropped and nothing takes their place."""
 
     mode: Mode = "filter"
 
-    def select(self, samples: Sequence[SampleT]) -> list[SampleT]:
+    def select(self, samples: Sequence[Sample]) -> list[Sample]:
         return _effective(samples)
 
 
-class SelectiveSampleReplay(Generic[SampleT]):
+class SelectiveSampleReplay(Selector):
     """Algorithm 1: drop what has no advantage, refill the batch from a buffer of what had.
 
-    ``alpha`` >= 0: exponent of the law (official code: 1; 0 is uniform).
+    ``alpha`` >= 0: exponent of abs(advantage) (official code: 1; 0 is uniform).
     ``lifetime``: in episodes. 1 (paper) clears the buffer when an episode starts, k keeps the k - 1 episodes before,
     None keeps all. ``capacity``: most samples held, the oldest go first; None is unbounded.
     ``seed``: of a generator that nothing else uses and that ``state_dict`` contains.
@@ -129,15 +96,13 @@ class SelectiveSampleReplay(Generic[SampleT]):
     def __init__(
         self, alpha: float = 1.0, seed: int = 0, lifetime: int | None = 1, capacity: int | None = None
     ) -> None:
-        if not (math.isfinite(alpha) and alpha >= 0):
-            raise ValueError(f"alpha must be finite and >= 0, got {alpha}")
-        if lifetime is not None and lifetime < 1:
-            raise ValueError(f"lifetime is in episodes and at least 1 (None: no limit), got {lifetime}")
-        if capacity is not None and capacity < 1:
-            raise ValueError(f"capacity is in samples and at least 1 (None: no limit), got {capacity}")
+        _check_alpha(alpha)
+        for name, value in (("lifetime", lifetime), ("capacity", capacity)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 (None: no limit), got {value}")
         self.alpha = alpha
         self.lifetime = lifetime
-        self._entries: deque[tuple[int, SampleT]] = deque(maxlen=capacity)  # (episode added, sample), oldest first
+        self._entries: deque[tuple[int, Sample]] = deque(maxlen=capacity)  # (episode added, sample), oldest first
         self._episode = 0
         self._generator = np.random.default_rng(seed)
 
@@ -145,12 +110,11 @@ class SelectiveSampleReplay(Generic[SampleT]):
         """Samples in the buffer."""
         return len(self._entries)
 
-    def select(self, samples: Sequence[SampleT]) -> list[SampleT]:
+    def select(self, samples: Sequence[Sample]) -> list[Sample]:
         """D_eff followed by the drawn samples: as long as ``samples``, or [] when nothing was ever effective.
 
-        ``samples`` is the raw batch of one step: a flat sequence, each with ``.advantage``, a finite Python float.
-        Drawn samples that are dataclasses with a ``replayed`` field come back with it set. TypeError and ValueError
-        name the offending sample; the buffer is then unchanged.
+        ``samples`` is the raw batch of one step, flat; each needs ``.advantage``, a finite float. Drawn samples come
+        back with ``replayed`` set. Raises ValueError for an advantage that is not finite; the buffer is then unchanged.
         """
         effective = _effective(samples)
         self._entries.extend((self._episode, sample) for sample in effective)
@@ -192,7 +156,7 @@ class SelectiveSampleReplay(Generic[SampleT]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where ``state_dict`` was taken. ``alpha``, ``lifetime`` and ``capacity`` stay this object's."""
+        """Resume where ``state_dict`` was taken; ``alpha``, ``lifetime`` and ``capacity`` stay this object's."""
         _check_mode(self.mode, state)
         entries = [(int(added), sample) for added, sample in state["entries"]]
         if len(_effective([sample for _, sample in entries])) != len(entries):
@@ -204,13 +168,13 @@ class SelectiveSampleReplay(Generic[SampleT]):
 
 def make_selector(
     mode: Mode, *, alpha: float = 1.0, seed: int = 0, lifetime: int | None = 1, capacity: int | None = None
-) -> NoReplay[Any] | DropIneffective[Any] | SelectiveSampleReplay[Any]:
+) -> Selector:
     """The selector of a configuration: "grpo" (no filter), "filter" (no refill) or "ssr".
 
-    The other arguments are the law of "ssr" and mean nothing to the two baselines, which have no buffer.
+    The other arguments are those of "ssr" and mean nothing to the two baselines, which have no buffer.
     """
     if mode == "grpo":
-        return NoReplay()
+        return Selector()
     if mode == "filter":
         return DropIneffective()
     if mode == "ssr":
@@ -218,38 +182,21 @@ def make_selector(
     raise ValueError(f"replay mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
 
 
-def _effective(samples: Sequence[SampleT]) -> list[SampleT]:
-    """The samples with abs(advantage) > 0; TypeError or ValueError for what is not a flat batch of samples."""
-    if not isinstance(samples, Sequence) or isinstance(samples, str):
-        raise TypeError(
-            f"select takes a flat sequence of samples that have .advantage, got {type(samples).__name__}; a tensor or"
-            " array of advantages is not a batch of samples"
-        )
-    effective = []
+def _effective(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with abs(advantage) > 0."""
     for index, sample in enumerate(samples):
-        try:
-            advantage: object = sample.advantage
-        except AttributeError:
-            raise TypeError(
-                f"select takes a flat sequence of samples; element {index} is a {type(sample).__name__} and has no"
-                " .advantage (flatten the groups first)"
-            ) from None
-        if isinstance(advantage, bool) or not isinstance(advantage, (float, int)):
-            raise TypeError(
-                f"the advantage of sample {index} must be a Python float, got {type(advantage).__name__}; convert with"
-                " .tolist() or .item()"
-            )
-        if not math.isfinite(advantage):
-            raise ValueError(f"the advantage of sample {index} is {advantage}: {sample!r:.200}")
-        if abs(advantage) > 0.0:
-            effective.append(sample)
-    return effective
+        if not math.isfinite(sample.advantage):
+            raise ValueError(f"the advantage of sample {index} is {sample.advantage}: {sample!r:.200}")
+    return [sample for sample in samples if abs(sample.advantage) > 0.0]
 
 
-def _mark_replayed(sample: SampleT) -> SampleT:
-    if dataclasses.is_dataclass(sample) and any(field.name == "replayed" for field in dataclasses.fields(sample)):
-        return dataclasses.replace(sample, replayed=True)
-    return sample
+def _mark_replayed(sample: Sample) -> Sample:
+    return dataclasses.replace(sample, replayed=True) if hasattr(sample, "replayed") else sample  # toys have no mark
+
+
+def _check_alpha(alpha: float) -> None:
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise ValueError(f"alpha must be finite and >= 0, got {alpha}")
 
 
 def _check_mode(mode: Mode, state: Mapping[str, Any]) -> None:

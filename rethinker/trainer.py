@@ -63,7 +63,7 @@ class Trainer:
         forward: torch.nn.Module,
         engine: RolloutEngine,
         order: QueryOrder,
-        selector: Selector[Sample],
+        selector: Selector,
         update: PolicyUpdate,
         tracker: Tracker,
         accelerator: Any,

@@ -12,7 +12,7 @@ from tiny_training import random_samples, same, tiny_policy, weights
 
 from rethinker.config import ModelConfig
 from rethinker.policy.loading import load_policy
-from rethinker.replay import NoReplay, SelectiveSampleReplay
+from rethinker.replay import SelectiveSampleReplay, Selector
 from rethinker.rundir import checkpoint
 from rethinker.types import Rethinking
 
@@ -44,7 +44,7 @@ def save(folder, step, policy, optimizer, selector=None, **state):
         step,
         policy=policy,
         optimizer=optimizer,
-        selector_state=(selector or NoReplay()).state_dict(),
+        selector_state=(selector or Selector()).state_dict(),
         trainer_state=state,
     )
 
