@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from builders import make_sample
+from builders import make_query, make_sample
 
 from rethinker.rethink import (
     TRIGGERS,
