@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,77 +13,40 @@ import pytest
 from synthetic_run import write_run
 
 from rethinker import cli
-from rethinker.config import to_yaml
+from rethinker.config import RunConfig, to_yaml
 from rethinker.config.schema import ConfigError
 from rethinker.evaluation.statistics import over_seeds, t95
+from rethinker.lab import jobs
 from rethinker.lab.ablation import gpus, origin, slots
 from rethinker.lab.ablation import run as ablation
 from rethinker.lab.ablation.grid import Grid, load_grid
 from rethinker.lab.ablation.table import NOT_MEASURED, PROGRESS, TEST, VALIDATION, compare, curves, in_words, wide
 from rethinker.lab.figures import ablation as figures
 from rethinker.lab.figures import catalogue as plots
-from rethinker.lab.jobs import claim, handle
-from rethinker.lab.jobs.handle import Job
+from rethinker.lab.jobs import Job
+from rethinker.lab.jobs.files import is_alive
 from rethinker.rundir import locks, provenance
 from rethinker.rundir.folder import RunExists
+from rethinker.rundir.paths import RunDir
 
 ROOT = Path(__file__).parents[1]
 
-# What `rethinker train CONFIG --resume` does to files, as $PLAN/<run> says: "" finish, "fail", "meet" (wait until two
-# runs have begun, then finish), "hold" (until the file "go" is there), "stop" (wait for STOP), "interrupt" (wait until
-# two runs have begun, interrupt the parent, wait for STOP), "deaf" (interrupt it again at STOP, and go on).
-FAKE = """
-import json, os, pathlib, signal, sys, time, yaml
-config = yaml.safe_load(open(sys.argv[1]))
-root = pathlib.Path(config["runs_dir"]); folder = root / config["name"]
-def say(text):
-    with open(root / "events", "a") as file: file.write(f"{text} {config['name']}\\n")
-def end(state, code=0):
-    (folder / "status.tmp").write_text(json.dumps({"state": state}))
-    os.replace(folder / "status.tmp", folder / "status.json")
-    say("end"); sys.exit(code)
-def wait(condition):
-    while not condition(): time.sleep(0.01)
-(folder / "config.yaml").write_text(pathlib.Path(sys.argv[1]).read_text())
-(folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
-plan = root / "plan" / config["name"]
-todo = plan.read_text() if plan.exists() else ""
-say("begin")
-if todo == "fail":
-    print("first line"); print("ValueError: no such thing", file=sys.stderr); end("running", 3)
-if todo in ("meet", "interrupt"):
-    wait(lambda: (root / "events").read_text().count("begin") >= 2)
-if todo == "hold":
-    wait((root / "go").exists)
-if todo in ("interrupt", "deaf"):
-    os.kill(os.getppid(), signal.SIGINT)
-if todo in ("interrupt", "stop", "deaf"):
-    wait((folder / "STOP").exists)
-    if todo != "deaf": end("stopped")
-    os.kill(os.getppid(), signal.SIGINT)
-    wait(lambda: False)
-end("finished")
-"""
+FAKE = [sys.executable, "-S", str(Path(__file__).with_name("fake_train.py"))]
 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """The fake train command; ``train(run, what)`` plans what it does."""
-    script = tmp_path / "fake.py"
-    script.write_text(FAKE)
-    monkeypatch.setattr(
-        handle, "train_command", lambda file, *, resume: [sys.executable, "-S", str(script), os.fspath(file)]
-    )
-    # -S leaves site-packages out, which makes a start quick; yaml is found by its folder
-    import yaml
+    """Runs are stand-ins (fake_train.py); ``train(run, what)`` plans what one does."""
 
-    monkeypatch.setenv("PYTHONPATH", str(Path(yaml.__file__).parents[1]))
+    def command(config: RunConfig, *, resume: bool) -> list[str]:
+        return [*FAKE, str(RunDir(config.folder).job_config)]
 
     def plan(name: str, what: str) -> None:
         path = tmp_path / "runs" / "plan" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(what)
 
+    monkeypatch.setattr(jobs.job, "train_command", command)
     yield plan
     for path in (tmp_path / "runs").rglob("job/config.yaml"):  # of a test that failed
         Job(path.parents[1]).kill()
@@ -276,21 +238,21 @@ def test_ctrl_c_stops_all_and_the_same_call_goes_on(tmp_path, train, capsys):
 
 def test_the_second_interrupt_kills(tmp_path, train):
     grid = load_grid(write_grid(tmp_path, slots=1))
-    train("small-ssr-s0", "deaf")
+    train("small-ssr-s0", "interrupt twice")
     lines: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         ablation.run_grid(grid, say=lines.append)
     assert begun(tmp_path) == ["small-ssr-s0"] and not Job(grid.runs[0].config.folder).alive
-    assert any(line.startswith(f"[1/4] small-ssr-s0: killed (exit code {-signal.SIGUSR1})") for line in lines)
+    assert any(line.startswith("[1/4] small-ssr-s0: killed after") for line in lines)
 
 
 @pytest.mark.parametrize("finishes", [True, False])
-@pytest.mark.parametrize("lock", ["job/lock", "job/writer"])
+@pytest.mark.parametrize("lock", ["job_lock", "writer_lock"])
 def test_a_run_that_lives_outside_the_slots_is_waited_for(tmp_path, train, monkeypatch, lock, finishes):
     """By whom and on which GPUs nobody knows: nothing is started, and it goes on if it ended unfinished."""
     grid = load_grid(write_grid(tmp_path, slots=3))
     config = grid.runs[3].config
-    held = locks.take(config.folder / lock)
+    held = locks.take(getattr(RunDir(config.folder), lock))
     assert held is not None
     (config.folder / "config.yaml").write_text(to_yaml(config))
     assert list(ablation.plan(grid)["to do"]) == ["start"] * 3 + ["wait: another job writes it"]
@@ -303,7 +265,7 @@ def test_a_run_that_lives_outside_the_slots_is_waited_for(tmp_path, train, monke
             assert len(lines) == 1  # nothing was started when it was looked at before
             (folder / "status.json").write_text(json.dumps({"state": "finished" if finishes else "running"}))
             os.close(held)
-        return claim.is_alive(folder)
+        return is_alive(folder)
 
     monkeypatch.setattr(slots, "is_alive", look)
     assert ablation.run_grid(grid, say=lines.append) == {run.config.name: "finished" for run in grid.runs}
@@ -401,14 +363,14 @@ def test_what_another_job_finished_meanwhile_is_not_started(tmp_path, train):
 def test_one_process_looks_after_a_grid(tmp_path, train, capsys):
     path = write_grid(tmp_path)
     grid = load_grid(path)
-    with slots.sole(grid.folder):
+    with slots.exclusive(grid.folder):
         assert cli.main(["ablate", str(path)]) == 2
         error = capsys.readouterr().err
         assert f"process {os.getpid()} on " in error and "looks after the runs of" in error
         assert cli.main(["ablate", str(path), "--dry-run"]) == 0
     assert not begun(tmp_path)
     assert set(ablation.run_grid(grid, say=lambda _: None).values()) == {"finished"}
-    with slots.sole(grid.folder):  # nothing is left to run: it may be looked at
+    with slots.exclusive(grid.folder):  # nothing is left to run: it may be looked at
         assert set(ablation.run_grid(grid, say=lambda _: None).values()) == {"finished"}
 
 
@@ -471,11 +433,10 @@ def test_the_gpus_that_cuda_would_show(monkeypatch, value, seen):
 
 def test_slots_share_the_gpus():
     four = ["2", "3", "5", "7"]
-    assert gpus.slot_environments(four, 2) == [{"CUDA_VISIBLE_DEVICES": "2,3"}, {"CUDA_VISIBLE_DEVICES": "5,7"}]
-    assert gpus.slot_environments(four, 1) == [{}] and gpus.slot_environments([], 3) == [{}] * 3
+    assert gpus.slot_gpus(four, 2) == ["2,3", "5,7"] and gpus.slot_gpus([], 3) == [""] * 3
     for count, text in ((5, "slots=5, but 4 GPUs are visible"), (0, "slots=0: needs at least 1")):
         with pytest.raises(ConfigError, match=text):
-            gpus.slot_environments(four, count)
+            gpus.slot_gpus(four, count)
 
 
 def test_a_run_with_more_processes_than_its_slot_has_gpus(tmp_path, train, monkeypatch):

@@ -14,7 +14,8 @@ from rethinker.config import load_config, to_yaml
 from rethinker.config.schema import ConfigError
 from rethinker.evaluation import held_out
 from rethinker.lab import jobs as launch
-from rethinker.lab.jobs import claim, commands
+from rethinker.lab.jobs import commands
+from rethinker.lab.jobs.accelerate import check_accelerate_file
 from rethinker.lab.jobs.foreground import INTERRUPTED
 from rethinker.lab.report import write as report
 from rethinker.rundir.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS, to_markdown
@@ -225,8 +226,8 @@ def test_accelerate_files(tmp_path, text, expected):
     if text:
         path.write_text(text)
     with pytest.raises(ConfigError, match=expected):
-        claim.check_accelerate_file(str(path))
-    claim.check_accelerate_file(str(ROOT / "experiments" / "accelerate" / "gpus-8.yaml"))
+        check_accelerate_file(str(path))
+    check_accelerate_file(str(ROOT / "experiments" / "accelerate" / "gpus-8.yaml"))
 
 
 def test_how_to_call_again(tmp_path, monkeypatch):

@@ -12,81 +12,34 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rethinker import cli
 from rethinker.config import RunConfig, load_config, to_yaml
 from rethinker.config.schema import ConfigError
-from rethinker.lab import jobs as launch
-from rethinker.lab.jobs import claim, foreground, handle, kill
+from rethinker.lab import jobs
+from rethinker.lab.jobs import Job, foreground, processes
 from rethinker.lab.jobs.files import last_words
-from rethinker.lab.jobs.handle import Job
+from rethinker.lab.jobs.ownership import write_record
 from rethinker.rundir import locks
-from rethinker.rundir.folder import (
-    RunExists,
-    RunMoved,
-    check_folder,
-    check_writer,
-    run_state,
-    sole_writer,
-)
+from rethinker.rundir.folder import RunExists, RunMoved, check_folder, check_writer, run_state, sole_writer
+from rethinker.rundir.paths import RunDir
 
 TINY = Path(__file__).parents[1] / "experiments" / "tiny.yaml"
 
-# What a job looks like from outside, without a model: it trains episodes until there are four or STOP is there.
-FAKE = """
-import json, os, signal, sys, time
-from pathlib import Path
-folder, what = Path(sys.argv[1]).resolve().parents[1], os.environ["FAKE"]
-log = folder / "metrics.jsonl"
-
-def say(state):
-    (folder / "status.tmp").write_text(json.dumps({"state": state}))
-    os.replace(folder / "status.tmp", folder / "status.json")
-
-print("started", *sys.argv[2:], *({"FORCE_COLOR", "MPLBACKEND"} & set(os.environ)))
-if what == "crash at once":
-    sys.exit("ValueError: no such model")
-if what == "starting":
-    time.sleep(60)
-(folder / "config.yaml").write_text(Path(sys.argv[1]).read_text())
-if what == "deaf":
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-say("running")
-if what == "deaf":
-    time.sleep(60)
-done = len(log.read_text().splitlines()) if log.exists() else 0
-while done < 4 or what == "endless":
-    done += 1
-    with log.open("a") as file:
-        record = {"record": "episode", "stage": "a", "episode": done, "step": done, "seconds": 1.5 * done}
-        file.write(json.dumps(record) + "\\n")
-    if what == "crash":
-        print("Traceback (most recent call last):\\n  File x\\n[rank1]: RuntimeError: <boom>")
-        print("====\\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError: y")
-        sys.exit(3)
-    if (folder / "STOP").exists():
-        say("stopped")
-        (folder / "STOP").unlink()
-        sys.exit(0)
-    time.sleep(0.02)
-say("finished")
-"""
+FAKE = [sys.executable, "-S", str(Path(__file__).with_name("fake_train.py"))]
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    """``fake("endless")``: jobs are stand-ins that do this."""
-    monkeypatch.setattr(
-        handle,
-        "train_command",
-        lambda file, *, resume: [sys.executable, "-Sc", FAKE, str(file), *(["again"] if resume else [])],
-    )
+    """``fake("endless")``: jobs are stand-ins that do this (see fake_train.py)."""
 
-    def use(what: str) -> None:
-        monkeypatch.setenv("FAKE", what)
+    def command(config: RunConfig, *, resume: bool) -> list[str]:
+        return [*FAKE, str(RunDir(config.folder).job_config), *(["again"] if resume else [])]
 
-    return use
+    monkeypatch.setattr(jobs.job, "train_command", command)
+    return lambda what: monkeypatch.setenv("FAKE", what)
 
 
 @pytest.fixture
@@ -111,7 +64,7 @@ def wait_for(condition) -> None:
 def nothing_is_left(tmp_path):
     yield
     for file in tmp_path.rglob("job/config.yaml"):
-        kill.kill(file.parents[1])
+        processes.kill(file.parents[1])
 
 
 # -- locks ------------------------------------------------------------------------------------------------------------
@@ -189,26 +142,26 @@ def test_a_writer_knows_whether_the_folder_is_still_its_own(tmp_path):
 
 def test_a_job_that_finishes(config, fake, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as a notebook's kernel does
-    fake("finish")
-    job = launch.start(config)
+    fake("episodes")
+    job = jobs.start(config)
     status = job.wait(20)
-    assert status == launch.JobStatus("finished", 4, 4, "a", 6.0, 0)
+    assert status == jobs.JobStatus("finished", 4, 4, "a", 6.0, 0)
     assert str(status) == "finished, episode 4/4, a" and repr(job) == "<Job run: finished, episode 4/4, a>"
     assert job.tail(5) == ["started"] and "episode 4 of 4, a (100%)" in job._repr_html_()
     assert job.config == config and job == Job(config.folder) and job.name == "run"
     assert job.resume().status() == status == job.stop() == job.kill()  # nothing is left to do
-    assert not (config.folder / "STOP").exists()
+    assert not RunDir(config.folder).stop_request.exists()
 
 
 def test_stop_and_resume(config, fake):
     fake("endless")
-    job = launch.start(config)
+    job = jobs.start(config)
     wait_for(lambda: job.status().episode >= 2)
     assert job.status().state == "running" and job.status().exit_code is None
     assert job.stop().state in ("stopping", "stopped")
     status = job.wait(20)
     assert status.state == "stopped" and status.episode >= 2 and status.exit_code == 0 and not status.error
-    fake("finish")
+    fake("episodes")
     again = job.resume()
     assert again == job and again.wait(20).state == "finished"
     assert job.tail() == ["started again"]
@@ -217,54 +170,53 @@ def test_stop_and_resume(config, fake):
 
 def test_stop_before_it_trains_is_not_lost(config, fake):
     fake("endless")
-    job = launch.start(config)
+    job = jobs.start(config)
     job.stop()
     assert job.wait(20).state == "stopped"
 
 
 def test_stop_of_an_earlier_life_is_forgotten(config, fake):
-    fake("finish")
+    fake("episodes")
     config.folder.mkdir()
-    (config.folder / "STOP").touch()
-    assert launch.start(config).wait(20).state == "finished"
+    RunDir(config.folder).stop_request.touch()
+    assert jobs.start(config).wait(20).state == "finished"
 
 
 def test_starting_and_waiting(config, fake):
     fake("starting")
-    job = launch.start(config)
-    assert job.status() == launch.JobStatus("starting", 0, 4, "", 0.0, None)
+    job = jobs.start(config)
+    assert job.status() == jobs.JobStatus("starting", 0, 4, "", 0.0, None)
     started = time.monotonic()
     assert job.wait(0.2).state == "starting" and time.monotonic() - started >= 0.2
     assert "not begun (0%)" in job._repr_html_()
-    status = job.kill()
-    assert status.state == "failed" and status.exit_code == -foreground.KILL_SIGNAL
+    assert job.kill().state == "failed"
 
 
 @pytest.mark.parametrize(
     ("what", "code", "words"),
     [
         ("crash", 3, ("RuntimeError: <boom>",)),
-        ("crash at once", 1, ("ValueError: no such model",)),
+        ("crash at once", None, ("ValueError: no such model",)),
     ],
 )
 def test_a_crash_is_a_failure_with_its_last_words(config, fake, what, code, words):
     fake(what)
-    status = launch.start(config).wait(20)
+    status = jobs.start(config).wait(20)
     assert (status.state, status.exit_code, status.error) == ("failed", code, words)
     html = Job(config.folder)._repr_html_()
-    assert "failed (exit code" in html and "<boom>" not in html
-    fake("finish")
-    assert launch.ensure(config).wait(20).state == "finished"  # what was wrong has been mended: the same call goes on
+    assert "failed" in html and "<boom>" not in html and words[0].partition(" ")[0] in html
+    fake("episodes")
+    assert jobs.ensure(config).wait(20).state == "finished"  # what was wrong has been mended: the same call goes on
 
 
 def test_a_killed_job_is_a_failure_and_frees_the_folder(config, fake):
     fake("endless")
-    job = launch.start(config)
+    job = jobs.start(config)
     wait_for(lambda: job.status().episode >= 1)
     os.kill(job.record["pid"], signal.SIGKILL)
     status = job.wait(20)
-    assert status.state == "failed" and status.exit_code == -signal.SIGKILL and run_state(job.folder) == "running"
-    fake("finish")
+    assert status.state == "failed" and run_state(job.folder) == "running"
+    fake("episodes")
     assert job.resume().wait(20).state == "finished"
 
 
@@ -274,22 +226,12 @@ def test_last_words_of_a_log_without_an_exception():
 
 
 def test_episodes_are_those_that_have_ended(config, fake):
-    fake("finish")
-    job = launch.start(config)
+    fake("episodes")
+    job = jobs.start(config)
     job.wait(20)
     with (job.folder / "metrics.jsonl").open("a") as file:
         file.write('{"record": "step", "stage": "a", "episode": 5, "step": 9, "seconds": 7}\n{"record": "ep')
     assert (job.status().episode, job.status().seconds) == (4, 7)
-
-
-@pytest.mark.parametrize("file", ["metrics.jsonl", "job/launcher.json"])
-def test_a_broken_file_is_named(config, fake, file):
-    fake("finish")
-    job = launch.start(config)
-    job.wait(20)
-    (job.folder / file).write_text("{\0\n")
-    with pytest.raises(ValueError, match=rf"{file}.* is not valid JSON"):
-        job.status()
 
 
 # -- what it prints ---------------------------------------------------------------------------------------------------
@@ -297,11 +239,11 @@ def test_a_broken_file_is_named(config, fake, file):
 
 def test_follow(config, fake):
     """Lines as they come, whole ones; those of earlier starts are left out."""
-    fake("finish")
-    job = launch.start(config)
+    fake("episodes")
+    job = jobs.start(config)
     assert list(job.follow(5)) == ["started"]
     assert list(job.follow()) == [] == list(job.follow(0)) and list(job.follow(1)) == ["started"]
-    lock, log = locks.take(job.folder / "job/lock"), job.folder / "launch.log"
+    lock, log = locks.take(job.files.job_lock), job.files.log
     assert lock is not None
     with log.open("a") as file:
         lines = job.follow(1)
@@ -314,7 +256,7 @@ def test_follow(config, fake):
         assert next(lines) == "two"
         os.close(lock)
         assert list(lines) == ["three"]
-    (job.folder / "job/record.json").unlink()
+    job.files.job_record.unlink()
     assert list(job.follow(5)) == [] == job.tail()
 
 
@@ -336,7 +278,7 @@ def test_what_a_foreground_run_prints_is_found_where_it_was_redirected(config, t
     assert job.record["log"] == str(log) and job.tail(1) == ["ValueError: boom"] and len(job.tail()) < 8
     assert job.status().error == ("ValueError: boom",) and "of another job" not in job.tail()
     subprocess.run([sys.executable, "-c", code, file], capture_output=True, check=False)
-    assert job.record["log"] is None and job.tail() == [] and "was kept" in job.status().error[0]
+    assert job.record["log"] is None and job.tail() == [] and job.status().error == ()
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
@@ -373,12 +315,12 @@ def test_commands(config, fake, tmp_path, capsys):
     wait_for(lambda: job.status().state == "running")
     assert run("stop", folder, "--kill")[1].startswith("run: failed")
     assert run("tail", "-f", folder) == (1, "started again\n")
-    fake("finish")
+    fake("episodes")
     assert run("launch", file, "--resume")[0] == 0 and job.wait(20).state == "finished"
     assert run("launch", file) == (0, f"{folder} is finished; its report: {folder / 'report.html'}\n")
     assert run("jobs", folder) == (0, "run  " + str(job.status()) + "\n")
     assert run("tail", tmp_path)[0] == 2 and run("jobs", tmp_path / "nowhere")[0] == 2
-    (folder / "job/record.json").unlink()
+    job.files.job_record.unlink()
     assert run("tail", folder)[0] == 2
 
 
@@ -387,72 +329,82 @@ def test_commands(config, fake, tmp_path, capsys):
 
 @pytest.fixture
 def foreground_fake(config, monkeypatch):
-    """``foreground_fake(what, before)``: train, where the processes are the stand-in; ``before`` is called between
-    their start and the waiting for them."""
+    """``foreground_fake(what, meanwhile)``: train, where the processes are the stand-in, while ``meanwhile`` runs."""
 
-    def train(what: str, before) -> int:
+    def train(what: str, meanwhile) -> int:
         monkeypatch.setenv("FAKE", what)
-        monkeypatch.setattr(
-            foreground, "launch_command", lambda _, file, *, resume: [sys.executable, "-Sc", FAKE, str(file)]
-        )
-        known = foreground.process_started
-
-        def look(pid):
-            before()
-            return known(pid)
-
-        monkeypatch.setattr(foreground, "process_started", look)
-        return foreground.train(config, resume=True)
+        monkeypatch.setattr(foreground, "launch_command", lambda _, file, *, resume: [*FAKE, str(file)])
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(meanwhile)
+            code = foreground.train(config, resume=True)
+            future.result()
+        return code
 
     return train
 
 
-def interrupt(times: int = 1) -> None:
-    for _ in range(times):
-        signal.raise_signal(signal.SIGTERM)  # as Ctrl-C, which a shell's background job does not get
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C, which a shell's background job does not get
 
 
-def test_an_interrupt_before_the_waiting_is_answered(config, foreground_fake, capsys):
-    def before():
-        wait_for(lambda: run_state(config.folder) == "running")
+def when_it_trains(config: RunConfig) -> None:
+    wait_for(lambda: run_state(config.folder) == "running")
+
+
+def test_an_interrupt_saves_and_stops(config, foreground_fake, capsys):
+    def meanwhile():
+        when_it_trains(config)
         interrupt()
 
-    assert foreground_fake("endless", before) == 0
+    assert foreground_fake("endless", meanwhile) == 0
     assert Job(config.folder).status().state == "stopped"
     assert "stopping after this episode, with a checkpoint" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_an_interrupt_while_starting_ends_it(config, foreground_fake, capsys):
-    assert foreground_fake("starting", interrupt) == foreground.INTERRUPTED
+    def meanwhile():
+        wait_for(lambda: signal.getsignal(signal.SIGTERM) != signal.SIG_DFL)
+        interrupt()
+
+    assert foreground_fake("starting", meanwhile) == foreground.INTERRUPTED
     assert not Job(config.folder).alive and Job(config.folder).status().exit_code == foreground.INTERRUPTED
     assert "ended before it began to train" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN], ids=["terminal", "nohup"])
-def test_the_second_interrupt_kills(config, foreground_fake, capsys, hangup):
-    def before():
-        wait_for(lambda: run_state(config.folder) == "running")
-        interrupt(2)
+def test_the_second_interrupt_kills(config, foreground_fake, capsys):
+    def meanwhile():
+        when_it_trains(config)
+        interrupt()
+        wait_for(RunDir(config.folder).stop_request.exists)
+        interrupt()
 
-    known = signal.signal(signal.SIGHUP, hangup)
-    try:
-        assert foreground_fake("deaf", before) == foreground.INTERRUPTED
-        assert signal.getsignal(signal.SIGHUP) == hangup
-    finally:
-        signal.signal(signal.SIGHUP, known)
+    assert foreground_fake("deaf", meanwhile) == foreground.INTERRUPTED
     assert not Job(config.folder).alive and "killed; the last checkpoint is as it was" in capsys.readouterr().err
 
 
-def test_a_folder_that_was_moved_gets_no_more_files(config, foreground_fake, tmp_path):
-    def before():
-        wait_for(lambda: run_state(config.folder) == "running")
-        config.folder.rename(tmp_path / "moved")
-        interrupt(2)
+def test_a_run_in_the_foreground_is_killed_from_elsewhere(config, foreground_fake):
+    def meanwhile():
+        when_it_trains(config)
+        code = "import sys; from rethinker.lab.jobs import Job; Job(sys.argv[1]).kill()"
+        subprocess.run([sys.executable, "-c", code, config.folder], check=True)
 
-    foreground_fake("deaf", before)
-    found = json.loads((config.folder / "job/launcher.json").read_text())  # written before the end
-    assert found["exit_code"] is None and not Job(tmp_path / "moved").alive
+    assert foreground_fake("deaf", meanwhile) == -signal.SIGKILL
+    assert Job(config.folder).status().state == "failed"
+
+
+def test_a_folder_that_was_moved_gets_no_more_files(config, foreground_fake, tmp_path):
+    def meanwhile():
+        when_it_trains(config)
+        config.folder.rename(tmp_path / "moved")
+        config.folder.mkdir()
+        (config.folder / "status.json").write_text('{"state": "running"}')
+        interrupt()
+        wait_for(RunDir(config.folder).stop_request.exists)
+        interrupt()
+
+    assert foreground_fake("deaf", meanwhile) == foreground.INTERRUPTED
+    assert set(os.listdir(config.folder)) == {"STOP", "status.json"} and not Job(tmp_path / "moved").alive
 
 
 # -- one writer -------------------------------------------------------------------------------------------------------
@@ -460,13 +412,13 @@ def test_a_folder_that_was_moved_gets_no_more_files(config, foreground_fake, tmp
 
 def test_two_jobs_never_write_one_folder(config, fake, capsys, tmp_path):
     fake("endless")
-    job = launch.start(config)
+    job = jobs.start(config)
     wait_for(lambda: job.status().state == "running")
     pid = job.record["pid"]
-    for start in (launch.start, launch.train):
-        with pytest.raises(launch.RunBusy, match=rf"run is being written by another job \(process {pid} on "):
+    for start in (jobs.start, jobs.train):
+        with pytest.raises(jobs.RunBusy, match=rf"run is being written by another job \(process {pid} on "):
             start(config, resume=True)
-    with pytest.raises(launch.RunBusy):
+    with pytest.raises(jobs.RunBusy):
         job.resume()
     file = tmp_path / "config.yaml"
     file.write_text((job.folder / "config.yaml").read_text())
@@ -486,8 +438,8 @@ def test_of_many_who_start_at_once_one_wins(config, fake):
 
     def start(_: int) -> bool:
         try:
-            launch.start(config)
-        except launch.RunBusy:
+            jobs.start(config)
+        except jobs.RunBusy:
             return False
         return True
 
@@ -498,108 +450,91 @@ def test_of_many_who_start_at_once_one_wins(config, fake):
 def test_of_many_who_ensure_at_once_all_get_the_one(config, fake):
     fake("endless")
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: launch.ensure(config).record["pid"], range(8)))
+        found = set(pool.map(lambda _: jobs.ensure(config), range(8)))
     wait_for(lambda: Job(config.folder).status().state == "running")
-    assert (config.folder / "launch.log").read_text() == "started\n" and len(set(found)) == 1
+    assert (config.folder / "launch.log").read_text() == "started\n" and len(found) == 1
 
 
 def test_a_writer_without_its_launcher_still_has_the_folder(config, fake):
     """Both who waited and accelerate's launcher were killed with SIGKILL; a worker goes on."""
-    fake("finish")
-    launch.start(config).wait(20)
+    fake("episodes")
+    jobs.start(config).wait(20)
     (config.folder / "status.json").write_text('{"state": "running"}')
-    lock = locks.take(config.folder / "job/writer")
+    lock = locks.take(RunDir(config.folder).writer_lock)
     assert lock is not None
     with subprocess.Popen(["sleep", "60"], pass_fds=(lock,)) as orphan:
         os.write(lock, f"{orphan.pid}\n".encode())
         os.close(lock)
         job = Job(config.folder)
         assert job.status().state == "running"
-        with pytest.raises(launch.RunBusy, match=f"still being written by process {orphan.pid}, which no `r"):
-            launch.start(config, resume=True)
-        assert not locks.is_held(config.folder / "job/lock")
+        with pytest.raises(jobs.RunBusy, match=f"still being written by process {orphan.pid}, which no `r"):
+            jobs.start(config, resume=True)
+        assert not locks.is_held(RunDir(config.folder).job_lock)
         assert job.kill().state == "failed" and orphan.wait() == -signal.SIGKILL
-    assert launch.start(config, resume=True).wait(20).state == "finished"
+    assert jobs.start(config, resume=True).wait(20).state == "finished"
 
 
-def test_another_process_of_the_same_number_is_not_signalled(config, fake, monkeypatch):
+def test_another_process_of_the_same_number_is_not_signalled(config, fake):
     fake("endless")
-    job = launch.start(config)
+    job = jobs.start(config)
     real = job.record
-    file = job.folder / "job/record.json"
-    time.sleep(2 / os.sysconf("SC_CLK_TCK"))  # processes of one tick of the clock have one word
     with subprocess.Popen(["sleep", "60"]) as bystander:
-        file.write_text(json.dumps(real | {"pid": bystander.pid}))
-        (job.folder / "job/launcher.json").write_text(
-            json.dumps({"pid": bystander.pid, "process": "other", "exit_code": None})
-        )
-        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="does not die: end the processes"):
-            patch.setattr(kill, "PATIENCE", 0.2)
-            patch.setattr(kill, "LAST_PATIENCE", 0.2)
-            job.kill()
-        assert bystander.poll() is None and job.alive
+        job.files.job_record.write_text(json.dumps(real | {"pid": bystander.pid}))
+        assert not job.kill().alive and bystander.poll() is None
         bystander.kill()
-    file.write_text(json.dumps(real | {"host": "elsewhere"}))
-    with pytest.raises(RuntimeError, match="runs on elsewhere: kill it there"):
-        job.kill()
-    file.write_text(json.dumps(real))
-    assert not job.kill().alive
 
 
-def test_kill_waits_for_the_record_of_who_was_just_started(config, fake, monkeypatch):
-    """Between claim and record there is nobody whom it could tell; who comes is told, not only killed in the end."""
-    fake("finish")
-    job = launch.start(config)
-    job.wait(20)
-    lock = locks.take(job.folder / "job/lock")
+def test_what_cannot_be_killed_is_said(config, fake, monkeypatch):
+    fake("endless")
+    job = jobs.start(config)
+    real = job.record
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "PATIENCE", 0.2)
+        for change, words in (
+            ({"mark": "another start's"}, "does not die: end the processes"),
+            ({"host": "elsewhere"}, "runs on elsewhere: kill it there"),
+        ):
+            job.files.job_record.write_text(json.dumps(real | change))
+            with pytest.raises(RuntimeError, match=words):
+                job.kill()
+    assert job.alive
+    job.files.job_record.write_text(json.dumps(real))
+
+
+def test_kill_ends_what_is_left_of_a_run(config):
+    """A process whose launcher was killed, that nobody waits for and that hears nothing; and its child in a session of
+    its own."""
+    lock = locks.take(RunDir(config.folder).job_lock)
     assert lock is not None
-    with subprocess.Popen(["sleep", "60"], pass_fds=(lock,)) as process:
+    code = (
+        "import signal, subprocess\n"
+        "for number in (signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)\n"
+        "subprocess.Popen(['sleep', '60'], start_new_session=True).wait()"
+    )
+    write_record(config.folder, 0, "mark", [], home="", log=None)
+    environment = os.environ | {processes.MARK: "mark"}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, pass_fds=(lock,)) as process:
         os.close(lock)
-        looks = []
-
-        def sleep(seconds):
-            looks.append(seconds)
-            if len(looks) == 2:
-                claim.write_record(job.folder, process.pid, ["sleep"], home="", log=None)
-
-        monkeypatch.setattr(kill, "PATIENCE", 20)
-        with monkeypatch.context() as patch:
-            patch.setattr(kill.time, "sleep", sleep)
-            job.kill()
-        assert process.wait() == -foreground.KILL_SIGNAL
-
-
-def test_kill_insists(config, fake, monkeypatch):
-    fake("deaf")
-    monkeypatch.setattr(kill, "PATIENCE", 0.3)
-    job = launch.start(config)
-    wait_for(lambda: job.status().state == "running")
-    assert job.kill().exit_code == -signal.SIGKILL
-
-
-def test_a_process_is_known_by_its_start():
-    with subprocess.Popen(["sleep", "60"]) as one, subprocess.Popen(["sleep", "60"]) as two:
-        words = [claim.process_started(process.pid) for process in (one, one, two)]
-        assert words[0] == words[1] and None not in words
-        one.kill()
-        wait_for(lambda: claim.process_started(one.pid) is None)  # dead, though nobody has buried it
-        two.kill()
-    assert claim.process_started(one.pid) is None
+        wait_for(psutil.Process(process.pid).children)
+        (child,) = psutil.Process(process.pid).children()
+        processes.kill(config.folder)
+        assert process.wait() == -signal.SIGKILL
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 # -- finding and ensuring ---------------------------------------------------------------------------------------------
 
 
 def test_find(tmp_path, fake):
-    fake("finish")
+    fake("episodes")
     runs = tmp_path / "runs"
-    first, second = (launch.start(make_config(runs, f"name={name}")) for name in ("b", "a"))
+    first, second = (jobs.start(make_config(runs, f"name={name}")) for name in ("b", "a"))
     (runs / "notes").mkdir()
-    assert launch.find(runs) == [second, first] and launch.find(runs / "a") == second
+    assert jobs.find(runs) == [second, first] and jobs.find(runs / "a") == second
     for job in (first, second):
         job.wait(20)
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        launch.find(tmp_path / "nowhere")
+        jobs.find(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="notes is not the folder of a run"):
         Job(runs / "notes")
 
@@ -610,7 +545,7 @@ def test_a_run_that_was_started_otherwise(config):
     (config.folder / "config.yaml").write_text("name: run\n")
     (config.folder / "status.json").write_text('{"state": "stopped"}')
     job = Job(config.folder)
-    assert job.status() == launch.JobStatus("stopped", 0, 1, "", 0.0, None)
+    assert job.status() == jobs.JobStatus("stopped", 0, 1, "", 0.0, None)
     with (job.folder / "config.yaml").open("a") as file:  # and with a key that this version does not know
         file.write("old: 1\nstages: [{name: a, episodes: 2}, {name: b, episodes: 3}, {name: c}]\n")
     assert job.status().episodes == 6
@@ -619,24 +554,24 @@ def test_a_run_that_was_started_otherwise(config):
 
 def test_ensure(config, fake, tmp_path):
     fake("endless")
-    job = launch.ensure(config)
+    job = jobs.ensure(config)
     pid = job.record["pid"]
-    assert launch.ensure(config).record["pid"] == pid  # running: returned
+    assert jobs.ensure(config).record["pid"] == pid  # running: returned
     other = make_config(tmp_path, "optim.lr=1e-3", "seed=4")
     with pytest.raises(RunExists, match=r"was made with other settings \(optim.lr: 1e-06 -> 0.001, seed: 0 -> 4\)"):
-        launch.ensure(other)
+        jobs.ensure(other)
     job.stop()
     assert job.wait(20).state == "stopped"
     with pytest.raises(RunExists, match="was made with other settings"):
-        launch.ensure(other)
-    fake("finish")
-    assert launch.ensure(config).wait(20).state == "finished" and job.record["pid"] != pid  # stopped: resumed
+        jobs.ensure(other)
+    fake("episodes")
+    assert jobs.ensure(config).wait(20).state == "finished" and job.record["pid"] != pid  # stopped: resumed
     pid, log = job.record["pid"], (job.folder / "launch.log").read_text()
-    assert launch.ensure(config).record["pid"] == pid and (job.folder / "launch.log").read_text() == log  # loaded
+    assert jobs.ensure(config).record["pid"] == pid and (job.folder / "launch.log").read_text() == log  # loaded
     with pytest.raises(RunExists, match="was made with other settings"):
-        launch.ensure(other)
+        jobs.ensure(other)
     with pytest.raises(RunExists, match="exists already"):
-        launch.start(config)
+        jobs.start(config)
 
 
 STAGES = "stages=[{name: a, episodes: 2}, {name: b, episodes: 4, overrides: {optim: {lr: 1e-5}}}]"
@@ -699,11 +634,11 @@ def test_a_run_of_which_nothing_was_trained_may_get_any_settings(tmp_path):
 
 
 def test_a_bad_setting_is_an_error_at_once(tmp_path, fake):
-    fake("finish")
+    fake("episodes")
     with pytest.raises(ConfigError, match=r"model\.dtype='bfloat16' with model\.lora_rank=0"):
-        launch.start(make_config(tmp_path, "model.dtype=bfloat16"))
+        jobs.start(make_config(tmp_path, "model.dtype=bfloat16"))
     with pytest.raises(ConfigError, match=r"launch\.accelerate='missing\.yaml'"):
-        launch.start(make_config(tmp_path, "launch.accelerate=missing.yaml"))
+        jobs.start(make_config(tmp_path, "launch.accelerate=missing.yaml"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -712,21 +647,21 @@ def test_relative_paths_start_where_the_job_did(tmp_path, fake, monkeypatch):
     (tmp_path / "home").mkdir()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "home")
-    job = launch.start(make_config(Path("runs")))
+    job = jobs.start(make_config(Path("runs")))
     monkeypatch.chdir(tmp_path / "elsewhere")
     job.stop()
     assert job.wait(20).state == "stopped"
-    fake("finish")
+    fake("episodes")
     assert job.resume().wait(20).state == "finished"
     assert job.folder == tmp_path / "home" / "runs" / "run" and not list((tmp_path / "elsewhere").iterdir())
     assert job.config.runs_dir == "runs" and job.record["home"] == str(tmp_path / "home")
-    assert launch.find(tmp_path / "home" / "runs") == [job]
+    assert jobs.find(tmp_path / "home" / "runs") == [job]
 
 
 def test_no_secret_is_written(config, fake, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "s3cret-k3y")
-    fake("finish")
-    launch.start(config).wait(20)
+    fake("episodes")
+    jobs.start(config).wait(20)
     files = [path for path in config.folder.rglob("*") if path.is_file()]
     assert len(files) >= 6 and not [path for path in files if b"s3cret-k3y" in path.read_bytes()]
 
@@ -744,9 +679,9 @@ def test_a_kernel_needs_no_torch():
 
 KERNEL = """
 import sys
-from rethinker.lab import jobs as launch
+from rethinker.lab import jobs
 from rethinker.config import load_config
-print(launch.ensure(load_config(sys.argv[1])))
+print(jobs.ensure(load_config(sys.argv[1])))
 """
 
 
@@ -783,17 +718,17 @@ def test_a_job_outlives_who_started_it(tmp_path, real):
     file.write_text(to_yaml(config))
     first = subprocess.run([sys.executable, "-c", KERNEL, file], capture_output=True, text=True, check=True)
     assert first.stdout.startswith("<Job run: ")
-    job = launch.find(config.folder)
+    job = jobs.find(config.folder)
     assert isinstance(job, Job)
     wait_for_seconds(lambda: job.status().episode >= 1 or not job.alive, 200)
     assert job.status().state == "running", job.status()
-    with pytest.raises(launch.RunBusy):
-        launch.train(config, resume=True)
+    with pytest.raises(jobs.RunBusy):
+        jobs.train(config, resume=True)
     job.stop()
     stopped = job.wait(120)
     assert stopped.state == "stopped" and stopped.episode >= 1 and stopped.exit_code == 0, stopped
     assert "stopped and saved" in job.tail(1)[0] and (job.folder / "checkpoints" / "last").exists()
-    again = launch.ensure(config)
+    again = jobs.ensure(config)
     wait_for_seconds(lambda: again.status().episode > stopped.episode or not again.alive, 200)
     assert again.status().state == "running", again.status()
     moved = Job(again.folder.rename(tmp_path / "moved"))
@@ -807,17 +742,17 @@ def test_a_job_outlives_who_started_it(tmp_path, real):
 @pytest.mark.timeout(600)
 def test_a_run_is_resumed_to_its_end(real, monkeypatch):
     """Asked to stop before it has begun, it ends after its first episode, whoever is faster."""
-    config, command = real(3), handle.train_command
+    config, command = real(3), jobs.job.train_command
 
-    def asked_to_stop(file, *, resume):
-        (config.folder / "STOP").touch()
-        return command(file, resume=resume)
+    def asked_to_stop(config, *, resume):
+        RunDir(config.folder).stop_request.touch()
+        return command(config, resume=resume)
 
     with monkeypatch.context() as patch:
-        patch.setattr(handle, "train_command", asked_to_stop)
-        status = launch.start(config).wait(200)
+        patch.setattr(jobs.job, "train_command", asked_to_stop)
+        status = jobs.start(config).wait(200)
     assert (status.state, status.episode, status.exit_code) == ("stopped", 1, 0), status
-    job = launch.ensure(config)
+    job = jobs.ensure(config)
     status = job.wait(200)
     assert (status.state, status.episode) == ("finished", 3), job.tail(30)
     assert (job.folder / "report.html").exists()

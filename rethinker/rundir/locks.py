@@ -3,7 +3,7 @@
 A lock belongs to an open file, so a process hands it down by handing down the descriptor, and it is held until the
 last process that has the descriptor is gone. It holds among the processes of one machine where the file is on a local
 disk; on a network file system only as far as that supports ``flock`` (NFS does since Linux 2.6.12, if its mount option
-``local_lock`` is left alone). Not from the paper; this is the house.
+``local_lock`` is left alone). Not from the paper.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import os
 import time
 from pathlib import Path
 
-PATIENCE = 0.5  # seconds: who asks whether a lock is held holds it for some microseconds
+PATIENCE = 0.5  # seconds: ``is_held`` holds a lock for some microseconds while it looks
 
 
 class NoLocks(ValueError):
-    """The file system has no locks, so nobody could tell who writes a run."""
+    """The file system has no locks, so it cannot be known who writes a run."""
 
 
 def take(path: Path, patience: float = PATIENCE) -> int | None:
@@ -28,17 +28,14 @@ def take(path: Path, patience: float = PATIENCE) -> int | None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + patience
+    deadline, taken = time.monotonic() + patience, False
     try:
-        while not _try(path, descriptor, fcntl.LOCK_EX):
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                return None
+        while not (taken := _try(path, descriptor, fcntl.LOCK_EX)) and time.monotonic() < deadline:
             time.sleep(0.01)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    finally:
+        if not taken:
+            os.close(descriptor)
+    return descriptor if taken else None
 
 
 def is_held(path: Path) -> bool:
@@ -49,7 +46,7 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _try(path, descriptor, fcntl.LOCK_SH)  # two who ask do not disturb each other
+        return not _try(path, descriptor, fcntl.LOCK_SH)  # shared: two that look do not disturb each other
     finally:
         os.close(descriptor)
 

@@ -104,9 +104,9 @@ class RunDir(os.PathLike[str]):
         return self.folder / "job" / "record.json"
 
     @property
-    def job_launcher(self) -> Path:
-        """accelerate's launcher, and how it ended."""
-        return self.folder / "job" / "launcher.json"
+    def job_exit_code(self) -> Path:
+        """How its processes ended; missing while they live, and where nobody waited for them."""
+        return self.folder / "job" / "exit_code"
 
     @property
     def job_lock(self) -> Path:

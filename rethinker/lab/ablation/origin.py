@@ -37,7 +37,7 @@ def origin(folder: Path) -> dict[str, Any]:
     return dict(zip(ORIGIN, values, strict=True))
 
 
-class Now:
+class CurrentProvenance:
     """The code and the data as they are now."""
 
     def __init__(self) -> None:

@@ -13,13 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from rethinker.config import RunConfig
-from rethinker.lab.ablation.gpus import check_processes, slot_environments, visible_gpus
+from rethinker.lab.ablation.gpus import check_processes, slot_gpus, visible_gpus
 from rethinker.lab.ablation.grid import Grid
-from rethinker.lab.ablation.origin import Now, mixture
-from rethinker.lab.ablation.slots import Ending, run_in_slots, sole
+from rethinker.lab.ablation.origin import CurrentProvenance, mixture
+from rethinker.lab.ablation.slots import RunOutcome, exclusive, run_in_slots
 from rethinker.lab.ablation.table import COLUMNS, run_rows, typed
-from rethinker.lab.jobs.claim import is_alive
-from rethinker.lab.jobs.files import config_file, is_run
+from rethinker.lab.jobs.files import config_file, is_alive, is_run
 from rethinker.lab.jobs.preflight import missing_generated
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
 from rethinker.rundir.folder import check_folder, check_settings, run_state
@@ -34,7 +33,7 @@ def plan(grid: Grid) -> pd.DataFrame:
 
     Raises RunExists where a folder of that name holds a run with other settings.
     """
-    rows, now = [], Now()
+    rows, now = [], CurrentProvenance()
     for run in grid.runs:
         folder = run.config.folder
         checkpoint = check_folder(run.config, resume=True)
@@ -82,13 +81,13 @@ def _run(
 ) -> bool:
     """Run what is left and fill ``outcomes``; False if it was interrupted."""
     gpus = visible_gpus()
-    environments = slot_environments(gpus, slots)
+    shares = slot_gpus(gpus, slots)
     check_processes(left.values(), gpus, slots)
     if over := len(gpus) % slots:
         say(f"{over} of {len(gpus)} GPUs stay idle: they cannot be shared equally by {slots} slots")
     titles = {name: f"[{number}/{len(left)}] {name}" for number, name in enumerate(left, start=1)}
     started: dict[str, float] = {}
-    failures: dict[str, Ending] = {}
+    failures: dict[str, RunOutcome] = {}
 
     def on_start(name: str) -> None:
         started[name] = time.monotonic()
@@ -98,22 +97,20 @@ def _run(
         told = "it keeps its slot" if in_slot else "it may be on any GPU, so nothing is started before it has ended"
         say(f"{titles.get(name, name)}: is running already; {told}")
 
-    def on_end(name: str, ending: Ending) -> None:
-        outcomes[name] = ending.state
-        if ending.state == "failed":
-            failures[name] = ending
-        why = f" ({ending.why})" if ending.why else ""
+    def on_end(name: str, outcome: RunOutcome) -> None:
+        outcomes[name] = outcome.state
+        if outcome.state == "failed":
+            failures[name] = outcome
+        why = f" ({outcome.reason})" if outcome.reason else ""
         after = f" after {(time.monotonic() - started[name]) / 60:.1f} minutes" if name in started else ""
-        say(f"{titles.get(name, name)}: {ending.state}{why}{after}")
+        say(f"{titles.get(name, name)}: {outcome.state}{why}{after}")
 
-    with sole(folder):
+    with exclusive(folder):
         _draw_data(left.values(), say)
-        completed = run_in_slots(
-            list(left.values()), environments, folder, on_start=on_start, on_wait=on_wait, on_end=on_end
-        )
-    for name, ending in failures.items():
-        if ending.log:
-            say(f"\n{name} failed; the end of {RunDir(left[name].folder).log}:\n" + "\n".join(ending.log) + "\n")
+        completed = run_in_slots(list(left.values()), shares, folder, on_start=on_start, on_wait=on_wait, on_end=on_end)
+    for name, outcome in failures.items():
+        if outcome.log:
+            say(f"\n{name} failed; the end of {RunDir(left[name].folder).log}:\n" + "\n".join(outcome.log) + "\n")
     return completed
 
 

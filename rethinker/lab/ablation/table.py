@@ -15,8 +15,8 @@ import pandas as pd
 from rethinker.config import RunConfig
 from rethinker.evaluation.statistics import over_seeds
 from rethinker.lab.ablation.origin import origin
+from rethinker.lab.jobs import Job
 from rethinker.lab.jobs.files import is_run
-from rethinker.lab.jobs.handle import Job
 from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import load_evaluations, load_metrics
 

@@ -37,7 +37,7 @@ def add_commands(command: AddCommand) -> None:
 def launch(arguments: argparse.Namespace) -> int:
     """Start a run and say how to look after it."""
     from rethinker.config import load_config
-    from rethinker.lab.jobs.handle import start
+    from rethinker.lab.jobs.job import start
     from rethinker.lab.jobs.preflight import preflight
     from rethinker.rundir.folder import run_state
     from rethinker.rundir.paths import RunDir
@@ -62,7 +62,7 @@ def launch(arguments: argparse.Namespace) -> int:
 
 def jobs(arguments: argparse.Namespace) -> int:
     """A line a run, and the last words of those that failed."""
-    from rethinker.lab.jobs.handle import Job, find
+    from rethinker.lab.jobs.job import Job, find
 
     found = find(arguments.runs)
     found = [found] if isinstance(found, Job) else found
@@ -76,7 +76,7 @@ def jobs(arguments: argparse.Namespace) -> int:
 
 def tail(arguments: argparse.Namespace) -> int:
     """Exit code 1 where a run that was followed has failed. Ctrl-C ends the following only."""
-    from rethinker.lab.jobs.handle import Job
+    from rethinker.lab.jobs.job import Job
 
     job = Job(arguments.folder)
     if not job.record.get("log"):
@@ -93,7 +93,7 @@ def tail(arguments: argparse.Namespace) -> int:
 
 def stop(arguments: argparse.Namespace) -> int:
     """Exit code 1 where the run cannot be ended from here."""
-    from rethinker.lab.jobs.handle import Job
+    from rethinker.lab.jobs.job import Job
 
     job = Job(arguments.folder)
     if not job.alive:

@@ -1,4 +1,4 @@
-"""What the files of a run say of its job: how it was started, how far it is, and its last words. Nothing is written."""
+"""What the files of a run say of its job: does it live, how far is it, and its last words. Nothing is written."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import psutil
 import yaml
 
+from rethinker.rundir import locks
 from rethinker.rundir.paths import RunDir
 
 LOG_BYTES = 1 << 20  # of a log that are read
@@ -24,10 +26,15 @@ def is_run(folder: Path) -> bool:
     return config_file(folder).exists()
 
 
+def is_alive(folder: Path) -> bool:
+    """Whether processes of a run of ``folder`` live. Cheap: no file is read."""
+    return locks.is_held(RunDir(folder).job_lock) or locks.is_held(RunDir(folder).writer_lock)
+
+
 def config_file(folder: Path) -> Path:
     """The config of the last start; of a run that was started otherwise, its own."""
-    run = RunDir(folder)
-    return run.job_config if run.job_config.exists() else run.config
+    files = RunDir(folder)
+    return files.job_config if files.job_config.exists() else files.config
 
 
 def planned_episodes(file: Path) -> int:
@@ -37,35 +44,31 @@ def planned_episodes(file: Path) -> int:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The object of a JSON file; {} where it is missing. Raises ValueError, with the path, for a broken one."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); remove the file") from error
+    """The object of a JSON file; {} where it is missing."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def last_line(file: Path) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl; {} before the first. Raises ValueError, with the path, for a broken one."""
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, opened.seek(0, os.SEEK_END) - LINE_BYTES))
-            lines = opened.read().split(b"\n")
-    except FileNotFoundError:
+    """The last whole line of metrics.jsonl; {} before the first."""
+    if not file.exists():
         return {}
-    if len(lines) < 2:
-        return {}
-    try:
-        return json.loads(lines[-2])
-    except ValueError as error:
-        raise ValueError(f"{file}: the last line is not valid JSON ({error}): {lines[-2][:80]!r}; remove it") from error
+    with file.open("rb") as opened:
+        opened.seek(max(0, opened.seek(0, os.SEEK_END) - LINE_BYTES))
+        lines = opened.read().split(b"\n")
+    return json.loads(lines[-2]) if len(lines) > 1 else {}
+
+
+def redirected() -> tuple[str | None, int]:
+    """The file that this process's stderr goes to (`> log 2>&1`, a scheduler's), and its size now; None: it goes to a
+    terminal, or to what else cannot be read again."""
+    files = (file.path for file in psutil.Process().open_files() if file.fd == 2)
+    return next(((path, os.fstat(2).st_size) for path in files), (None, 0))
 
 
 @contextmanager
 def open_log(folder: Path, record: dict[str, Any]) -> Iterator[tuple[BinaryIO, bytes]]:
-    """The log that a run's record names (``claim.write_record``), open where what it holds ends; and what it holds of
-    the last start, its last megabyte at most. Empty where the output went to a terminal or the log is gone."""
+    """The log that a run's record names (``ownership.write_record``), open where what it holds ends; and what it
+    holds of the last start, its last megabyte at most. Empty where the output went to a terminal or the log is gone."""
     log = folder / record["log"] if record.get("log") else None
     with log.open("rb") if log and log.exists() else BytesIO() as file:
         file.seek(max(record.get("log_from", 0), file.seek(0, os.SEEK_END) - LOG_BYTES))

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from rethinker.lab.figures.catalogue import render
 from rethinker.lab.figures.style import LIGHT, THEMES, Drawing, Theme, legend_below, panels, settings, share_axis
 from rethinker.lab.figures.timeline import line
-from rethinker.lab.jobs.handle import Job, JobStatus
+from rethinker.lab.jobs import Job, JobStatus
 from rethinker.lab.report.html import environment
 from rethinker.lab.watch.snapshot import Snapshot, snapshot
 from rethinker.rundir.reader import Metrics

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rethinker.lab.jobs.handle import Job, JobStatus
+from rethinker.lab.jobs import Job, JobStatus
 from rethinker.rundir.diagnosis import WINDOW, Finding, diagnose
 from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import Metrics, load_episode, load_settings, metrics_so_far, split_looks

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rethinker.lab.jobs.handle import Job, JobStatus
+from rethinker.lab.jobs import Job, JobStatus
 from rethinker.lab.watch.snapshot import ShownResponse, Snapshot, snapshot
 
 SHOWN = (  # metric of an episode, its name in a view, largest value (None: of its own)

@@ -2,8 +2,7 @@
 
 ``start`` runs ``rethinker train`` in a session of its own, so it outlives the kernel that started it; its output goes
 to ``runs/<name>/launch.log``. All that a later kernel needs to find it is in ``runs/<name>/job/``, and whether it lives
-is the lock of its folder (``rethinker.rundir.locks`` says where that holds): no server, no state in the kernel, and a
-process id that another process has by now is never signalled. Imports no torch: the kernel stays off the GPU.
+is the lock of its folder: no server, and no state in the kernel. Imports no torch: the kernel stays off the GPU.
 Nothing here is from the paper.
 """
 
@@ -12,24 +11,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
 from rethinker.config import RunConfig, check_trainable, load_config
-from rethinker.lab.jobs.claim import (
-    LOCK_VARIABLE,
-    claim,
-    is_alive,
-    write_record,
-)
 from rethinker.lab.jobs.failures import first_failure
 from rethinker.lab.jobs.files import (
     config_file,
+    is_alive,
     is_run,
     last_line,
     last_words,
@@ -37,17 +31,13 @@ from rethinker.lab.jobs.files import (
     planned_episodes,
     read_object,
 )
-from rethinker.lab.jobs.kill import kill
+from rethinker.lab.jobs.ownership import RunBusy, claim, write_record
+from rethinker.lab.jobs.processes import MARK, POLL, kill, new_mark
 from rethinker.rundir.folder import check_settings, run_state
 from rethinker.rundir.paths import RunDir
 
 State = Literal["starting", "running", "stopping", "finished", "stopped", "failed"]
-ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
-BURIAL = 10.0  # seconds: a process lets go of its lock an instant before it has ended
-POLL = 0.1  # seconds between looks at a lock
 KERNELS_OWN = ("CLICOLOR_FORCE", "FORCE_COLOR", "MPLBACKEND")  # a kernel's variables that are not for its jobs
-
-_children: list[subprocess.Popen[bytes]] = []  # jobs that this process started: they are its own to bury
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +49,13 @@ class JobStatus:
     episodes: int  # of all stages
     stage: str  # "" before the first line
     seconds: float  # wall-clock, pauses excluded
-    exit_code: int | None  # of accelerate's launcher; None while it lives, or where it was killed with who waited
+    exit_code: int | None  # None while it lives, or where it was killed together with who waited for it
     error: tuple[str, ...] = ()  # of a failed job: what its processes noted, else the last words of its log
 
     @property
     def alive(self) -> bool:
         """Whether its processes live."""
-        return self.state in ALIVE
+        return self.state in ("starting", "running", "stopping")
 
     def __str__(self) -> str:
         where = f", {self.stage}" if self.stage else ""
@@ -79,6 +69,7 @@ class Job:
     def __init__(self, folder: str | Path) -> None:
         """Raises FileNotFoundError where ``folder`` is not the folder of a run."""
         self.folder = Path(folder).resolve()
+        self.files = RunDir(self.folder)
         if not is_run(self.folder):
             raise FileNotFoundError(f"{self.folder} is not the folder of a run (no config.yaml, no job/config.yaml)")
 
@@ -94,8 +85,8 @@ class Job:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Who started it last (``claim.write_record``); {} where neither `rethinker train` nor ``start`` did."""
-        return read_object(RunDir(self.folder).job_record)
+        """Who started it last (``ownership.write_record``); {} where neither `rethinker train` nor ``start`` did."""
+        return read_object(self.files.job_record)
 
     @property
     def alive(self) -> bool:
@@ -105,8 +96,8 @@ class Job:
     def status(self) -> JobStatus:
         """How it stands now."""
         alive = self.alive  # first: a job that ends while we look has ended, with everything it had to say
-        stop = RunDir(self.folder).stop_request.exists()  # before the state, as a run says first that it has stopped
-        said, exit_code = run_state(self.folder), self._exit_code()
+        stop = self.files.stop_request.exists()  # before the state, as a run says first that it has stopped
+        said, code = run_state(self.folder), self.files.job_exit_code
         state: State = "failed"
         if alive:  # one that has said its last word writes its report
             asked = said == "stopped" or (said != "finished" and stop)
@@ -115,14 +106,14 @@ class Job:
             state = "finished"
         elif said == "stopped":
             state = "stopped"
-        last = last_line(RunDir(self.folder).metrics)
+        last = last_line(self.files.metrics)
         return JobStatus(
             state,
             episode=last.get("episode", 0) - (last.get("record") == "step"),
             episodes=planned_episodes(config_file(self.folder)),
             stage=last.get("stage", ""),
             seconds=last.get("seconds", 0.0),
-            exit_code=exit_code,
+            exit_code=int(code.read_text()) if code.exists() else None,
             error=self._error() if state == "failed" else (),
         )
 
@@ -150,12 +141,8 @@ class Job:
             return text.decode("utf-8", errors="replace")
 
     def _error(self) -> tuple[str, ...]:
-        record = self.record
-        if failure := first_failure(self.folder):
-            return (failure, f"details: {RunDir(self.folder).errors}")
-        if record and not record["log"]:
-            return ("what it said went to the terminal that it was started in: nothing of it was kept",)
-        return last_words(self._log())
+        failure = first_failure(self.folder)
+        return (failure, f"details: {self.files.errors}") if failure else last_words(self._log())
 
     def wait(self, timeout: float | None = None) -> JobStatus:
         """Wait until it ends, or for ``timeout`` seconds; its state says which. An interrupt ends the waiting only."""
@@ -168,7 +155,7 @@ class Job:
         """Ask it to save a checkpoint and end after the episode; returns at once (``wait`` waits). One that has not
         trained yet ends after its first episode; one that has ended already is left alone."""
         if self.alive:
-            RunDir(self.folder).stop_request.touch()
+            self.files.stop_request.touch()
         return self.status()
 
     def kill(self) -> JobStatus:
@@ -183,17 +170,6 @@ class Job:
         """Go on from the last checkpoint, from the folder that it was started in. A finished run stays as it is.
         Raises RunBusy while it lives."""
         return start(self.config, resume=True, home=self.record.get("home", ""))
-
-    def _exit_code(self) -> int | None:
-        for child in _children:
-            child.poll()
-        code = read_object(RunDir(self.folder).job_launcher).get("exit_code")
-        if code is None and not self.alive:  # ended before accelerate started
-            pid = self.record.get("pid")
-            for child in [child for child in _children if child.pid == pid]:
-                with suppress(subprocess.TimeoutExpired):
-                    code = child.wait(BURIAL)
-        return code
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Job) and other.folder == self.folder
@@ -215,22 +191,16 @@ class Job:
             "folder": str(self.folder),
         }
         if status.error:
-            rows["error"] = "\n".join(status.error)
-        cells = "".join(
-            f'<tr><th style="text-align:left">{name}</th><td style="text-align:left;white-space:pre-wrap">'
-            f"{escape(text)}</td></tr>"
-            for name, text in rows.items()
-        )
-        return f"<table><caption><b>{escape(self.name)}</b></caption>{cells}</table>"
+            rows["error"] = f"\n{'':12}".join(status.error)
+        text = "\n".join(f"{name:12}{value}" for name, value in rows.items())
+        return f"<b>{escape(self.name)}</b><pre>{escape(text)}</pre>"
 
 
-def start(
-    config: RunConfig, resume: bool = False, *, home: str | Path = "", environment: Mapping[str, str] | None = None
-) -> Job:
+def start(config: RunConfig, resume: bool = False, *, home: str | Path = "", gpus: str | None = None) -> Job:
     """Start a run in the background and return at once.
 
     ``home``: the job's working directory, where relative paths of ``config`` start; "": this process's.
-    ``environment``: variables that differ from this process's, e.g. CUDA_VISIBLE_DEVICES; they are not recorded.
+    ``gpus``: its CUDA_VISIBLE_DEVICES; None: this process's.
     ``resume``: go on with the run of this name if there is one; a finished one is left as it is. Raises RunBusy where
     another job writes the folder, RunExists where it holds a run (with ``resume``: one with other settings),
     ConfigError for settings that cannot be trained.
@@ -242,25 +212,45 @@ def start(
         return Job(folder)
     lock = claim(config, resume=resume, home=home)
     try:
-        command = train_command(RunDir(config.folder).job_config, resume=resume)
-        ours = {name: value for name, value in os.environ.items() if name not in KERNELS_OWN}
-        with RunDir(folder).log.open("ab") as log:
-            log_from = log.tell()
+        command, mark, log = train_command(config, resume=resume), new_mark(lock), RunDir(folder).log
+        environment = {name: value for name, value in os.environ.items() if name not in KERNELS_OWN}
+        environment |= {MARK: mark, "PYTHONUNBUFFERED": "1"}
+        if gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus
+        with log.open("ab") as output:
+            log_from = output.tell()
             process = subprocess.Popen(
                 command,
                 cwd=home or None,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
-                env=ours | {LOCK_VARIABLE: str(lock), "PYTHONUNBUFFERED": "1"} | dict(environment or {}),
+                env=environment,
                 start_new_session=True,  # the end of the kernel is not its end
                 pass_fds=(lock,),
             )
-        _children.append(process)
-        write_record(folder, process.pid, command, home=home, log=RunDir(folder).log.name, log_from=log_from)
+        threading.Thread(target=process.wait, daemon=True).start()  # or it would stay a zombie when it has ended
+        write_record(folder, process.pid, mark, command, home=home, log=log.name, log_from=log_from, gpus=gpus)
     finally:
         os.close(lock)  # the job has it now
     return Job(folder)
+
+
+def ensure(config: RunConfig) -> Job:
+    """The run of ``config``, whatever it takes: a finished one is loaded, one that runs is returned, one that was
+    stopped, killed or failed is resumed from its last checkpoint, a new one is started.
+
+    Raises RunExists, which names them, where the run of this name has other settings.
+    """
+    folder = config.folder
+    while True:
+        try:
+            return start(config, resume=RunDir(folder).config.exists())
+        except RunBusy:
+            if is_run(folder):
+                check_settings(folder, config_file(folder), config)
+                return Job(folder)
+        time.sleep(POLL)  # another kernel has just taken the lock, and writes its first file now
 
 
 def find(path: str | Path) -> Job | list[Job]:
@@ -276,7 +266,7 @@ def find(path: str | Path) -> Job | list[Job]:
     return [Job(folder) for folder in sorted(path.iterdir()) if folder.is_dir() and is_run(folder)]
 
 
-def train_command(config_file: Path, *, resume: bool) -> list[str]:
+def train_command(config: RunConfig, *, resume: bool) -> list[str]:
     """The command of a job: the one that a person would type."""
-    command = [sys.executable, "-m", "rethinker.cli", "train", os.fspath(config_file)]
+    command = [sys.executable, "-m", "rethinker.cli", "train", os.fspath(RunDir(config.folder).job_config)]
     return command + (["--resume"] if resume else [])

@@ -1,0 +1,114 @@
+"""Who may write a run's folder: the lock that a start takes and hands down, and the record of who started it.
+
+No two jobs write one folder. Who starts a run holds the lock of its folder and hands it down to accelerate's launcher,
+and the main process of the run holds a lock of its own, so that the run counts as alive as long as one of them lives
+(``rethinker.rundir.locks`` says where that holds). Nothing here is from the paper.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rethinker.config import RunConfig, to_yaml
+from rethinker.lab.jobs.accelerate import check_accelerate_file
+from rethinker.lab.jobs.files import read_object, redirected
+from rethinker.lab.jobs.processes import MARK, new_mark
+from rethinker.rundir import locks
+from rethinker.rundir.atomic import atomic_write_text
+from rethinker.rundir.folder import check_folder, run_state
+from rethinker.rundir.paths import RunDir
+
+
+class RunBusy(ValueError):
+    """The run's folder is being written by another job."""
+
+
+def claim(config: RunConfig, *, resume: bool, home: str | Path = "") -> int:
+    """Take the lock of the run's folder and make it ready for a start; returns the lock's descriptor.
+
+    ``home``: where relative paths of ``config`` start; "": in the working directory.
+
+    Raises RunBusy where another job has the lock, RunExists as ``check_folder`` does, ConfigError for a bad
+    ``launch.accelerate``.
+    """
+    if config.launch.accelerate:
+        check_accelerate_file(os.fspath(Path(home, config.launch.accelerate)))
+    here = replace(config, runs_dir=os.fspath(Path(home, config.runs_dir)))
+    files = RunDir(here.folder)
+    lock = locks.take(files.job_lock)
+    if lock is None:
+        record = read_object(files.job_record)
+        who = " (process {pid} on {host}, started {started})".format_map(record) if record else ""
+        raise RunBusy(f"{files} is being written by another job{who}: wait for it, or choose another name=...")
+    try:
+        if locks.is_held(files.writer_lock):
+            pid = files.writer_lock.read_text().strip()
+            raise RunBusy(
+                f"{files} is still being written by process {pid}, which no `rethinker train` waits for (that was "
+                "killed, or accelerate was started by hand): wait for it, or kill it first"
+            )
+        check_folder(here, resume=resume)
+        files.stop_request.unlink(missing_ok=True)  # of a run that was killed before it answered
+        files.job_exit_code.unlink(missing_ok=True)
+        if run_state(here.folder) != "finished":
+            atomic_write_text(files.status, json.dumps({"state": "starting"}))
+        atomic_write_text(files.job_config, to_yaml(config))
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def write_record(
+    folder: Path,
+    pid: int,
+    mark: str,
+    command: Sequence[str],
+    *,
+    home: str | Path = "",
+    log: str | None,
+    log_from: int = 0,
+    gpus: str | None = None,
+) -> None:
+    """Write down who started the run and where (``home``). No environment, so no keys.
+
+    ``mark``: of its processes (``processes.MARK``). ``log``: the file of its output, from byte ``log_from`` on,
+    relative to ``folder`` or absolute; None: it goes to a terminal. ``gpus``: those that it was given, if it was.
+    """
+    record = {
+        "pid": pid,
+        "mark": mark,
+        "host": socket.gethostname(),
+        "command": list(command),
+        "home": os.path.abspath(home),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "log": log,
+        "log_from": log_from,
+        "gpus": gpus,
+    }
+    atomic_write_text(RunDir(folder).job_record, json.dumps(record, indent=1))
+
+
+@contextmanager
+def owned(config: RunConfig, *, resume: bool) -> Iterator[tuple[int, str]]:
+    """The lock and the mark that were handed down with the command, which stay until this process ends; else new ones,
+    which raises what ``claim`` does."""
+    mark = os.environ.get(MARK, "")
+    if mark and locks.is_lock_of(lock := int(mark.rpartition(":")[2]), RunDir(config.folder).job_lock):
+        yield lock, mark
+        return
+    lock = claim(config, resume=resume)
+    try:
+        mark, (log, log_from) = new_mark(lock), redirected()
+        write_record(config.folder, os.getpid(), mark, [sys.executable, *sys.argv], home="", log=log, log_from=log_from)
+        yield lock, mark
+    finally:
+        os.close(lock)
