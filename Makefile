@@ -32,11 +32,11 @@ INSTALL := $(PYTHON) scripts/install.py --venv $(VENV) --extra $(EXTRA) --pip-ar
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
-$(RUN_READY): pyproject.toml scripts/install.py
+$(RUN_READY): pyproject.toml scripts/install.py scripts/repair_torchvision.py
 	@$(INSTALL)
 	@touch $@
 
-$(DEV_READY): pyproject.toml scripts/install.py
+$(DEV_READY): pyproject.toml scripts/install.py scripts/repair_torchvision.py
 	@$(INSTALL) --dev
 	@touch $(RUN_READY) $@
 

