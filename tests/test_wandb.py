@@ -17,7 +17,7 @@ from rethinker.config.schema import ConfigError
 from rethinker.lab.wandb import mirror as wandb_mirror
 from rethinker.lab.wandb.mirror import artifact_name, axes, evaluation_numbers, whole_groups
 from rethinker.lab.wandb.report import report_blocks
-from rethinker.lab.wandb.sync import recordings
+from rethinker.lab.wandb.sync import waiting
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.checkpoint import point
 from rethinker.rundir.glossary import RECORDS, ROLLOUT_COLUMNS
@@ -221,7 +221,7 @@ def test_a_run_that_was_moved_is_refused(tmp_path, server, image_files, capsys):
     assert f"ln -s {here} {config.folder}" in capsys.readouterr().err and not server.runs
     config.folder.mkdir()
     assert main(["sync", str(here)]) == 2
-    assert "where there is another folder" in capsys.readouterr().err and not server.runs
+    assert f"rethinker sync {config.folder}" in capsys.readouterr().err and not server.runs
     config.folder.rmdir()
     config.folder.symlink_to(here)  # what the message advises
     assert main(["sync", str(here)]) == 0
@@ -235,7 +235,7 @@ def test_a_broken_recording_does_not_block_the_others(tmp_path, server, image_fi
     config = run_config(tmp_path, wandb_responses=0)
     for episode in (1, 2, 3):
         live(config, range(episode, episode + 1), image_files)
-    first, second, _ = recordings(config.folder).waiting
+    first, second, _ = waiting(config.folder)
     whole = second.read_bytes()
     first.write_bytes(first.read_bytes()[:7])
     second.write_bytes(whole[: len(whole) // 2])
@@ -252,7 +252,7 @@ def test_a_recording_that_has_grown_is_tried_again(tmp_path, server, image_files
     """Its process was still writing when it was sent first."""
     config = run_config(tmp_path, wandb_responses=0)
     live(config, range(1, 4), image_files)
-    (file,) = recordings(config.folder).waiting
+    (file,) = waiting(config.folder)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) * 3 // 4])
     assert main(["sync", str(config.folder)]) == 1

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rethinker.config import RunConfig, load_config
 from rethinker.lab.wandb.mirror import PLACE_FILE, recording_mode, sent_mark
@@ -41,44 +41,15 @@ class Account:
     app_url: str
     entity: str
 
-    def run_url(self, project: str, run_id: str) -> str:
-        """The page of a run."""
-        return f"{self.app_url}/{self.entity}/{project}/runs/{run_id}"
 
+class Synced(NamedTuple):
+    """What ``sync_run`` did, in words, and whether it found a recording that was cut short."""
 
-@dataclass(frozen=True)
-class Recordings:
-    """A run's ``.wandb`` files, oldest first: to be sent, sent, and cut short (sent as far as they can be read)."""
-
-    waiting: tuple[Path, ...]
-    sent: tuple[Path, ...]
-    cut_short: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Synced:
-    """What ``sync_run`` did: recordings sent now, sent before, found cut short now with what wandb said, the page."""
-
-    run: Path
-    sent: tuple[Path, ...]
-    earlier: tuple[Path, ...]
-    cut_short: dict[Path, str]
-    url: str
+    words: str
+    cut_short: bool
 
     def __str__(self) -> str:
-        number = len(self.sent)
-        what = f"{number} recording{'s' if number != 1 else ''} sent" if number else "nothing new to send"
-        what += f", {len(self.earlier)} sent before" if self.earlier else ""
-        lines = [f"{self.run}: {what}; {self.url}"]
-        for file in self.sent:
-            if not file.parent.name.startswith("offline-"):
-                lines.append(f"{file} was online: what of its tables had not arrived is in rollouts/ only")
-        for file, said in self.cut_short.items():
-            lines.append(
-                f"{file}: cut short, as by a kill: what can be read of it was sent, and it is not tried again unless "
-                f"it grows. {said}"
-            )
-        return "\n".join(lines)
+        return self.words
 
 
 def connect() -> Account:
@@ -140,46 +111,59 @@ def _reach(host: str) -> None:
         raise WandbError(f"{host} cannot be reached ({error}): is this machine on the network?") from error
 
 
-def recordings(run: Path) -> Recordings:
-    """What the run recorded for W&B.
+def recordings(run: Path) -> list[Path]:
+    """The ``.wandb`` files of a run, oldest first.
+
+    A folder is offline-run-<time>-<id> or run-<time>-<id>; latest-run is a link to one of them.
+    """
+    found = RunDir(run).wandb.glob("*run-*/*.wandb")
+    return sorted(found, key=lambda file: file.parent.name.removeprefix("offline-"))
+
+
+def waiting(run: Path) -> list[Path]:
+    """The recordings that are to be sent, oldest first: neither sent nor cut short.
 
     Raises FileNotFoundError where ``run`` is no run, WandbError where nothing was recorded, or where something waits
     that was recorded in another place than it is in now.
     """
     if not RunDir(run).config.is_file():
         raise FileNotFoundError(f"{RunDir(run).config} is missing: {run} is not the folder of a run")
-    # A folder is offline-run-<time>-<id> or run-<time>-<id>; latest-run is a link to one of them.
-    found = sorted(RunDir(run).wandb.glob("*run-*/*.wandb"), key=lambda file: file.parent.name.removeprefix("offline-"))
+    found = recordings(run)
     if not found:
         raise WandbError(f"{run} recorded nothing for W&B: train with tracking.wandb=true")
-    sent = tuple(file for file in found if sent_mark(file).exists())
-    cut_short = tuple(file for file in found if file not in sent and _is_cut_short(file))
-    waiting = tuple(file for file in found if file not in sent and file not in cut_short)
-    for file in waiting:
+    files = [file for file in found if not sent_mark(file).exists() and not _is_cut_short(file)]
+    for file in files:
         _check_place(run, file)
-    return Recordings(waiting, sent, cut_short)
+    return files
 
 
 def sync_run(run: Path, account: Account) -> Synced:
-    """Send what a run recorded, oldest first (a run that went on has several recordings, which make one W&B run).
+    """Send what a run recorded, oldest first (a resumed run has several recordings, which make one W&B run).
 
     A recording that was cut short is sent as far as it goes, named in the result, and set aside. Raises WandbError with
     what wandb said where another did not arrive; the later ones wait for it then, as W&B takes lines in order only.
     """
-    found = recordings(run)
-    sent, cut_short = [], {}
-    for file in found.waiting:
+    before = sum(sent_mark(file).exists() for file in recordings(run))
+    sent, lines, cut_short = 0, [], False
+    for file in waiting(run):
         said = _send(run, file)
         if sent_mark(file).exists():  # wandb ends with 0 after a failure, too
-            sent.append(file)
+            sent += 1
+            if not file.parent.name.startswith("offline-"):
+                lines.append(f"{file} was online: what of its tables had not arrived is in rollouts/ only")
         elif any(words in said for words in CUT_SHORT_WORDS):
             atomic_write_text(file.with_name(CUT_SHORT_FILE), str(file.stat().st_size))
-            cut_short[file] = said
+            cut_short = True
+            lines.append(
+                f"{file}: cut short, as by a kill: what can be read of it was sent, and it is not tried again unless "
+                f"it grows. {said}"
+            )
         else:
             raise WandbError(f"{file} was not sent: {said}")
-    config = run_config(run)
-    url = account.run_url(config.tracking.wandb_project, run_id(run))
-    return Synced(run, tuple(sent), found.sent, cut_short, url)
+    what = f"{sent} recording{'s' if sent != 1 else ''} sent" if sent else "nothing new to send"
+    what += f", {before} sent before" if before else ""
+    page = f"{account.app_url}/{account.entity}/{run_config(run).tracking.wandb_project}/runs/{run_id(run)}"
+    return Synced("\n".join([f"{run}: {what}; {page}", *lines]), cut_short)
 
 
 def _send(run: Path, file: Path) -> str:
@@ -198,15 +182,10 @@ def _check_place(run: Path, file: Path) -> None:
     not there."""
     note = file.with_name(PLACE_FILE)
     place = Path(note.read_text(encoding="utf-8")) if note.is_file() else run
-    if not place.exists():
+    if not (place.exists() and place.samefile(run)):
         raise WandbError(
-            f"{run} was recorded as {place}, where W&B looks for its tables and images: move it back, or let that path "
-            f"lead here (mkdir -p {place.parent} && ln -s {run.resolve()} {place}), and sync again"
-        )
-    if not place.samefile(run):
-        raise WandbError(
-            f"{run} was recorded as {place}, where W&B looks for its tables and images, and where there is another "
-            f"folder: if this one is a copy of it, rethinker sync {place}; else move that folder away and this one back"
+            f"{run} was recorded as {place}, where W&B looks for its tables and images. If this is a copy of the run, "
+            f"rethinker sync {place}; else let that path lead here (ln -s {run.resolve()} {place}) and sync again"
         )
 
 
@@ -219,7 +198,7 @@ def _is_cut_short(file: Path) -> bool:
 def sync(runs: Sequence[Path]) -> Iterator[Synced]:
     """``sync_run`` of several, after a look at all of them: a mistake is said before anything is sent."""
     for run in runs:
-        recordings(run)
+        waiting(run)
     account = connect()
     for run in runs:
         yield sync_run(run, account)
