@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import nullcontext, redirect_stderr
+from contextlib import closing, nullcontext, redirect_stderr
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rethinker.config.repository import repository_root
 from rethinker.lab.analysis import diagnostics
 from rethinker.lab.notebook.show import shown
 from rethinker.lab.wandb.mirror import Mirror, recording_mode, sent_mark
+from rethinker.lab.wandb.sync import recordings
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.glossary import ROLLOUT_COLUMNS
 from rethinker.rundir.paths import RunDir
@@ -59,7 +61,8 @@ def share_folder(run: Path, *, data: str = "", queries: int = 0, samples: int = 
     for file in (source.metrics, source.provenance, source.status):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
-    _copy_rollouts(source, RunDir(folder))
+    shutil.rmtree(folder / "rollouts", ignore_errors=True)
+    shutil.copytree(run / "rollouts", folder / "rollouts")
     atomic_write_text(RunDir(folder).config, to_yaml(config))
     return folder
 
@@ -78,19 +81,19 @@ def evaluate_stages(run: Path, folder: Path) -> None:
             models[stage.name] = os.fspath(RunDir(run).model(stage.name).resolve())
     if len(models) == 1:
         raise FileNotFoundError(f"{run} has no checkpoint of a finished stage yet")
-    wanted = {label: _evaluation_digest(config, model) for label, model in models.items()}
+    digests = {label: _evaluation_digest(config, model) for label, model in models.items()}
     made = _state(folder).get("evaluations", {})
-    missing = []
-    for label in models:
-        file = RunDir(folder).evaluation(label)
-        if not (file.is_file() and made.get(label) == wanted[label]):
-            file.unlink(missing_ok=True)  # all of them before the first new one: no two of different queries stay
-            missing.append(label)
+    kept = [
+        label for label in models if RunDir(folder).evaluation(label).is_file() and made.get(label) == digests[label]
+    ]
+    missing = [label for label in models if label not in kept]
+    for label in missing:  # all of them before the first new one: no two of different queries stand side by side
+        RunDir(folder).evaluation(label).unlink(missing_ok=True)
     for number, label in enumerate(missing, 1):
         print(f"{label} ({number} of {len(missing)}) ...", flush=True)
         started = time.monotonic()
         _evaluate(folder, label, models[label])
-        made = {**made, label: wanted[label]}
+        made[label] = digests[label]
         _remember(folder, evaluations=made)
         print(f"{label}: evaluated in {time.monotonic() - started:.0f} seconds", flush=True)
 
@@ -98,21 +101,18 @@ def evaluate_stages(run: Path, folder: Path) -> None:
 def results(folder: Path) -> pd.DataFrame:
     """Fig. 7 as a table for reading: evaluation, mode, measure, accuracy with its 95% interval, queries, responses."""
     table = diagnostics.fig7_table(folder)
-    interval = [
-        "–" if pd.isna(low) else f"{100 * low:.1f} to {100 * high:.1f}"
-        for low, high in zip(table["low"], table["high"], strict=True)
-    ]
-    return pd.DataFrame(
-        {
-            "evaluation": table["label"],
-            "mode": table["mode"],
-            "measure": table["measure"],
-            "accuracy": [f"{value:.1%}" for value in table["value"]],
-            "95% interval": interval,
-            "queries": table["clusters"].astype(int),
-            "responses": table["n"].astype(int),
-        }
-    )
+    ends = table["low"].notna()
+    interval = (100 * table["low"]).map("{:.1f}".format) + " to " + (100 * table["high"]).map("{:.1f}".format)
+    shown_columns = {
+        "evaluation": table["label"],
+        "mode": table["mode"],
+        "measure": table["measure"],
+        "accuracy": table["value"].map("{:.1%}".format),
+        "95% interval": interval.where(ends, "–"),
+        "queries": table["clusters"].astype(int),
+        "responses": table["n"].astype(int),
+    }
+    return pd.DataFrame(shown_columns)
 
 
 def record(folder: Path) -> str:
@@ -140,25 +140,20 @@ def record(folder: Path) -> str:
 
 def _replay(config: RunConfig) -> None:
     """Tell W&B what the files of a run say, as training would have."""
-    mirror = Mirror(config, job_type="share")
-    try:
-        _tell(mirror, config.folder)
-    finally:
-        mirror.close()
-
-
-def _tell(mirror: Mirror, folder: Path) -> None:
-    if RunDir(folder).metrics.is_file():
-        text = RunDir(folder).metrics.read_text(encoding="utf-8")
-        for whole in text.split("\n")[:-1]:  # behind the last newline there may be half a line, of a run that goes on
+    run = RunDir(config.folder)
+    with closing(Mirror(config, job_type="share")) as mirror:
+        text = run.metrics.read_text(encoding="utf-8") if run.metrics.is_file() else ""
+        for whole in text.split("\n")[
+            :-1
+        ]:  # behind the last newline there may be half a line, of a run that is training
             line = json.loads(whole)
             mirror.log(line)
-            rollouts = RunDir(folder).rollouts(line["episode"])
+            rollouts = run.rollouts(line["episode"])
             if line["record"] == "episode" and rollouts.is_file():
                 rows = diagnostics.load_episode(rollouts, list(ROLLOUT_COLUMNS)).astype(object)
                 mirror.responses(line["episode"], rows.where(rows.notna(), None).to_dict("records"))
-    for label, summary in diagnostics.load_evaluations(folder).items():
-        mirror.evaluation(label, summary)
+        for label, summary in diagnostics.load_evaluations(config.folder).items():
+            mirror.evaluation(label, summary)
 
 
 def _evaluate(folder: Path, label: str, model: str) -> None:
@@ -171,24 +166,6 @@ def _evaluate(folder: Path, label: str, model: str) -> None:
     if done.returncode:
         said = log.read_text(encoding="utf-8", errors="replace").strip()
         raise RuntimeError(f"the evaluation of {model} failed ({shown(log)}): {said[-ERROR_CHARACTERS:]}")
-
-
-def _copy_rollouts(source: RunDir, target: RunDir) -> None:
-    """Make ``target`` hold the rollouts of ``source``; files that have not changed are left alone."""
-    there = source.all_rollouts()
-    target.rollouts(0).parent.mkdir(exist_ok=True)
-    for episode, path in target.all_rollouts().items():
-        if episode not in there:
-            path.unlink()
-    for episode, path in there.items():
-        copy = target.rollouts(episode)
-        if not copy.is_file() or _changed(path) != _changed(copy):
-            shutil.copy2(path, copy)
-
-
-def _changed(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _evaluation_digest(config: RunConfig, model: str) -> str:
@@ -204,11 +181,10 @@ def _evaluation_digest(config: RunConfig, model: str) -> str:
 
 def _recording_digest(folder: Path) -> str:
     """What a recording says: metrics (an episode's responses come with its line), evaluations, and where it goes."""
-    tracking = to_dict(load_config(RunDir(folder).config))["tracking"]
-    said = {name: tracking[name] for name in tracking if name != "wandb_mode"}
+    tracking = replace(load_config(RunDir(folder).config).tracking, wandb_mode="offline")  # how it is sent is no part
     files = [RunDir(folder).metrics, *RunDir(folder).all_evaluations()]
     digests = {path.name: _digest_of(path) for path in files if path.is_file()}
-    return hashlib.sha256(json.dumps([said, digests], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([asdict(tracking), digests], sort_keys=True).encode()).hexdigest()
 
 
 def _digest_of(path: Path) -> str:
@@ -219,7 +195,7 @@ def _digest_of(path: Path) -> str:
 def _supersede(folder: Path) -> None:
     """Make room for a recording that is another run on W&B; what was not sent is kept, out of the way of ``sync``."""
     RunDir(folder).wandb_id.unlink(missing_ok=True)
-    for file in sorted(RunDir(folder).wandb.glob("*run-*/*.wandb")):
+    for file in recordings(folder):
         if not sent_mark(file).exists():
             aside = RunDir(folder).wandb / SUPERSEDED
             aside.mkdir(exist_ok=True)
