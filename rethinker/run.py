@@ -41,7 +41,7 @@ from rethinker.types import Query
 from rethinker.update import PolicyUpdate
 
 
-class Experiment:
+class TrainingRun:
     """Everything that a run needs, built once; ``run()`` does the stages."""
 
     def __init__(self, config: RunConfig, *, resume: bool = False, lock: int | None = None) -> None:
@@ -319,7 +319,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks for an orderly stop
     config = load_config(arguments.config)
     with sole_writer(config.folder) as lock:
-        Experiment(config, resume=arguments.resume, lock=lock).run()
+        TrainingRun(config, resume=arguments.resume, lock=lock).run()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,14 @@ from rethinker.replay import Selector
 from rethinker.rethink import keep, mark_kept
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.canary import canary_gap
-from rethinker.rundir.metrics import EpisodeRecord, episode_metrics, generated_tokens, replay_ages, rollout_rows
+from rethinker.rundir.metrics import (
+    EpisodeRecord,
+    engine_gaps,
+    episode_metrics,
+    generated_tokens,
+    replay_ages,
+    rollout_rows,
+)
 from rethinker.rundir.tracking import Tracker
 from rethinker.seeding import stable_seed
 from rethinker.types import Group, Query, Request, Sample, Sampling
@@ -187,15 +194,15 @@ class Trainer:
         eligible: int,
     ) -> None:
         """Add a round to the record: that of all ranks, in the order of the queries."""
-        place = {query.qid: index for index, query in enumerate(queries)}  # the same files for any number of ranks
         record.own.update(group.query.qid for group in groups)
-        record.firsts += sorted(gather_object(list(firsts)), key=lambda group: place[group.query.qid])
-        record.candidates += sorted(gather_object(list(candidates)), key=lambda sample: place[sample.query.qid])
+        record.add_round(
+            queries,
+            firsts=gather_object(list(firsts)),
+            groups=gather_object(list(groups)),
+            candidates=gather_object(list(candidates)),
+            effective_only=self.dynamic_sampling,
+        )
         record.eligible += sum(gather_object([eligible]))
-        fresh: list[Group] = sorted(gather_object(list(groups)), key=lambda group: place[group.query.qid])
-        record.all_groups += fresh
-        useful = [group for group in fresh if not self.dynamic_sampling or any(s.effective for s in group.samples)]
-        record.groups += useful[: record.queries - len(record.groups)]
 
     def with_behavior_logprobs(self, record: EpisodeRecord) -> list[Sample]:
         """The episode's samples, in the order of the groups, with the behaviour policy's log-probs.
@@ -330,14 +337,3 @@ def parts(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
     """``count`` consecutive parts of all items, none longer than another by more than one."""
     for index in range(count):
         yield items[index * len(items) // count : (index + 1) * len(items) // count]
-
-
-def engine_gaps(samples: Sequence[Sample]) -> tuple[float, int, float]:
-    """Sum, number and maximum of abs(engine - trainer) of the log-probs of sampled first-response tokens, in nats."""
-    gaps = [
-        abs(rollout - behavior)
-        for sample in samples
-        if sample.behavior_logprobs and sample.rethinking is None
-        for rollout, behavior in zip(sample.rollout_logprobs, sample.behavior_logprobs, strict=True)
-    ]
-    return sum(gaps), len(gaps), max(gaps, default=0.0)

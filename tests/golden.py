@@ -70,7 +70,7 @@ def play(folder: Path) -> dict[str, Any]:
     from rethinker.config import load_config
     from rethinker.replay import SelectiveSampleReplay
     from rethinker.rollout import TransformersEngine
-    from rethinker.run import Experiment
+    from rethinker.run import TrainingRun
 
     asked: list[Any] = []
     batches: list[tuple[int, list[str]]] = []
@@ -91,7 +91,7 @@ def play(folder: Path) -> dict[str, Any]:
     with fresh_process(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransformersEngine, "generate", remember_requests)
         patch.setattr(SelectiveSampleReplay, "select", remember_batch)
-        assert Experiment(config).run() == "finished"
+        assert TrainingRun(config).run() == "finished"
 
     episodes: list[dict[str, Any]] = []
     for path in sorted((config.folder / "rollouts").glob("*.parquet")):

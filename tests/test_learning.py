@@ -13,7 +13,7 @@ from tiny_training import fresh_process
 
 from rethinker.config import load_config
 from rethinker.datasets.io import write_parquet
-from rethinker.run import Experiment
+from rethinker.run import TrainingRun
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def train(folder: Path, seed: int, questions: set[int], *overrides: str) -> list
     ]
     config = load_config(ROOT / "experiments" / "tiny.yaml", settings)
     with fresh_process():
-        assert Experiment(config).run() == "finished"
+        assert TrainingRun(config).run() == "finished"
     lines = [json.loads(text) for text in (config.folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["record"] == "episode"]
 

@@ -12,7 +12,7 @@ import torch
 from tiny_training import fresh_process
 
 from rethinker.config import load_config
-from rethinker.run import Experiment
+from rethinker.run import TrainingRun
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data" / "visual_math" / "test.parquet"
@@ -49,7 +49,7 @@ def test_losses_draws_and_weights_are_those_of_the_trainer(minimal, tmp_path):
     overrides += ["queries_per_episode=8", "rollout.group_size=4", "optim.train_batch_size=16"]
     overrides += ["optim.micro_batch_tokens=1024"]
     with fresh_process():
-        run = Experiment(load_config(ROOT / "experiments" / "tiny.yaml", overrides))
+        run = TrainingRun(load_config(ROOT / "experiments" / "tiny.yaml", overrides))
         expected_losses, expected_batches, rethought = [], [], []
         log = run.tracker.log
         run.tracker.log = lambda record, *rest: (  # type: ignore[method-assign]

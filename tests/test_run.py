@@ -22,7 +22,7 @@ from rethinker.config import RunConfig, load_config, to_yaml
 from rethinker.datasets.io import write_parquet
 from rethinker.evaluation.held_out import read_source
 from rethinker.processes import check_accelerator
-from rethinker.run import Experiment
+from rethinker.run import TrainingRun
 from rethinker.rundir.folder import RunExists, run_state
 from rethinker.rundir.glossary import EPISODE, STEP, VALIDATION
 from rethinker.rundir.tracking import Tracker
@@ -64,7 +64,7 @@ def whole(tmp_path_factory, world, guesser) -> RunConfig:
     """An uninterrupted run."""
     config = make_config(tmp_path_factory.mktemp("whole"), world, guesser)
     AcceleratorState._reset_state(True)
-    assert Experiment(config).run() == "finished"
+    assert TrainingRun(config).run() == "finished"
     return config
 
 
@@ -114,7 +114,7 @@ def stop_when(monkeypatch, config: RunConfig, episode: int, stop) -> None:
 
 def resume(config: RunConfig) -> str:
     AcceleratorState._reset_state(True)
-    return Experiment(config, resume=True).run()
+    return TrainingRun(config, resume=True).run()
 
 
 # -- what a run writes ------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_stop_file_and_resume(whole, tmp_path, monkeypatch, episode, world, gues
     config = make_config(tmp_path, world, guesser)
     with monkeypatch.context() as patch:
         stop_when(patch, config, episode, (config.folder / "STOP").touch)
-        assert Experiment(config).run() == "stopped"
+        assert TrainingRun(config).run() == "stopped"
     assert run_state(config.folder) == "stopped" and not (config.folder / "STOP").exists()
     assert [line["episode"] for line in lines(config) if line["record"] == "episode"] == list(range(1, episode + 1))
     assert resume(config) == "finished"
@@ -184,7 +184,7 @@ def test_stop_file_and_resume(whole, tmp_path, monkeypatch, episode, world, gues
 def test_sigterm_saves(tmp_path, monkeypatch, world, guesser):
     config = make_config(tmp_path, world, guesser)
     stop_when(monkeypatch, config, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert Experiment(config).run() == "stopped"
+    assert TrainingRun(config).run() == "stopped"
     state = json.loads((config.folder / "checkpoints" / "last" / "trainer.json").read_text())["trainer"]
     assert state["progress"]["episode"] == 1
 
@@ -252,14 +252,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, world, guesser):
 def test_a_run_of_the_same_name_is_refused(whole):
     before = (whole.folder / "metrics.jsonl").read_bytes()
     with pytest.raises(RunExists, match=r"exists already: go on with it \(--resume\) or choose another name="):
-        Experiment(whole)
+        TrainingRun(whole)
     assert (whole.folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_other_settings_are_refused(whole, world, guesser):
     other = make_config(Path(whole.runs_dir), world, guesser, "optim.lr=1e-3")
     with pytest.raises(RunExists, match=r"was made with other settings \(optim.lr: 0.0001 -> 0.001\)"):
-        Experiment(other, resume=True)
+        TrainingRun(other, resume=True)
 
 
 def test_where_it_runs_and_who_watches_may_change(whole, world, guesser):
@@ -286,7 +286,7 @@ def test_another_engine_is_refused(whole):
 def test_more_queries_than_there_are(tmp_path, world, guesser):
     config = make_config(tmp_path, world, guesser, "queries_per_episode=14")
     with pytest.raises(ValueError, match=r"queries_per_episode=14, but .* has 12 usable queries"):
-        Experiment(config)
+        TrainingRun(config)
 
 
 def changed_copy(folder: Path, source: Path, changes: list[dict]) -> Path:
@@ -312,7 +312,7 @@ def test_dropped_rows_are_reported_by_split(tmp_path, world, guesser, capsys):
     config = make_config(
         tmp_path, world, guesser, *(f"data.{split}={path.parent}:train" for split, path in paths.items())
     )
-    run = Experiment(config)
+    run = TrainingRun(config)
     assert [len(run.train_queries), len(run.validation_queries), len(run.test_queries)] == [12, 11, 10]
     dropped = {path.name: json.loads(path.read_text()) for path in (config.folder / "dropped").iterdir()}
     assert {name: len(rows) for name, rows in dropped.items()} == {"validation.json": 1, "test.json": 2}
@@ -323,7 +323,7 @@ def test_dropped_rows_are_reported_by_split(tmp_path, world, guesser, capsys):
 def test_a_split_without_a_usable_row(tmp_path, world, guesser):
     path = changed_copy(tmp_path, world / "validation.parquet", [EMPTY] * 4)
     with pytest.raises(ValueError, match=r"data\.validation=.*: none of its 4 rows can be used"):
-        Experiment(make_config(tmp_path, world, guesser, f"data.validation={path}"))
+        TrainingRun(make_config(tmp_path, world, guesser, f"data.validation={path}"))
     with pytest.raises(ValueError, match=r"train\.parquet is a file, which has no splits"):
         read_source(f"{world / 'train.parquet'}:train")
 
@@ -331,7 +331,7 @@ def test_a_split_without_a_usable_row(tmp_path, world, guesser):
 def test_a_stage_in_which_nothing_can_be_forced_says_so(tmp_path, world, guesser, capsys):
     settings = ["data.test=null", "data.validation=null", "rethink.fraction=0.5", "rethink.min_second_look_tokens=63"]
     config = make_config(tmp_path, world, guesser, *settings, "stages=[{name: a, episodes: 2}]")
-    assert Experiment(config).run() == "finished"
+    assert TrainingRun(config).run() == "finished"
     assert all(line["rethink/eligible"] == 0 for line in lines(config) if line["record"] == "episode")
     out = capsys.readouterr().out
     for words in ("warning: nothing to force in episode 1:", "warning: nothing to force in episodes 1 to 2:"):
@@ -346,7 +346,7 @@ def test_stages_do_not_change_how_the_policy_is_tested(tmp_path, world, guesser)
     config = make_config(
         tmp_path, world, guesser, "data.validation=null", f"stages=[{{name: a, episodes: 1, overrides: {stage}}}]"
     )
-    assert Experiment(config).run() == "finished"
+    assert TrainingRun(config).run() == "finished"
     start, after = (
         json.loads((config.folder / "evaluation" / f"{label}.json").read_text())["settings"] for label in ("start", "a")
     )
@@ -355,7 +355,7 @@ def test_stages_do_not_change_how_the_policy_is_tested(tmp_path, world, guesser)
 
 
 def test_settings_without_effect_are_named_once(tmp_path, world, guesser, capsys):
-    Experiment(make_config(tmp_path, world, guesser, "replay.mode=filter", "evaluation.modes=[plain]"))
+    TrainingRun(make_config(tmp_path, world, guesser, "replay.mode=filter", "evaluation.modes=[plain]"))
     out = capsys.readouterr().out
     assert out.count("warning") == 1
     expected = "settings that change neither training nor evaluation: replay.lifetime=3 (needs replay.mode=ssr)\n"
@@ -391,5 +391,5 @@ def test_mixed_precision_of_the_environment_is_refused(tmp_path, world, guesser,
     """What `accelerate launch` makes of a file's mixed_precision."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(RuntimeError, match="mixed_precision bf16 would change the loss"):
-        Experiment(make_config(tmp_path, world, guesser))
+        TrainingRun(make_config(tmp_path, world, guesser))
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from world import LEARNING_RATE, SEED, Point, check_lengths, grade_by_parity, ne
 
 from rethinker.config import RunConfig, load_config
 from rethinker.policy.loading import Policy
-from rethinker.run import Experiment
+from rethinker.run import TrainingRun
 from rethinker.types import Request, Response, Sampling
 
 MICRO_BATCH_TOKENS = 2048  # about the fastest on a CPU, whose caches hold that many
@@ -48,7 +48,7 @@ def run_config(point: Point, job: Mapping[str, Any]) -> RunConfig:
     )
 
 
-class MeasuredRun(Experiment):
+class MeasuredRun(TrainingRun):
     """A run whose responses all have the full length, with stopwatches on it."""
 
     def __init__(self, point: Point, job: Mapping[str, Any], meter: Meter) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rethinker.rethink import contains_reflection, outcomes
-from rethinker.types import Group, Sample
+from rethinker.types import Group, Query, Sample
 
 # Bins of width 1/8 centred on multiples of 1/8: with 8 binary rewards and no division by std, one value a bin.
 ADVANTAGE_EDGES = tuple(-3.0625 + 0.125 * i for i in range(50))
@@ -24,7 +24,7 @@ class EpisodeRecord:
     ``candidates``: every forced trajectory; ``all_groups``: what advantages were computed on, of every roll-out;
     ``groups``: those of them that it trains on, all but what dynamic sampling dropped; ``trained``: the samples of all
     steps. ``rounds``: of rollouts (more than one with dynamic sampling only). ``on_policy``: one update, on the
-    episode's own samples. ``own``: qids that this rank has rolled out. ``gaps``: ``trainer.engine_gaps`` of every rank.
+    episode's own samples. ``own``: qids that this rank has rolled out. ``gaps``: ``engine_gaps`` of every rank.
     ``canary``: ``rollout.canary_gap`` after the sync.
     """
 
@@ -46,6 +46,27 @@ class EpisodeRecord:
     canary: float | None = None
     images_decoded: int = 0
     images_encoded: int = 0
+
+    def add_round(
+        self,
+        queries: Sequence[Query],
+        *,
+        firsts: Sequence[Group],
+        groups: Sequence[Group],
+        candidates: Sequence[Sample],
+        effective_only: bool,
+    ) -> None:
+        """Add a round of rollouts, of all ranks, in the order of its queries: the same for any number of ranks.
+
+        ``effective_only``: groups without an advantage are not trained on (dynamic sampling).
+        """
+        place = {query.qid: index for index, query in enumerate(queries)}
+        self.firsts += sorted(firsts, key=lambda group: place[group.query.qid])
+        self.candidates += sorted(candidates, key=lambda sample: place[sample.query.qid])
+        fresh = sorted(groups, key=lambda group: place[group.query.qid])
+        self.all_groups += fresh
+        useful = [group for group in fresh if not effective_only or any(s.effective for s in group.samples)]
+        self.groups += useful[: self.queries - len(self.groups)]
 
 
 def share(hits: Iterable[bool]) -> float | None:
@@ -129,6 +150,17 @@ def replay_ages(episode: EpisodeRecord) -> dict[str, float | None]:
         "replay/age_mean": mean(ages),
         "replay/age_max": float(max(ages)) if ages else None,
     }
+
+
+def engine_gaps(samples: Sequence[Sample]) -> tuple[float, int, float]:
+    """Sum, number and maximum of abs(engine - trainer) of the log-probs of sampled first-response tokens, in nats."""
+    gaps = [
+        abs(rollout - behavior)
+        for sample in samples
+        if sample.behavior_logprobs and sample.rethinking is None
+        for rollout, behavior in zip(sample.rollout_logprobs, sample.behavior_logprobs, strict=True)
+    ]
+    return sum(gaps), len(gaps), max(gaps, default=0.0)
 
 
 def generated_tokens(sample: Sample) -> int:
