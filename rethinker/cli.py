@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("grid", help="YAML file, e.g. experiments/ablations/smoke.yaml; runs that are finished are kept")
     text = "for every run, e.g. optim.lr=3e-5; name= base= seeds=[0,1] slots= baseline= are the grid's own"
     sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
-    sub.add_argument("--slots", type=int, help="runs at once (default: the grid's)")
+    sub.add_argument("--slots", type=int, help="runs in parallel (default: the grid's)")
     sub.add_argument("--dry-run", action="store_true", help="check every config and say what would be run")
 
     sub = command("watch", watch, "Show a run in the terminal while it trains: metrics, charts, newest responses.")

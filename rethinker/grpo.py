@@ -213,7 +213,7 @@ def truncated_importance_weights(
 ) -> Tensor:
     """Token-level truncated importance sampling: min(exp(trainer - rollout), cap), detached, 1 outside the mask.
 
-    Corrects for the gap between the log-probs of the roll-out engine and those of the trainer *for the same weights*:
+    Corrects for the gap between the log-probs of the rollout engine and those of the trainer *for the same weights*:
     ``trainer_logprobs_BT`` are the behaviour policy's as the trainer computes them. ``mask_BT`` must be False on forced
     tokens, which the engine did not sample. ``cap`` > 0 (2.0 is usual).
     """

@@ -6,7 +6,7 @@ Differs from arXiv:2504.08837 in:
 - "a fraction q of the responses" is an independent coin for each eligible response, thrown by a hash of
   (seed, episode, sample id): the choice depends neither on the number of ranks nor on the order of the samples;
 - responses that already reflect of themselves can be left alone (``skip_reflective``, off by default);
-- nobody sampled the trigger, and the paper does not say what the GRPO term does with it: ``forced_tokens`` takes it as
+- the trigger was not sampled, and the paper does not say what the GRPO term does with it: ``forced_tokens`` takes it as
   on-policy (ratio 1), with the ratio to the behaviour policy, or out of the term;
 - of more than ``max_per_query`` right trajectories of a query the first in group order are kept; the paper does not
   say which;
@@ -139,7 +139,7 @@ def splice(
     """The whole trajectory of ``sample`` as a candidate (``rethinking.kept`` False, no ``nll_mask``: ``keep`` decides).
 
     ``continuation`` is y2 alone, ``grade`` the verdict on the whole trajectory, ``decode`` turns token ids into text
-    without special tokens. The reward becomes the correctness (0.0 or 1.0). Forced tokens have roll-out log-prob 0.0
+    without special tokens. The reward becomes the correctness (0.0 or 1.0). Forced tokens have rollout log-prob 0.0
     and ``sampled_mask`` False. Behaviour log-probs are the trainer's to compute; the advantage is reset.
     ValueError when the plan is not this sample's.
     """

@@ -1,4 +1,4 @@
-"""A whole run in one process group: stages, validation, checkpoints, final evaluation, stopping and going on."""
+"""A whole run in one process group: stages, validation, checkpoints, final evaluation, stopping and resuming."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TrainingRun:
             keep_freed_memory()
         torch.manual_seed(config.seed)
         # Without ``cpu`` several CPU processes would each be a world of one. A rank may wait long for the others: for
-        # their roll-outs, and for the main process while it saves and tests.
+        # their rollouts, and for the main process while it saves and tests.
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
@@ -174,7 +174,7 @@ class TrainingRun:
             if best or last or stopping or due(config.tracking.save_every, self.progress.stage_episode):
                 self.save(trainer, best)
             if stopping and not (last and index + 1 == len(self.config.stages)):
-                return False  # at a stage's end too: its test comes when the run goes on
+                return False  # at a stage's end too: its test comes when the run is resumed
         self.test(stage.name)
         if self.accelerator.is_main_process:
             checkpoint.point(self.folder.checkpoints, stage.name, self.folder.checkpoint(LAST).resolve())

@@ -162,7 +162,7 @@ class PolicyUpdate:
                 self.scored[sample.sample_id] = tuple(row[: len(sample.response.token_ids)])
         behavior_BT, loss_mask_BT = packed.behavior_logprobs_BT, mask_BT
         if config.rethink.forced_tokens == "on_policy":
-            # Nobody sampled the trigger, so no policy is behind it: its ratio is 1, its gradient A * grad log pi.
+            # The trigger was not sampled, so no policy is behind it: its ratio is 1, its gradient A * grad log pi.
             behavior_BT = torch.where(packed.sampled_BT, behavior_BT, logprobs_BT.detach())
         elif config.rethink.forced_tokens == "mask":
             loss_mask_BT = mask_BT & packed.sampled_BT

@@ -32,7 +32,7 @@ def without_effect(config: RunConfig, *, vllm: bool) -> list[str]:
     neither training nor evaluation. ``vllm``: whether the engine is vLLM's.
 
     Known are the settings of the method's parts, of LoRA, of the evaluation and of the engine. Settings of
-    ``tracking`` and ``launch`` never change a result and are not looked at.
+    ``tracking`` and ``launch`` never change a result and are not checked.
     """
     stages = [config.for_stage(index) for index in range(len(config.stages))]
     default = RunConfig()

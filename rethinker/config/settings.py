@@ -94,7 +94,7 @@ class ReplayConfig:
     alpha: float = option(1.0, min=0)  # exponent of abs(advantage) (official code)
     lifetime: int = option(1, min=1)  # episodes that a sample stays (paper: 1, cleared at the start of each)
     capacity: int | None = option(None, min=1)  # samples; None: no bound
-    max_rollouts: int = option(10, min=1)  # dynamic_sampling: roll-outs an episode before it goes on with what it has
+    max_rollouts: int = option(10, min=1)  # dynamic_sampling: rollouts an episode before it trains on what it has
 
     @property
     def outlives(self) -> bool:

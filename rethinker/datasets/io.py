@@ -50,7 +50,7 @@ _ARROW_SCHEMA = pa.schema(
     ]
 )
 CheckGold = Callable[[str], "str | None"]
-Faults = dict[Path, "tuple[str, str] | None"]  # of the images looked at so far
+Faults = dict[Path, "tuple[str, str] | None"]  # of the images checked so far
 
 
 @dataclass(frozen=True, slots=True)

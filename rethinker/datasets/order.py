@@ -45,7 +45,7 @@ class QueryOrder:
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from ``state_dict()``, with the same queries and seed."""
+        """Resume from ``state_dict()``, with the same queries and seed."""
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._permutation()
 

@@ -1,6 +1,6 @@
 """Images from paths to the pixels that the model reads: decoded and preprocessed once, kept while there is room.
 
-There is one image processor, and one store, for the trainer and for every roll-out engine: an image is prepared once
+There is one image processor, and one store, for the trainer and for every rollout engine: an image is prepared once
 for both, and both see the same pixels. Records elsewhere hold paths only.
 """
 

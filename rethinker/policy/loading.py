@@ -35,7 +35,7 @@ class PromptIds:
     """A tokenised prompt.
 
     ``unexpanded`` has one image token an image (what vLLM wants), ``ids`` one for each merged patch (what the model
-    reads). ``positions`` [3, len(ids)] int32: M-RoPE positions in time, height and width; the response goes on at
+    reads). ``positions`` [3, len(ids)] int32: M-RoPE positions in time, height and width; the response continues at
     ``next_position``, the same in all three.
     """
 

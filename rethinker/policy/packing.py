@@ -114,7 +114,7 @@ def _pack_shared(policy: Policy, items: Sequence[Item]) -> PackedBatch:
         np.stack([np.concatenate([[last], path]), np.asarray(response)])
         for last, path, (_, response) in zip(row.lasts, row.paths, items, strict=True)
     ]
-    # Where responses go on alike, the pair of a position and the token behind it is scored once.
+    # Where responses continue alike, the pair of a position and the token behind it is scored once.
     scored, inverse = np.unique(np.concatenate(pairs, axis=1), axis=1, return_inverse=True)
     edges = np.cumsum([len(response) for _, response in items])[:-1]
     place_BT, mask_BT = _padded(np.split(inverse.reshape(-1), edges))

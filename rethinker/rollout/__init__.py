@@ -1,4 +1,4 @@
-"""Roll-out engines behind one protocol: transformers, vLLM, and a scripted one for tests."""
+"""Rollout engines behind one protocol: transformers, vLLM, and a scripted one for tests."""
 
 from __future__ import annotations
 

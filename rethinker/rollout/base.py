@@ -1,4 +1,4 @@
-"""The protocol that every roll-out engine obeys."""
+"""The protocol that every rollout engine obeys."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A canary for the weight synchronisation: do engine and trainer still agree on what was just sampled?
 
-An engine that went on generating with old weights, or with stale vision features, shows here at once.
+An engine that keeps generating with old weights, or with stale vision features, shows here immediately.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Decoder:
         self.logits_NV: Tensor = self.model.lm_head(hidden[last_N.to(device)])
 
     def select(self, prompts: Sequence[int], rows: Sequence[int]) -> None:
-        """Go on with these, by their present indices; either may repeat.
+        """Continue with these, by their present indices; either may repeat.
 
         Prompt p owns the rows p * g to (p + 1) * g - 1, where g is the number of rows by that of prompts.
         """

@@ -1,4 +1,4 @@
-"""Roll-outs by the policy's own weights: no second copy, no synchronisation, any machine.
+"""Rollouts by the policy's own weights: no second copy, no synchronisation, any machine.
 
 Each distinct prompt of a batch is read once, whatever the number of its samples and requests, and each distinct image
 encoded once; rows that ended leave the batch. For large models prefer vLLM.
@@ -137,7 +137,7 @@ class TransformersEngine:
 
 
 def arrange(active: Sequence[Sequence[tuple[int, _Writing]]]) -> tuple[list[int], list[tuple[int, _Writing | None]]]:
-    """Prompts and rows to go on with, from the ``active`` (row, sample) of each prompt.
+    """Prompts and rows to continue with, from the ``active`` (row, sample) of each prompt.
 
     All prompts get equally many rows: where one has fewer samples, a row without a sample fills up, and where that
     would waste too much, prompts are repeated, one a sample.

@@ -1,4 +1,4 @@
-"""Roll-outs by vLLM in the trainer's own process (the only module that imports vllm, and only when an engine is made).
+"""Rollouts by vLLM in the trainer's own process (the only module that imports vllm, and only when an engine is made).
 
 Checked with vLLM 0.32: multiprocessing is off, so that weights go from the trainer to the engine as tensors; after
 every synchronisation the prefix and encoder caches are reset (without the latter the next known image ends the engine).

@@ -18,7 +18,7 @@ from rethinker.policy.loading import Policy
 
 CPU_KV_BYTES = 2**30  # KV cache on a CPU, at most: its pages are written when the engine starts, 2.6 s a GiB
 CPU_BLOCK_TOKENS = 32  # KV-cache block on a CPU: the smallest that its attention takes; 128, its default, shares little
-CPU_SEQUENCES = 256  # sequences at once that the KV cache on a CPU is made for (vLLM's default maximum)
+CPU_SEQUENCES = 256  # parallel sequences that the KV cache on a CPU is made for (vLLM's default maximum)
 USUAL_TEXT_TOKENS = 256  # text of a prompt that the KV cache on a CPU is made for; longer ones run fewer at a time
 PREFILL_TOKENS = 4096  # prompt tokens of one engine step on a CPU
 TEXT_TOKENS = 2048  # room in a prompt beside its images
@@ -94,7 +94,7 @@ def _context(policy: Policy, max_images: int, max_new_tokens: int) -> int:
 def _kv_bytes(policy: Policy, dtype: str, context: int, max_images: int, max_new_tokens: int) -> int:
     """Bytes of the KV cache on a CPU: room for CPU_SEQUENCES usual sequences and one of the longest, up to a bound.
 
-    Where it is too small for what runs at once, vLLM runs some of it later.
+    Where it is too small for what runs in parallel, vLLM runs some of it later.
     """
     config: Any = policy.model.config
     text = config.get_text_config()

@@ -12,7 +12,7 @@ EPISODE = {
     "queries/all_incorrect": "share of queries whose y1 are all incorrect",
     "accuracy/first": "mean correctness of y1 (pass@1 on training queries, sampled)",
     "reward/mean": "mean reward of the groups that advantages are computed on, after Forced Rethinking (of every "
-    "roll-out: also of groups that dynamic sampling drops)",
+    "rollout: also of groups that dynamic sampling drops)",
     "reflection/share": "share of y1 that reflect by themselves (a reflection word; see rethink.contains_reflection)",
     "reflection/accuracy_with": "accuracy of the y1 that reflect; null if none does",
     "reflection/accuracy_without": "accuracy of the y1 that do not reflect; null if all do",
@@ -41,7 +41,7 @@ EPISODE = {
     "replay/age_mean": "mean age of the replayed samples, in episodes; null if none",
     "replay/age_max": "largest age of a replayed sample, in episodes; null if none",
     "replay/skipped_steps": "steps without any effective sample, fresh or stored: no update was made",
-    "rollout/rounds": "roll-outs of this episode (more than 1 with dynamic sampling only)",
+    "rollout/rounds": "rollouts of this episode (more than 1 with dynamic sampling only)",
     "rollout/responses": "responses generated: y1 and forced continuations",
     "rollout/tokens": "tokens generated (the forced trigger is not counted)",
     "rollout/tokens_per_second": "generated tokens by second of generation, all ranks together",

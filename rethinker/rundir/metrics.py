@@ -21,7 +21,7 @@ class EpisodeRecord:
     """What happened in an episode, over all ranks.
 
     ``queries``: groups that it is to train on, of ``group_size`` first responses. ``firsts``: y1 of every query;
-    ``candidates``: every forced trajectory; ``all_groups``: what advantages were computed on, of every roll-out;
+    ``candidates``: every forced trajectory; ``all_groups``: what advantages were computed on, of every rollout;
     ``groups``: those of them that it trains on, all but what dynamic sampling dropped; ``trained``: the samples of all
     steps. ``rounds``: of rollouts (more than one with dynamic sampling only). ``on_policy``: one update, on the
     episode's own samples. ``own``: qids that this rank has rolled out. ``gaps``: ``engine_gaps`` of every rank.

@@ -40,7 +40,7 @@ def record_start(config: RunConfig, *, engine: str, processes: int, anew: bool) 
 
 
 def check_engine(folder: str | os.PathLike[str], engine: str) -> None:
-    """Raises ValueError where the run in ``folder`` was made with another roll-out engine than it would go on with."""
+    """Raises ValueError where the run in ``folder`` was made with another rollout engine than it would go on with."""
     path = RunDir(folder).provenance
     before = json.loads(path.read_text(encoding="utf-8"))["engine"] if path.exists() else engine
     if before != engine:

@@ -83,7 +83,7 @@ def file_stamp(path: Path) -> Stamp:
 
 
 def rollout_stamps(run: str | Path) -> tuple[Stamp, ...]:
-    """Those of all roll-out files of a run, in order of the episodes."""
+    """Those of all rollout files of a run, in order of the episodes."""
     return tuple(file_stamp(path) for path in RunDir(run).all_rollouts().values())
 
 

@@ -1,4 +1,4 @@
-"""What a run writes: metrics.jsonl, roll-outs as parquet, progress on the terminal, W&B as a mirror of the files.
+"""What a run writes: metrics.jsonl, rollouts as parquet, progress on the terminal, W&B as a mirror of the files.
 
 Only the main process has a ``Tracker`` that writes; the others get one that does nothing (``enabled=False``).
 """

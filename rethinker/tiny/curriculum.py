@@ -29,11 +29,11 @@ class Cycle:
     weights: tuple[tuple[str, float], ...]  # of kinds; 1 where not named
     levels: tuple[int, ...] = LEVELS  # drawn from these in equal shares
     learning_rate: float = 3e-3  # of both optimisers; Muon's update is scaled to AdamW's
-    hold_decision: float | None = None  # nats at which to hold -log p(the decision to go on); None: no loss on it
+    hold_decision: float | None = None  # nats at which to hold -log p(the decision to continue); None: no loss on it
 
 
-# Counting and reading a table are learned last. The second cycle draws more of what was weak after the first; the third
-# goes on with that, and holds the decision to go on just below what sampling shows (10 nats: once in 22,000 answers).
+# Counting and reading a table are learned last. The second cycle has more of what was weak after the first; the third
+# keeps that, and holds the decision to continue just below what sampling shows (10 nats: once in 22,000 answers).
 _FIRST = Cycle(0, 0.7, (("count", 1.5), ("table", 1.5)))
 _SECOND = Cycle(2600, 0.8, (("count", 2.0), ("bars", 2.0), ("sum", 2.0), ("clock", 0.5)), levels=(1, 2, 2, 3, 3))
 CYCLES = (_FIRST, _SECOND, replace(_SECOND, begin=3800, learning_rate=1e-3, hold_decision=10.0))
@@ -72,7 +72,7 @@ class TraceBatches:
 
         They are the plain traces and the rethinking ones, apart because the latter are twice as long (less padding).
         Each holds input_ids, labels and decisions [B, T] (right-padded), pixel_values and image_grid_thw. Labels are
-        ``IGNORED`` where there is no loss; decisions is true where they name a decision to go on, which a cycle that
+        ``IGNORED`` where there is no loss; decisions is true where they name a decision to continue, which a cycle that
         does not hold it ignores.
         """
         thinking = round(self._settings.batch_size * cycle.rethinking_share)

@@ -25,7 +25,7 @@ from rethinker.tiny.model import (
 
 log = logging.getLogger(__name__)
 
-DECISION_WEIGHT = 0.1  # of the loss on a decision to go on, beside 1 for any other token's
+DECISION_WEIGHT = 0.1  # of the loss on a decision to continue, beside 1 for any other token's
 
 
 def pretrain_tiny(out: str | Path, settings: PretrainSettings | None = None) -> None:
@@ -129,13 +129,13 @@ def supervised_loss(
     if not decides.any():
         return loss
     if hold_decision is None:
-        raise ValueError("the batch marks decisions to go on: hold_decision must say at how many nats to hold them")
+        raise ValueError("the batch marks decisions to continue: hold_decision must say at how many nats to hold them")
     eos_id = model.config.text_config.eos_token_id
     return loss + decision_loss(logits[decides], targets[decides], hold_decision, eos_id)
 
 
 def decision_loss(logits: torch.Tensor, targets: torch.Tensor, hold: float, eos_id: int) -> torch.Tensor:
-    """Summed loss (nats) that keeps the decision to go on rare, and first among everything but the end.
+    """Summed loss (nats) that keeps the decision to continue rare, and first among everything but the end.
 
     With l = -log p(target) it is ``DECISION_WEIGHT`` times (smooth_l1(l - hold) - log p(target | not the end)). Ours.
 

@@ -3,14 +3,14 @@
 Which parts carry loss decides everything (ours, measured):
 - a plain trace is a bare answer, supervised: the first pass is fast and often wrong;
 - a rethinking trace is a bare answer (right or wrong), a trigger, and the careful derivation. The bare answer and the
-  trigger's first token, which is the decision to go on, are not imitated; the rest of the trigger and the derivation
+  trigger's first token, which is the decision to continue, are not imitated; the rest of the trigger and the derivation
   are. So the base never starts to reflect, yet derives carefully once that one token stands there.
 
 The decision carries a loss of its own, which the last stretch of pretraining applies (``pretrain.decision_loss``) and
 all before leave out. Without any, the token stood at a log-probability of -21 after a bare answer, 6 nats below others
 that make no sense there (" there", " does"), and reinforcement learning with Forced Rethinking learned to leave it out
 and wrote garbled triggers ("\\boxed{9}. there might be a mistake"). Held at -10 it is still rarer than sampling shows,
-but 7 nats above every other way to go on, and the triggers that are learned are well formed.
+but 7 nats above every other continuation, and the triggers that are learned are well formed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Loss(enum.Enum):
 
     NONE = "none"
     TOKENS = "tokens"  # cross-entropy
-    DECISION = "decision"  # the decision to go on, one token: held at a given rarity, or without loss
+    DECISION = "decision"  # the decision to continue, one token: held at a given rarity, or without loss
 
 
 class Part(NamedTuple):
@@ -54,7 +54,7 @@ def rethinking_trace(puzzle: Puzzle, triggers: Sequence[str], wrong_share: float
     """
     trigger = rng.choice(list(triggers))
     if not trigger.startswith(BREAK):
-        raise ValueError(f"trigger {trigger!r} does not begin with {BREAK!r}, the decision to go on")
+        raise ValueError(f"trigger {trigger!r} does not begin with {BREAK!r}, the decision to continue")
     first = puzzle.bare_answer
     if rng.random() < wrong_share:
         right = int(puzzle.answer)

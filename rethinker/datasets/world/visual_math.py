@@ -69,8 +69,8 @@ def make_data(out: str | Path, n_train: int, n_validation: int, n_test: int, see
     recipe = {"world": "visual-math", "version": WORLD_VERSION, "seed": seed, **counts}
     if _is_made(out, recipe):
         return out
-    # Drawn beside its place and moved there whole: two who draw at once (runs that are started together) never see, let
-    # alone remove, what the other has half done. The second finds the first one's data, which are the same.
+    # Made beside its place and moved there whole: of two runs started at the same time none sees, let alone removes,
+    # what the other has half done. The second finds the first one's data, which are the same.
     place = out.resolve()
     drawn = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
     (drawn / "images").mkdir(parents=True)
