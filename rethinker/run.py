@@ -72,7 +72,7 @@ class TrainingRun:
         self.tracker = Tracker(
             config, enabled=self.accelerator.is_main_process, seconds_before=state.get("seconds", 0.0)
         )
-        self.tracker.forget_after(self.progress.episode if saved else -1, self.progress.step)
+        self.tracker.truncate_after(self.progress.episode if saved else -1, self.progress.step)
         self.train_queries = self.read("train", config.data.train, config.data.train_limit)
         self.validation_queries = self.read("validation", config.data.validation)
         self.test_queries = self.read("test", config.data.test, config.data.test_limit)

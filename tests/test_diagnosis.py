@@ -196,7 +196,7 @@ def test_a_run_in_which_nothing_is_learned_says_so(tiny_folder, queries, tmp_pat
     lines = (config.folder / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3
     again = type(run.records)(config)
-    again.forget_after(2, 0)
+    again.truncate_after(2, 0)
     again.close()
     assert "nothing learned in episodes 1 to 2: 8 of 8" in capsys.readouterr().out
     assert [json.loads(line)["episode"] for line in (config.folder / "metrics.jsonl").read_text().splitlines()] == [

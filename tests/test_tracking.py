@@ -57,13 +57,13 @@ def test_only_the_main_process_writes(tmp_path, capsys):
     writer = Tracker(RunConfig(runs_dir=str(tmp_path), tracking=TrackingConfig(wandb=True)), enabled=False)
     writer.log("step", "s", 1, 1, {"loss/total": 1.0})
     writer.rollouts(1, [{"episode": 1}])
-    writer.forget_after(0, 0)
+    writer.truncate_after(0, 0)
     writer.say("hello")
     writer.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
 
 
-def test_forget_after(tmp_path):
+def test_truncate_after(tmp_path):
     writer = tracker(tmp_path)
     for episode in (1, 2, 3):
         for step in (2 * episode - 1, 2 * episode):
@@ -72,7 +72,7 @@ def test_forget_after(tmp_path):
         writer.rollouts(episode, [{"episode": episode, "qid": "a"}])
     path = tmp_path / "run" / "metrics.jsonl"
     path.write_text(path.read_text() + '{"record": "step", "episode": 3, "st')  # killed while writing
-    writer.forget_after(2, 4)
+    writer.truncate_after(2, 4)
     assert [(line["record"], line["episode"], line["step"]) for line in lines(tmp_path)] == [
         ("step", 1, 1),
         ("step", 1, 2),
@@ -83,7 +83,7 @@ def test_forget_after(tmp_path):
     ]
     files = sorted(file.name for file in (tmp_path / "run" / "rollouts").iterdir())
     assert files == ["episode-00001.parquet", "episode-00002.parquet"]
-    writer.forget_after(-1, 0)
+    writer.truncate_after(-1, 0)
     assert lines(tmp_path) == [] and not list((tmp_path / "run" / "rollouts").iterdir())
 
 

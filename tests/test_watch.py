@@ -77,7 +77,7 @@ def test_a_half_written_line_waits(tmp_path):
 
 
 def rewrite(folder: Path, episodes: list[int], **metrics) -> None:
-    """As Tracker.forget_after does: a new file in the old one's place."""
+    """As Tracker.truncate_after does: a new file in the old one's place."""
     rows = [{"record": "episode", "stage": "a", "episode": e, "step": e, "seconds": 1.0} | metrics for e in episodes]
     atomic_write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 

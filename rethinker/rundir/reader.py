@@ -147,7 +147,7 @@ def load_episode(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             missing = sorted(set(columns) - set(file.schema_arrow.names))
             table = None if missing else file.read(columns=list(columns)).to_pandas()
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); move it away to go on without this episode") from error
+        raise ValueError(f"{path} cannot be read ({error}); move it away to continue without this episode") from error
     if table is None:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}: was it written by another version?")
     return table
@@ -201,5 +201,5 @@ def run_seed(run: str | Path) -> int | None:
     try:
         seed = json.loads(path.read_text(encoding="utf-8")).get("seed")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); move it away to go on without it") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); move it away to continue without it") from error
     return seed if isinstance(seed, int) else None

@@ -72,8 +72,8 @@ class Tracker:
             summary = json.loads(self.folder.evaluation(label).read_text(encoding="utf-8"))
             self._mirrored(lambda mirror: mirror.evaluation(label, summary))
 
-    def forget_after(self, episode: int, step: int) -> None:
-        """Drop what a killed process wrote after the checkpoint that the run goes on from."""
+    def truncate_after(self, episode: int, step: int) -> None:
+        """Drop what a killed process wrote after the checkpoint from which the run resumes."""
         if not self.enabled:
             return
         path = self.folder.metrics
@@ -136,7 +136,7 @@ class Tracker:
         return Mirror(self.config)
 
     def _mirrored(self, act: Callable[[Mirror], None]) -> None:
-        """Do it to the W&B twin, if there is one. The files are what counts: if W&B fails, the run goes on alone."""
+        """Do it to the W&B twin, if there is one. The files are what counts: where W&B fails, the run continues."""
         if self.mirror is None:
             return
         try:

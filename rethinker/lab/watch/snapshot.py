@@ -86,7 +86,7 @@ class Snapshot:
         return [None if pd.isna(value) else float(value) for value in table[name]]
 
     def responses(self, n: int) -> list[ShownResponse]:
-        """One response each of ``n`` queries of the newest episode, evenly spread over it; nobody chose.
+        """One response each of ``n`` queries of the newest episode, evenly spread over it: not hand-picked.
 
         A query's forced trajectory, a kept one first, where it has any; else its first response.
         """
