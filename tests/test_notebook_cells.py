@@ -72,7 +72,7 @@ def test_any_run_will_do(number, parameters, missing, bare_run, monkeypatch):
 
 
 def test_a_query_that_is_not_there():
-    for number, cells in (("01", 3), ("05", 3)):
+    for number, cells in (("01", 3), ("05", 4)):
         with pytest.raises(ValueError, match="query=99: 4 queries were read; places are 0 to 3"):
             execute(number, cells, query=99, limit=4)
 
@@ -134,6 +134,18 @@ def test_replay_by_hand():
         "ssr": {"samples": 12, "effective": 12},
     }
     assert names["own"].sum() == pytest.approx(1) and (names["own"][names["A"] <= 1] == 0).all()
+
+
+def test_a_second_look_by_hand():
+    """Notebook 05 up to the packed row: what its cells make one by one is what the calls of training make."""
+    names = execute("05", 14, responses=4, limit=8)
+    plan, trajectory = names["plan"], names["trajectory"]
+    found = names["trajectories"][plan.sample_id]  # its log-probs differ by rounding: another batch
+    assert (found.response.token_ids, found.rethinking) == (trajectory.response.token_ids, trajectory.rethinking)
+    kept = [sample for sample in names["marked"] if sample.rethinking.kept]
+    assert set(kept) <= set(names["rethought"].samples) and len(names["rethought"].samples) == 4
+    assert len(names["row"].paths) == 4 + len(names["plans"])
+    assert {sample.rethinking.first_tokens for sample in names["own"].values()} == {plan.first_tokens}
 
 
 def test_alpha_reaches_every_cell_of_the_law():

@@ -6,19 +6,23 @@ import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from synthetic_run import write_run
+from trees import stub_policy
 
 from rethinker.evaluation.statistics import wilson
 from rethinker.lab.analysis import method as method_tables
-from rethinker.lab.figures import method
+from rethinker.lab.figures import method, tree
 from rethinker.lab.figures.catalogue import render
 from rethinker.lab.figures.style import THEMES, NoData
 from rethinker.lab.notebook import pages, teaching
+from rethinker.policy.packing import pack_trees
 from rethinker.replay import draw_probabilities
 from rethinker.rundir.glossary import ROLLOUT_COLUMNS
+from rethinker.types import Query
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,19 @@ def test_captions(run, sweep):
     assert f"n\u00a0=\u00a0{forced:,}" in captions["triggers"] and "clusters" in captions["triggers"]
     assert "A lone success weighs 0.50 (none)" in captions["advantages"]
     assert captions["clipped"].endswith("nothing is sampled.") and "1.35 times" in captions["clipped"]
+
+
+@pytest.mark.parametrize("theme", THEMES.values(), ids=lambda theme: theme.name)
+def test_the_packed_tree(theme):
+    """A prompt of 4 tokens, y1 of 2 and its trajectory with 2 more: 8 tokens packed, 4 + 2 + 4 + 4 = 14 apart."""
+    query = Query("0", "?", "1")
+    row = pack_trees(stub_policy([4]), [(query, (1, 2)), (query, (1, 2, 7, 8))])
+    drawing = tree.packed_tree(row, [["y1"] * 2, ["y1", "y1", "trigger", "y2"]], lambda ids: f"{ids[0]}", theme)
+    assert "8 tokens in one row, where a row for each response would take 14" in drawing.caption
+    left, right = drawing.figure.axes
+    assert [text.get_text() for text in left.texts] == ["prompt\n4 tokens", "1", "7", "8"]
+    seen = np.asarray(right.images[0].get_array())
+    assert seen[7].tolist() == [1, 1, 1, 1, 2, 2, 3, 4] and seen[3].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
 
 
 def test_what_is_not_there(tmp_path):

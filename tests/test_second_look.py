@@ -9,7 +9,7 @@ import pytest
 
 from rethinker.config import RethinkConfig, RolloutConfig, RunConfig, load_config
 from rethinker.lab.notebook.second_look import SecondLooks, first_table, kept_table, parts_table, placement_table
-from rethinker.rethink import TRIGGERS
+from rethinker.rethink import TRIGGERS, keep
 from rethinker.types import Query
 
 
@@ -60,7 +60,7 @@ def test_a_group_as_in_training(looks, query):
         assert (row["why"] == "ends right") == sample.rethinking.kept == bool(sample.nll_mask)
         parts = parts_table(looks, sample)
         assert parts["tokens"].sum() == len(sample.response.token_ids) and parts.loc["trigger", "sampled"] == 0
-    placed = placement_table(looks, group, trajectories)
+    placed = placement_table(group, keep(group, trajectories, looks.options.placement), looks.scale)
     assert (placed["trained on"] != "y1").sum() == table["kept"].sum()
     assert placed["A before"].sum() == pytest.approx(0, abs=1e-6) == placed["A after"].sum()
     assert first_table(looks, group)["sample"].tolist() == [sample.sample_id for sample in group.samples]
@@ -108,7 +108,7 @@ def test_the_choice_of_the_trigger_and_the_placement_are_the_runs(looks, query):
         assert trajectory.rethinking.trigger == kind
     assert {t.rethinking.trigger for t in looks.force(group, "self-questioning")} == {"self-questioning"}
     kept = sum(t.rethinking.kept for t in trajectories)
-    placed = placement_table(looks, group, trajectories)
+    placed = placement_table(group, keep(group, trajectories, looks.options.placement), looks.scale)
     assert kept and len(placed) == 6 + kept and placed["reward before"].isna().tolist() == [False] * 6 + [True] * kept
 
 

@@ -19,7 +19,7 @@ from rethinker.grading import grade_many
 from rethinker.grpo import Scale, group_advantages
 from rethinker.looks import first_looks, plan_second_looks, second_looks
 from rethinker.policy.loading import Policy, load_policy
-from rethinker.rethink import TRIGGERS, RethinkPlan, contains_reflection, keep, mark_kept
+from rethinker.rethink import TRIGGERS, RethinkPlan, contains_reflection, mark_kept
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.transformers import TransformersEngine
 from rethinker.seeding import stable_seed
@@ -222,18 +222,16 @@ def parts_table(looks: SecondLooks, sample: Sample) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby("part", sort=False).sum()
 
 
-def placement_table(looks: SecondLooks, group: Group, candidates: Sequence[Sample]) -> pd.DataFrame:
-    """A row a place in the group: reward and advantage of the first responses, and after kept trajectories came in.
+def placement_table(before: Group, after: Group, scale: Scale) -> pd.DataFrame:
+    """A row a place in the group: reward and advantage of the first responses, and with the kept trajectories.
 
     With ``placement`` replace they take the places of their y1; with append they come behind, where before was nothing
     (NaN).
     """
-    options = looks.options
-    rethought = keep(group, candidates, options.placement)
     columns = {}
-    for name, samples in (("before", group.samples), ("after", rethought.samples)):
+    for name, samples in (("before", before.samples), ("after", after.samples)):
         rewards = [sample.reward for sample in samples]
         columns[f"reward {name}"] = pd.Series(rewards)
-        columns[f"A {name}"] = pd.Series(group_advantages(torch.tensor([rewards]), looks.scale)[0].tolist())
-    taken = ["y1 + trigger + y2" if sample.rethinking else "y1" for sample in rethought.samples]
-    return pd.DataFrame({"sample": [sample.sample_id for sample in rethought.samples], "trained on": taken, **columns})
+        columns[f"A {name}"] = pd.Series(group_advantages(torch.tensor([rewards]), scale)[0].tolist())
+    taken = ["y1 + trigger + y2" if sample.rethinking else "y1" for sample in after.samples]
+    return pd.DataFrame({"sample": [sample.sample_id for sample in after.samples], "trained on": taken, **columns})
