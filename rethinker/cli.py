@@ -230,7 +230,7 @@ def report(arguments: argparse.Namespace) -> int:
             raise FileNotFoundError(f"{run} is not the folder of a run (no metrics.jsonl)")
         _write_report(run)
     if arguments.wandb:
-        from rethinker.lab.wandb.report import save_report
+        from rethinker.lab.report.wandb_report import save_report
 
         address = save_report(runs, publish=arguments.publish)
         print(f"W&B report ({'published' if arguments.publish else 'draft'}): {address}")

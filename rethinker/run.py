@@ -34,7 +34,7 @@ from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.folder import check_folder, check_writer, sole_writer
 from rethinker.rundir.paths import BEST, LAST, RunDir
 from rethinker.rundir.provenance import check_engine, record_start
-from rethinker.rundir.tracking import Tracker
+from rethinker.rundir.tracking import MakeSink, Tracker
 from rethinker.seeding import stable_seed
 from rethinker.trainer import Progress, Trainer
 from rethinker.types import Query
@@ -44,8 +44,10 @@ from rethinker.update import PolicyUpdate
 class TrainingRun:
     """Everything that a run needs, built once; ``run()`` does the stages."""
 
-    def __init__(self, config: RunConfig, *, resume: bool = False, lock: int | None = None) -> None:
-        """``lock``: what ``sole_writer`` yields."""
+    def __init__(
+        self, config: RunConfig, *, resume: bool = False, lock: int | None = None, make_sink: MakeSink | None = None
+    ) -> None:
+        """``lock``: what ``sole_writer`` yields. ``make_sink``: of ``Tracker``."""
         check_trainable(config)
         self.config = config
         self.lock = lock
@@ -70,7 +72,10 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             atomic_write_text(self.folder.config, to_yaml(config))
         self.tracker = Tracker(
-            config, enabled=self.accelerator.is_main_process, seconds_before=state.get("seconds", 0.0)
+            config,
+            enabled=self.accelerator.is_main_process,
+            seconds_before=state.get("seconds", 0.0),
+            make_sink=make_sink,
         )
         self.tracker.truncate_after(self.progress.episode if saved else -1, self.progress.step)
         self.train_queries = self.read("train", config.data.train, config.data.train_limit)
@@ -309,9 +314,9 @@ def due(every: int, count: int) -> bool:
     return every > 0 and count % every == 0
 
 
-def main() -> None:
-    """What accelerate starts in every process: ``python -m rethinker.run CONFIG.yaml [--resume]``."""
-    parser = argparse.ArgumentParser(prog="python -m rethinker.run")
+def main(make_sink: MakeSink) -> None:
+    """What every process of a run does; its command line: ``CONFIG.yaml [--resume]``."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("config")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
@@ -319,8 +324,4 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks for an orderly stop
     config = load_config(arguments.config)
     with sole_writer(config.folder) as lock:
-        TrainingRun(config, resume=arguments.resume, lock=lock).run()
-
-
-if __name__ == "__main__":
-    main()
+        TrainingRun(config, resume=arguments.resume, lock=lock, make_sink=make_sink).run()

@@ -540,7 +540,7 @@ def test_find(tmp_path, fake):
 
 
 def test_a_run_that_was_started_otherwise(config):
-    """By an older version, or `python -m rethinker.run`."""
+    """By an older version, or `python -m rethinker.lab.jobs rank`."""
     config.folder.mkdir()
     (config.folder / "config.yaml").write_text("name: run\n")
     (config.folder / "status.json").write_text('{"state": "stopped"}')

@@ -16,8 +16,8 @@ from rethinker.lab.figures.catalogue import FIGURES, THEMES, draw
 from rethinker.lab.figures.contrast import contrast, readable
 from rethinker.lab.figures.style import Theme, colors, strength
 from rethinker.lab.report.results import gains
+from rethinker.lab.report.wandb_report import fig7_keys, fig7_words
 from rethinker.lab.report.write import write_report
-from rethinker.lab.wandb.report import fig7_keys, fig7_words
 
 HOSTILE = "<script>alert('x')</script><img src=http://example.com/a.png onerror=alert(1)>&amp;"
 

@@ -208,7 +208,7 @@ def test_kill_and_resume(whole, tmp_path, world, guesser):
     config = make_config(tmp_path, world, guesser)
     config_file = tmp_path / "config.yaml"
     config_file.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "rethinker.run", str(config_file)]
+    command = [sys.executable, "-m", "rethinker.lab.jobs", "rank", str(config_file)]
     process = subprocess.Popen(command, env=environment())
     wait_for_episode(process, config, 5)
     process.kill()

@@ -12,13 +12,13 @@ from wandb.sdk.mailbox import MailboxClosedError
 
 from rethinker.config import RunConfig, TrackingConfig
 from rethinker.lab.wandb import mirror as wandb_mirror
-from rethinker.rundir import tracking
 from rethinker.rundir.metrics import histogram
 from rethinker.rundir.tracking import Tracker
 
 
-def tracker(folder, **settings) -> Tracker:
-    return Tracker(RunConfig(name="run", runs_dir=str(folder), tracking=TrackingConfig(**settings)))
+def tracker(folder, make_sink=wandb_mirror.open_mirror, **settings) -> Tracker:
+    config = RunConfig(name="run", runs_dir=str(folder), tracking=TrackingConfig(**settings))
+    return Tracker(config, make_sink=make_sink)
 
 
 def lines(folder) -> list[dict]:
@@ -54,7 +54,8 @@ def test_unknown_metrics_are_refused(tmp_path):
 
 
 def test_only_the_main_process_writes(tmp_path, capsys):
-    writer = Tracker(RunConfig(runs_dir=str(tmp_path), tracking=TrackingConfig(wandb=True)), enabled=False)
+    config = RunConfig(runs_dir=str(tmp_path), tracking=TrackingConfig(wandb=True))
+    writer = Tracker(config, enabled=False, make_sink=wandb_mirror.open_mirror)
     writer.log("step", "s", 1, 1, {"loss/total": 1.0})
     writer.rollouts(1, [{"episode": 1}])
     writer.truncate_after(0, 0)
@@ -134,10 +135,11 @@ def test_wandb_identity(tmp_path, monkeypatch):
     assert first == again != other and len(first) == 16
 
 
-class FailingTwin:
-    """A mirror whose W&B service has gone, at the call with this number."""
+class FailingSink:
+    """A sink whose service has gone, at the call with this number."""
 
-    mode = "offline"
+    name, resend = "W&B", "rethinker sync FOLDER"
+    errors = wandb_mirror.mirror_errors()
 
     def __init__(self, error: Exception, last: int) -> None:
         self.error, self.calls, self.last = error, 0, last
@@ -150,37 +152,39 @@ class FailingTwin:
     log = responses = evaluation = close = _called
 
 
+def test_a_setting_is_not_ignored(tmp_path):
+    with pytest.raises(ValueError, match=r"tracking\.wandb=true needs a sink"):
+        tracker(tmp_path, None, wandb=True)
+
+
 @pytest.mark.parametrize("error", [ConnectionResetError("gone"), wandb.errors.CommError("gone"), MailboxClosedError()])
 @pytest.mark.parametrize("last", [1, 2, 3, 4])
-def test_the_run_survives_its_mirror(tmp_path, monkeypatch, capsys, error, last):
-    """Whichever call fails: it is said once, nothing more is asked of the mirror, and the files are whole."""
-    twin = FailingTwin(error, last)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr(tracking, "Mirror", lambda config: twin)
-    writer = tracker(tmp_path, wandb=True)
+def test_the_run_survives_its_sink(tmp_path, capsys, error, last):
+    """Whichever call fails: it is said once, nothing more is asked of the sink, and the files are whole."""
+    sink = FailingSink(error, last)
+    writer = tracker(tmp_path, lambda config: sink, wandb=True)
     writer.log("step", "s", 1, 1, {"loss/total": 1.0})
     writer.rollouts(1, [{"episode": 1, "qid": "a"}])
     writer.log("step", "s", 1, 2, {"loss/total": 1.0})
     writer.close()
-    assert twin.calls == last and writer.mirror is None
+    assert sink.calls == last and writer.sink is None
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
     assert (tmp_path / "run" / "rollouts" / "episode-00001.parquet").is_file()
     said = capsys.readouterr().out
     assert said.count(f"W&B failed ({type(error).__name__}") == 1
-    assert f"rethinker sync {tmp_path / 'run'}" in said and "recorded for W&B" not in said
+    assert "rethinker sync FOLDER" in said and "recorded for W&B" not in said
 
 
-def test_a_mistake_of_ours_is_not_hidden(tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr(tracking, "Mirror", lambda config: FailingTwin(KeyError("mistake"), 1))
+def test_a_mistake_of_ours_is_not_hidden(tmp_path):
+    writer = tracker(tmp_path, lambda config: FailingSink(KeyError("mistake"), 1), wandb=True)
     with pytest.raises(KeyError, match="mistake"):
-        tracker(tmp_path, wandb=True).log("step", "s", 1, 1, {"loss/total": 1.0})
+        writer.log("step", "s", 1, 1, {"loss/total": 1.0})
 
 
 def test_wandb_mode_of_the_environment(tmp_path, monkeypatch, capsys):
     """WANDB_MODE can only lower what the config says; disabled makes no mirror, and says so."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert tracker(tmp_path, wandb=True).mirror is None
+    assert tracker(tmp_path, wandb=True).sink is None
     assert "WANDB_MODE=disabled: nothing is recorded" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     for wished, configured, mode in (

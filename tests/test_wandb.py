@@ -14,9 +14,9 @@ from wandb_server import ENTITY, Artifact, WandbServer, serve
 from rethinker.cli import main
 from rethinker.config import RunConfig, TrackingConfig, load_config, to_yaml
 from rethinker.config.schema import ConfigError
+from rethinker.lab.report.wandb_report import report_blocks
 from rethinker.lab.wandb import mirror as wandb_mirror
 from rethinker.lab.wandb.mirror import artifact_name, axes, evaluation_numbers, whole_groups
-from rethinker.lab.wandb.report import report_blocks
 from rethinker.lab.wandb.sync import waiting
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.checkpoint import point
@@ -76,7 +76,7 @@ SUMMARY = {"modes": {"plain": {"greedy": ESTIMATE, "pass@1": ESTIMATE, "rethinki
 
 def live(config: RunConfig, episodes: range, image_files: list[str]) -> None:
     """What a training process does to its tracker."""
-    writer = Tracker(config)
+    writer = Tracker(config, make_sink=wandb_mirror.open_mirror)
     for episode in episodes:
         writer.log("step", "s", episode, 2 * episode, {"loss/total": 0.125 * episode, "loss/kl": None})
         metrics = {"queries/effective": 0.25 * episode, "advantages/before": histogram([-1.0, 0.0, 1.0, 1.0])}
@@ -268,7 +268,7 @@ def test_an_online_run_that_lost_the_network_is_sent_later(tmp_path, home, image
     config = run_config(tmp_path, wandb_mode="online", wandb_responses=3)
     with serve(KEY) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        writer = Tracker(config)
+        writer = Tracker(config, make_sink=wandb_mirror.open_mirror)
     writer.log("episode", "s", 1, 1, {"queries/effective": 0.25})
     writer.rollouts(1, [row("a", 0, [image_files[0]])])
     writer.close()

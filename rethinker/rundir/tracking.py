@@ -1,4 +1,4 @@
-"""What a run writes: metrics.jsonl, rollouts as parquet, progress on the terminal, W&B as a mirror of the files.
+"""What a run writes: metrics.jsonl, rollouts as parquet, progress on the terminal, and a copy of them to a ``Sink``.
 
 Only the main process has a ``Tracker`` that writes; the others get one that does nothing (``enabled=False``).
 """
@@ -9,27 +9,57 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
 from rethinker.config import RunConfig, to_dict
-from rethinker.lab.wandb.mirror import Mirror, mirror_errors, recording_mode
 from rethinker.rundir.atomic import append_json_line, atomic_write_bytes, atomic_write_text
 from rethinker.rundir.diagnosis import Finding, diagnose, news
 from rethinker.rundir.glossary import RECORDS
 from rethinker.rundir.paths import RunDir
 
 
+class Sink(Protocol):
+    """A service that gets a copy of what the run writes to its files, while it does."""
+
+    name: str
+    errors: tuple[type[Exception], ...]  # what its methods raise where the service fails
+    resend: str  # the command that sends what has not arrived
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl."""
+
+    def responses(self, episode: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The responses of an episode (glossary.ROLLOUT_COLUMNS)."""
+
+    def evaluation(self, label: str, summary: Mapping[str, Any]) -> None:
+        """The summary of an evaluation."""
+
+    def close(self) -> bool:
+        """Finish; False where the command ``resend`` has to send what was recorded."""
+
+
+MakeSink = Callable[[RunConfig], Sink | None]
+
+
 class Tracker:
     """The writer of one run's files.
 
-    ``seconds_before``: seconds that earlier processes of this run took (resume).
+    ``seconds_before``: seconds that earlier processes of this run took (resume). ``make_sink`` is called where this
+    process writes and ``tracking.wandb`` is set. Raises ValueError where that is set without it.
     """
 
-    def __init__(self, config: RunConfig, *, enabled: bool = True, seconds_before: float = 0.0) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        enabled: bool = True,
+        seconds_before: float = 0.0,
+        make_sink: MakeSink | None = None,
+    ) -> None:
         self.config = config
         self.enabled = enabled
         self.folder = RunDir(config.folder)
@@ -37,7 +67,11 @@ class Tracker:
         self.started = time.perf_counter() - seconds_before
         self.episodes: list[dict[str, Any]] = []  # their lines of metrics.jsonl, for the diagnosis
         self._pace = [time.perf_counter()]  # when the last episodes ended, for the time left
-        self.mirror = self._twin() if enabled and config.tracking.wandb else None
+        self.sink: Sink | None = None
+        if config.tracking.wandb and make_sink is None:
+            raise ValueError("tracking.wandb=true needs a sink: start the run by `rethinker train`, or give make_sink=")
+        if config.tracking.wandb and make_sink and enabled:
+            self.sink = make_sink(config)
 
     @property
     def seconds(self) -> float:
@@ -45,7 +79,7 @@ class Tracker:
         return time.perf_counter() - self.started
 
     def log(self, record: str, stage: str, episode: int, step: int, metrics: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl (and W&B). Raises KeyError for a metric that the glossary does not explain."""
+        """Add a line to metrics.jsonl. Raises KeyError for a metric that the glossary does not explain."""
         if not self.enabled:
             return
         unknown = set(metrics) - set(RECORDS[record])
@@ -56,7 +90,7 @@ class Tracker:
         append_json_line(self.folder.metrics, line)
         if record == "episode":
             self.episodes.append(line)
-        self._mirrored(lambda mirror: mirror.log(line))
+        self._copy(lambda sink: sink.log(line))
 
     def rollouts(self, episode: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the responses of an episode (glossary.ROLLOUT_COLUMNS)."""
@@ -64,13 +98,13 @@ class Tracker:
             return
         frame = pd.DataFrame(list(rows))
         atomic_write_bytes(self.folder.rollouts(episode), frame.to_parquet(index=False))
-        self._mirrored(lambda mirror: mirror.responses(episode, rows))
+        self._copy(lambda sink: sink.responses(episode, rows))
 
     def evaluation(self, label: str) -> None:
         """Say that ``evaluation/<label>.json`` has been written."""
-        if self.mirror is not None:
+        if self.sink is not None:
             summary = json.loads(self.folder.evaluation(label).read_text(encoding="utf-8"))
-            self._mirrored(lambda mirror: mirror.evaluation(label, summary))
+            self._copy(lambda sink: sink.evaluation(label, summary))
 
     def truncate_after(self, episode: int, step: int) -> None:
         """Drop what a killed process wrote after the checkpoint from which the run resumes."""
@@ -119,33 +153,26 @@ class Tracker:
             self.say(f"[bold]{word}[/]: {escape(str(finding))}")
 
     def close(self) -> None:
-        """Say what was wrong with the run as a whole, and finish the W&B run, if there is one."""
+        """Say what was wrong with the run as a whole, and finish its copy, if there is one."""
         self._say_findings("diagnosis of the run", diagnose(self.episodes, to_dict(self.config)))
-        self._mirrored(lambda mirror: mirror.close())
-        if self.mirror is not None and self.mirror.mode == "offline":
-            self.say(f"recorded for W&B; send it: {escape(self._sync_command)}")
+        self._copy(self._close_sink)
 
-    @property
-    def _sync_command(self) -> str:
-        return f"rethinker sync {self.folder}"
+    def _close_sink(self, sink: Sink) -> None:
+        if not sink.close():
+            self.say(f"recorded for {sink.name}; send it: {escape(sink.resend)}")
 
-    def _twin(self) -> Mirror | None:
-        if recording_mode(self.config) == "disabled":
-            self.say("WANDB_MODE=disabled: nothing is recorded for W&B (tracking.wandb=true)")
-            return None
-        return Mirror(self.config)
-
-    def _mirrored(self, act: Callable[[Mirror], None]) -> None:
-        """Do it to the W&B twin, if there is one. The files are what counts: where W&B fails, the run continues."""
-        if self.mirror is None:
+    def _copy(self, act: Callable[[Sink], None]) -> None:
+        """Copy something to the sink, if there is one. Where it fails the run continues without: the files count."""
+        if self.sink is None:
             return
+        sink = self.sink
         try:
-            act(self.mirror)
-        except mirror_errors() as error:
-            self.mirror = None
+            act(sink)
+        except sink.errors as error:
+            self.sink = None
             self.say(
-                f"W&B failed ({escape(f'{type(error).__name__}: {error}')}): no more is recorded for it; the files "
-                f"of the run get everything. What was recorded and has not arrived: {escape(self._sync_command)}"
+                f"{sink.name} failed ({escape(f'{type(error).__name__}: {error}')}): no more is recorded for it; the "
+                f"files of the run get everything. What was recorded and has not arrived: {escape(sink.resend)}"
             )
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -19,11 +18,14 @@ CONSEQUENCE = 20  # seconds after the first failure
 
 
 def rank() -> None:
-    """One process that trains."""
+    """One process that trains; the main one mirrors to W&B what it writes, where the config says so."""
     note_exceptions(f"rank {os.environ.get('RANK', '0')}")
     with suppress(KeyError, OSError):
         faulthandler.enable(Path(os.environ[ERRORS_VARIABLE]).open("a"))  # noqa: SIM115 (open until the end)
-    runpy.run_module("rethinker.run", run_name="__main__")  # a program, as for accelerate itself
+    from rethinker.lab.wandb.mirror import open_mirror
+    from rethinker.run import main
+
+    main(make_sink=open_mirror)
 
 
 def launch() -> None:

@@ -39,6 +39,14 @@ def recording_mode(config: RunConfig) -> Literal["online", "offline", "disabled"
     return "offline" if wished in ("offline", "dryrun") else config.tracking.wandb_mode
 
 
+def open_mirror(config: RunConfig) -> Mirror | None:
+    """The twin of a run that starts; None, and a word on the terminal, where WANDB_MODE=disabled."""
+    if recording_mode(config) == "disabled":
+        print("WANDB_MODE=disabled: nothing is recorded for W&B (tracking.wandb=true)", flush=True)
+        return None
+    return Mirror(config)
+
+
 def mirror_errors() -> tuple[type[Exception], ...]:
     """What a ``Mirror`` raises where W&B fails: its server, its service's process, the disk or the time that it has."""
     from wandb.errors import Error
@@ -48,16 +56,22 @@ def mirror_errors() -> tuple[type[Exception], ...]:
 
 
 class Mirror:
-    """The W&B twin of the run that ``config`` describes. The key stays where W&B keeps it: in no config and no file.
+    """The W&B twin of the run that ``config`` describes, a ``Sink`` for its ``Tracker``.
+
+    The key stays where W&B keeps it: in no config and no file.
 
     The twin's id is random and kept in ``wandb_id``: a new run of an old name must not go on in the old one's twin.
     Raises ValueError where WANDB_MODE=disabled; here and in its methods ``mirror_errors`` where W&B fails.
     """
 
+    name = "W&B"
+
     def __init__(self, config: RunConfig, *, job_type: str = "train") -> None:
         import wandb
 
         self.config, self.folder = config, RunDir(config.folder)
+        self.errors = mirror_errors()
+        self.resend = f"rethinker sync {self.folder}"
         options = config.tracking
         self.mode = recording_mode(config)
         if self.mode == "disabled":
@@ -133,8 +147,8 @@ class Mirror:
         """An evaluation on held-out queries (``evaluation/<label>.json``): numbers of the run's summary (Fig. 7)."""
         self.run.summary.update(evaluation_numbers(label, summary))
 
-    def close(self) -> None:
-        """Add the checkpoints, where they are wanted, and finish: online, wait until all has arrived.
+    def close(self) -> bool:
+        """Add the checkpoints, where they are wanted, and finish: online, wait until all has arrived. False: offline.
 
         Raises TimeoutError where it has not after FINISH_SECONDS (with checkpoints: FINISH_SECONDS_CHECKPOINTS).
         """
@@ -143,6 +157,7 @@ class Mirror:
         self.run.finish()
         if self.mode == "online":
             sent_mark(self.recording).touch()
+        return self.mode == "online"
 
     def _log(self, values: Mapping[str, Any]) -> None:
         # First the count: a process that is killed in between leaves a gap, and never a step that comes twice.
