@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rethinker.config import RunConfig, check_trainable, data_source, load_config, to_dict, to_yaml
+from rethinker.config import RunConfig, check_trainable, data_source, load_config, to_yaml
 from rethinker.config import loading as module
 from rethinker.config.schema import ConfigError
 from rethinker.grpo import group_advantages, kl_penalty, policy_loss, truncated_importance_weights
@@ -320,7 +320,6 @@ def test_round_trip(tmp_path):
     again = load_config(write(tmp_path, to_yaml(config)))
     assert again == config
     assert to_yaml(again) == to_yaml(config)
-    assert module._build(to_dict(config)) == config
 
 
 def is_run(path: Path) -> bool:

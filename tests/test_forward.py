@@ -397,7 +397,7 @@ def test_features_that_do_not_fit_the_prompt_are_an_error(policy, items, image_f
     prompt = policy.prompt(query)
     wrong = dataclasses.replace(prompt, ids=(*prompt.ids, policy.image_id))
     changed = copy.copy(policy)
-    changed._prompts = type(policy._prompts)({query: wrong})
+    changed.prompt = lambda query: wrong
     with pytest.raises(ValueError, match=r"query 'one': 17 image tokens in the prompt but 16 image features"):
         pack(changed, [(query, response)])
 

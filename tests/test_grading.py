@@ -571,7 +571,7 @@ def test_a_crash_of_math_verify_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
         raise TypeError("cannot determine truth value of Relational")
 
     monkeypatch.setattr(math_verify, "verify", crash)
-    assert worker._judge("x+1", "x+2") == ("failed", "math-verify cannot compare (TypeError)")
+    assert worker.judge("x+1", "x+2") == ("failed", "math-verify cannot compare (TypeError)")
     monkeypatch.setattr(POOL, "ask", lambda gold, pred, timeout_s: (Reply("failed", "math-verify cannot compare"), 0.1))
     assert grade(r"\boxed{x+2}", "x+1").reason == "error: math-verify cannot compare"
     # One option of several: the others still decide.
@@ -700,7 +700,7 @@ def test_a_broken_grader_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     from rethinker.grading import pool as module
 
     POOL.close()
-    monkeypatch.setattr(module, "_SCRIPT", module._SCRIPT.with_name("missing.py"))
+    monkeypatch.setattr(module, "WORKER", module.WORKER.with_name("missing.py"))
     verdict = grade(r"\boxed{\sqrt{4}}", "2")
     assert not verdict.correct
     assert verdict.reason.startswith("error: grader worker did not start")

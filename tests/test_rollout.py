@@ -24,7 +24,7 @@ from rethinker.rollout import ScriptedEngine, TransformersEngine, canary_gap, ma
 from rethinker.rollout.decoding import Decoder
 from rethinker.rollout.sampler import choose, sampling_logprobs, uniform_stream
 from rethinker.rollout.transformers import KEEP_ROWS, SPARE_ROWS, arrange
-from rethinker.rollout.vllm_setup import _placement
+from rethinker.rollout.vllm_setup import placement
 from rethinker.types import Query, Request, Response, Sampling
 
 
@@ -383,12 +383,12 @@ def test_canary_passes_over_responses_without_tokens(policy, queries):
 
 def test_placement_of_vllm_workers(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert _placement(True, 2) == {"tensor_parallel_size": 2}
+    assert placement(True, 2) == {"tensor_parallel_size": 2}
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert _placement(True, 1) == {"tensor_parallel_size": 1, "distributed_executor_backend": "external_launcher"}
-    assert _placement(False, 1) == {"tensor_parallel_size": 1}
+    assert placement(True, 1) == {"tensor_parallel_size": 1, "distributed_executor_backend": "external_launcher"}
+    assert placement(False, 1) == {"tensor_parallel_size": 1}
     with pytest.raises(ValueError, match=r"tensor_parallel_size=2 in 4 processes"):
-        _placement(True, 2)
+        placement(True, 2)
 
 
 def test_the_most_images_of_a_query_reach_vllm(policy, monkeypatch):

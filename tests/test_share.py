@@ -36,7 +36,7 @@ def evaluated(run, monkeypatch):
         (out / "evaluation").mkdir(exist_ok=True)
         shutil.copyfile(run / "evaluation" / f"{label}.json", out / "evaluation" / f"{label}.json")
 
-    monkeypatch.setattr(share, "_evaluate", evaluate)
+    monkeypatch.setattr(share, "evaluate", evaluate)
     return asked
 
 
@@ -180,7 +180,7 @@ def test_no_two_evaluations_of_different_queries(run, evaluated, monkeypatch):
     def fail(out, label, model):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(share, "_evaluate", fail)
+    monkeypatch.setattr(share, "evaluate", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         share.evaluate_stages(run, share.share_folder(run, queries=4))
     assert not list((folder / "evaluation").glob("*.json"))
@@ -197,7 +197,7 @@ def test_a_failed_evaluation_says_why(run, tmp_path):
     with pytest.raises(
         RuntimeError, match=r"(?s)the evaluation of .*nowhere failed \(.*start.log\): .*rethinker evaluate:"
     ):
-        share._evaluate(folder, "start", str(tmp_path / "nowhere"))
+        share.evaluate(folder, "start", str(tmp_path / "nowhere"))
 
 
 def test_the_files_are_recorded(run, told):

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from tiny_training import SMALL, logprobs_now, random_samples, restore, same, tiny_policy, weights
 
 from rethinker.config import load_config
-from rethinker.policy.forward import PolicyForward
+from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.rundir.glossary import STEP
 from rethinker.types import Response
 from rethinker.update import PolicyUpdate, pack
@@ -91,13 +91,12 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_the_update_reads_a_query_together(policy, samples, monkeypatch):
     """Ten samples of five queries, two of each, in the order of the queries' first samples."""
     seen: list[list[str]] = []
-    loss = PolicyUpdate._loss
 
-    def spy(self, part, *rest):
-        seen.append([sample.query.qid for sample in part])
-        return loss(self, part, *rest)
+    def spy(policy, forward, items, **options):
+        seen.append([query.qid for query, _ in items])
+        return token_logprobs(policy, forward, items, **options)
 
-    monkeypatch.setattr(PolicyUpdate, "_loss", spy)
+    monkeypatch.setattr("rethinker.update.token_logprobs", spy)
     run(policy, samples, "optim.micro_batch_tokens=120")
     names = [sample.query.qid for sample in samples[:5]]
     assert [name for part in seen for name in part] == [name for name in names for _ in range(2)]
@@ -171,11 +170,13 @@ def test_ranks_add_up_to_one(tiny_folder, samples, monkeypatch, ranks, budget):
     policy.model.double()
     samples.append(replace(samples[0], replayed=True))
     options = [f"optim.micro_batch_tokens={budget}", "grpo.entropy_coef=0.1"]
+    stats: list[Any] = []  # of the whole batch: what the ranks together would gather
+    monkeypatch.setattr("rethinker.update.gather_object", lambda own: stats.extend(own) or own)
     whole, _ = run(policy, samples, *options)
+    monkeypatch.setattr("rethinker.update.gather_object", lambda own: stats)
     parts = []
     for rank in range(ranks):
         update, optimizer = make_update(policy, *options, accelerator=Rank(rank, ranks))
-        monkeypatch.setattr(update, "_metrics", lambda *_: {})  # which are those of all ranks together
         update(samples)
         parts.append(flat(optimizer))
     assert distance(torch.stack(parts).mean(0), whole) < 1e-6

@@ -24,7 +24,7 @@ from typing import IO, Any, Literal
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 PATIENCE = 4.0  # a worker that the machine lets starve may take this many times its limit in wall time
 START_TIMEOUT_S = 60.0  # importing sympy takes half a second, much longer on a cold network disk
-_SCRIPT = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).with_name("worker.py")
 
 Status = Literal["equal", "different", "failed", "refused", "timeout", "error"]
 
@@ -49,7 +49,7 @@ class _Worker:
         # A fixed hash seed: sympy's orderings, and with them the verdicts, do not depend on the process.
         environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_SCRIPT)],
+            [sys.executable, "-P", str(WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

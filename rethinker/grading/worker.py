@@ -69,7 +69,7 @@ def _replace_string_parser() -> None:
     sympy_parser.eval_expr = refuse
 
 
-def _judge(gold: str, pred: str) -> tuple[str, str]:
+def judge(gold: str, pred: str) -> tuple[str, str]:
     from math_verify import LatexExtractionConfig, parse, verify
     from math_verify.errors import TimeoutException
 
@@ -105,14 +105,14 @@ def main() -> None:
     logging.disable(logging.WARNING)  # math-verify warns at every call without its own timeouts
     # Loads sympy and the grammar, so that no answer pays for it, and shows that they work with the replaced parser.
     for gold, pred in ((r"\frac{\sqrt{4}}{4}", "0.5"), ("(x+1)^2", "x^2+2x+1")):
-        status, detail = _judge(gold, pred)
+        status, detail = judge(gold, pred)
         if status != "equal":
             raise RuntimeError(f"math-verify does not work here: {gold} is not {pred} ({detail})")
     replies.write('{"status": "ready"}\n')
     for line in sys.stdin:
         request = json.loads(line)
         _limit_cpu(request["cpu_s"])
-        status, detail = _judge(request["gold"], request["pred"])
+        status, detail = judge(request["gold"], request["pred"])
         replies.write(json.dumps({"status": status, "detail": detail}) + "\n")
 
 

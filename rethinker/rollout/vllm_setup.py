@@ -39,7 +39,7 @@ def machine_arguments(
     """
     gpu = policy.device.type == "cuda"
     context = _context(policy, max_images, max_new_tokens)
-    arguments = {"max_model_len": context, **_placement(gpu, tensor_parallel_size)}
+    arguments = {"max_model_len": context, **placement(gpu, tensor_parallel_size)}
     if gpu:
         return {**arguments, "gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
     return {
@@ -53,7 +53,7 @@ def machine_arguments(
     }
 
 
-def _placement(gpu: bool, tensor_parallel_size: int) -> dict[str, Any]:
+def placement(gpu: bool, tensor_parallel_size: int) -> dict[str, Any]:
     """vLLM's arguments that say where the engine's workers run, in one or in several (torchrun's) processes.
 
     Left to itself every engine would take cuda:0; the external launcher's executor takes cuda:LOCAL_RANK. Engines of

@@ -92,7 +92,7 @@ def evaluate_stages(run: Path, folder: Path) -> None:
     for number, label in enumerate(missing, 1):
         print(f"{label} ({number} of {len(missing)}) ...", flush=True)
         started = time.monotonic()
-        _evaluate(folder, label, models[label])
+        evaluate(folder, label, models[label])
         made[label] = digests[label]
         _remember(folder, evaluations=made)
         print(f"{label}: evaluated in {time.monotonic() - started:.0f} seconds", flush=True)
@@ -156,7 +156,7 @@ def _replay(config: RunConfig) -> None:
             mirror.evaluation(label, summary)
 
 
-def _evaluate(folder: Path, label: str, model: str) -> None:
+def evaluate(folder: Path, label: str, model: str) -> None:
     command = [sys.executable, "-m", "rethinker.cli", "evaluate", os.fspath(RunDir(folder.resolve()).config)]
     command += [f"model.path={model}", "--out", os.fspath(folder.resolve()), "--label", label]
     log = RunDir(folder).evaluation(label).with_suffix(".log")
