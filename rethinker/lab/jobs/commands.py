@@ -79,7 +79,7 @@ def tail(arguments: argparse.Namespace) -> int:
     from rethinker.lab.jobs.job import Job
 
     job = Job(arguments.folder)
-    if not job.record.get("log"):
+    if "log_from" not in job.record:
         raise ValueError(f"{arguments.folder}: what it prints goes to a terminal; `rethinker watch` shows its metrics")
     if not arguments.follow:
         for line in job.tail(arguments.lines):

@@ -15,28 +15,20 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from rethinker.config import RunConfig, check_trainable, load_config
 from rethinker.lab.jobs.failures import first_failure
-from rethinker.lab.jobs.files import (
-    config_file,
-    is_alive,
-    is_run,
-    last_line,
-    last_words,
-    open_log,
-    planned_episodes,
-    read_object,
-)
+from rethinker.lab.jobs.files import config_file, is_alive, is_run, last_line, planned_episodes, read_object
 from rethinker.lab.jobs.ownership import RunBusy, claim, write_record
 from rethinker.lab.jobs.processes import MARK, POLL, kill, new_mark
 from rethinker.rundir.folder import check_settings, run_state
 from rethinker.rundir.paths import RunDir
 
 State = Literal["starting", "running", "stopping", "finished", "stopped", "failed"]
+LOG_BYTES = 1 << 20  # of a log that are read
 KERNELS_OWN = ("CLICOLOR_FORCE", "FORCE_COLOR", "MPLBACKEND")  # a kernel's variables that are not for its jobs
 
 
@@ -98,14 +90,10 @@ class Job:
         alive = self.alive  # first: a job that ends while we look has ended, with everything it had to say
         stop = self.files.stop_request.exists()  # before the state, as a run says first that it has stopped
         said, code = run_state(self.folder), self.files.job_exit_code
-        state: State = "failed"
+        state: State = "finished" if said == "finished" else "stopped" if said == "stopped" else "failed"
         if alive:  # one that has said its last word writes its report
             asked = said == "stopped" or (said != "finished" and stop)
             state = "stopping" if asked else "starting" if said in (None, "starting") else "running"
-        elif said == "finished":
-            state = "finished"
-        elif said == "stopped":
-            state = "stopped"
         last = last_line(self.files.metrics)
         return JobStatus(
             state,
@@ -119,30 +107,39 @@ class Job:
 
     def tail(self, n: int = 20) -> list[str]:
         """The last ``n`` lines of what it printed since it was last started; [] where that went to a terminal."""
-        return self._log().splitlines()[-n:] if n > 0 else []
+        with self._log() as log:
+            lines = log.read().decode("utf-8", errors="replace").splitlines()
+        return lines[-n:] if n > 0 else []
 
     def follow(self, n: int = 0) -> Iterator[str]:
         """The last ``n`` lines of what it printed since it was last started, then every line as it comes, until the job
         ends. None where that went to a terminal."""
-        with open_log(self.folder, self.record) as (log, text):
-            *lines, rest = text.split(b"\n")
+        with self._log() as log:
+            *lines, rest = log.read().split(b"\n")
             lines = lines[-n:] if n > 0 else []
+            alive = True
             while True:
                 yield from (line.decode("utf-8", errors="replace") for line in lines)
+                if not alive:
+                    return
+                time.sleep(0 if lines else POLL)
                 alive = self.alive  # before the reading: then what an ended job said has been read
                 *lines, rest = (rest + log.read()).split(b"\n")
-                if not alive:
-                    break
-                time.sleep(0 if lines else POLL)
-            yield from (line.decode("utf-8", errors="replace") for line in (*lines, *([rest] if rest else [])))
+                if rest and not alive:
+                    lines.append(rest)
 
-    def _log(self) -> str:
-        with open_log(self.folder, self.record) as (_, text):
-            return text.decode("utf-8", errors="replace")
+    def _log(self) -> BinaryIO:
+        """Its log, open at what it printed since it was last started, the last megabyte at most."""
+        start = self.record.get("log_from")
+        if start is None or not self.files.log.exists():
+            return BytesIO()
+        log = self.files.log.open("rb")
+        log.seek(max(start, log.seek(0, os.SEEK_END) - LOG_BYTES))
+        return log
 
     def _error(self) -> tuple[str, ...]:
         failure = first_failure(self.folder)
-        return (failure, f"details: {self.files.errors}") if failure else last_words(self._log())
+        return (failure, f"details: {self.files.errors}") if failure else tuple(self.tail(3))
 
     def wait(self, timeout: float | None = None) -> JobStatus:
         """Wait until it ends, or for ``timeout`` seconds; its state says which. An interrupt ends the waiting only."""
@@ -180,21 +177,6 @@ class Job:
     def __repr__(self) -> str:
         return f"<Job {self.name}: {self.status()}>"
 
-    def _repr_html_(self) -> str:
-        status, record = self.status(), self.record
-        share = 100 * min(1.0, status.episode / max(1, status.episodes))
-        who = f"process {record['pid']} on {record['host']}, started {record['started']}" if record else "unknown"
-        rows = {
-            "state": status.state + ("" if status.exit_code in (None, 0) else f" (exit code {status.exit_code})"),
-            "progress": f"episode {status.episode} of {status.episodes}, {status.stage or 'not begun'} ({share:.0f}%)",
-            "started by": who,
-            "folder": str(self.folder),
-        }
-        if status.error:
-            rows["error"] = f"\n{'':12}".join(status.error)
-        text = "\n".join(f"{name:12}{value}" for name, value in rows.items())
-        return f"<b>{escape(self.name)}</b><pre>{escape(text)}</pre>"
-
 
 def start(config: RunConfig, resume: bool = False, *, home: str | Path = "", gpus: str | None = None) -> Job:
     """Start a run in the background and return at once.
@@ -207,30 +189,29 @@ def start(config: RunConfig, resume: bool = False, *, home: str | Path = "", gpu
     """
     check_trainable(config)
     folder = Path(home, config.folder)
+    files = RunDir(folder)
     if resume and run_state(folder) == "finished":
-        check_settings(folder, RunDir(folder).config, config)
+        check_settings(folder, files.config, config)
         return Job(folder)
     lock = claim(config, resume=resume, home=home)
     try:
-        command, mark, log = train_command(config, resume=resume), new_mark(lock), RunDir(folder).log
+        command, mark = train_command(config, resume=resume), new_mark(lock)
         environment = {name: value for name, value in os.environ.items() if name not in KERNELS_OWN}
-        environment |= {MARK: mark, "PYTHONUNBUFFERED": "1"}
-        if gpus is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus
-        with log.open("ab") as output:
-            log_from = output.tell()
+        environment |= {MARK: mark, "PYTHONUNBUFFERED": "1"} | ({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
+        with files.log.open("ab") as log:
+            facts = {"command": command, "home": os.path.abspath(home), "log_from": log.tell(), "gpus": gpus}
             process = subprocess.Popen(
                 command,
                 cwd=home or None,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # the end of the kernel is not its end
                 pass_fds=(lock,),
             )
         threading.Thread(target=process.wait, daemon=True).start()  # or it would stay a zombie when it has ended
-        write_record(folder, process.pid, mark, command, home=home, log=log.name, log_from=log_from, gpus=gpus)
+        write_record(files, mark, pid=process.pid, **facts)
     finally:
         os.close(lock)  # the job has it now
     return Job(folder)

@@ -11,15 +11,16 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rethinker.config import RunConfig, to_yaml
 from rethinker.lab.jobs.accelerate import check_accelerate_file
-from rethinker.lab.jobs.files import read_object, redirected
+from rethinker.lab.jobs.files import read_object
 from rethinker.lab.jobs.processes import MARK, new_mark
 from rethinker.rundir import locks
 from rethinker.rundir.atomic import atomic_write_text
@@ -44,17 +45,12 @@ def claim(config: RunConfig, *, resume: bool, home: str | Path = "") -> int:
     here = replace(config, runs_dir=os.fspath(Path(home, config.runs_dir)))
     files = RunDir(here.folder)
     lock = locks.take(files.job_lock)
-    if lock is None:
-        record = read_object(files.job_record)
-        who = " (process {pid} on {host}, started {started})".format_map(record) if record else ""
-        raise RunBusy(f"{files} is being written by another job{who}: wait for it, or choose another name=...")
     try:
-        if locks.is_held(files.writer_lock):
-            pid = files.writer_lock.read_text().strip()
-            raise RunBusy(
-                f"{files} is still being written by process {pid}, which no `rethinker train` waits for (that was "
-                "killed, or accelerate was started by hand): wait for it, or kill it first"
-            )
+        if lock is None or locks.is_held(files.writer_lock):
+            record = read_object(files.job_record)
+            who = " (process {pid} on {host}, started {started})".format_map(record) if "pid" in record else ""
+            choice = f"wait for it, end it (rethinker stop {files}), or choose another name=..."
+            raise RunBusy(f"{files} is being written by another job{who}: {choice}")
         check_folder(here, resume=resume)
         files.stop_request.unlink(missing_ok=True)  # of a run that was killed before it answered
         files.job_exit_code.unlink(missing_ok=True)
@@ -62,53 +58,39 @@ def claim(config: RunConfig, *, resume: bool, home: str | Path = "") -> int:
             atomic_write_text(files.status, json.dumps({"state": "starting"}))
         atomic_write_text(files.job_config, to_yaml(config))
     except BaseException:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
         raise
     return lock
 
 
-def write_record(
-    folder: Path,
-    pid: int,
-    mark: str,
-    command: Sequence[str],
-    *,
-    home: str | Path = "",
-    log: str | None,
-    log_from: int = 0,
-    gpus: str | None = None,
-) -> None:
-    """Write down who started the run and where (``home``). No environment, so no keys.
+def write_record(files: RunDir, mark: str, **facts: Any) -> None:
+    """Write down who started the run: ``mark`` is that of its processes (``processes.MARK``), and ``facts`` are
 
-    ``mark``: of its processes (``processes.MARK``). ``log``: the file of its output, from byte ``log_from`` on,
-    relative to ``folder`` or absolute; None: it goes to a terminal. ``gpus``: those that it was given, if it was.
+    - pid, command: of the process that waits for it;
+    - home: its working directory, where relative paths of its config start;
+    - log_from: where in its log the output of this start begins; missing where that goes to a terminal;
+    - gpus: its CUDA_VISIBLE_DEVICES, where it was given some.
+
+    No environment, so no keys.
     """
-    record = {
-        "pid": pid,
-        "mark": mark,
-        "host": socket.gethostname(),
-        "command": list(command),
-        "home": os.path.abspath(home),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "log": log,
-        "log_from": log_from,
-        "gpus": gpus,
-    }
-    atomic_write_text(RunDir(folder).job_record, json.dumps(record, indent=1))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {"mark": mark, "host": socket.gethostname(), "started": now} | facts
+    atomic_write_text(files.job_record, json.dumps(record, indent=1))
 
 
 @contextmanager
 def owned(config: RunConfig, *, resume: bool) -> Iterator[tuple[int, str]]:
     """The lock and the mark that were handed down with the command, which stay until this process ends; else new ones,
     which raises what ``claim`` does."""
-    mark = os.environ.get(MARK, "")
-    if mark and locks.is_lock_of(lock := int(mark.rpartition(":")[2]), RunDir(config.folder).job_lock):
+    files, mark = RunDir(config.folder), os.environ.get(MARK, "")
+    if mark and locks.is_lock_of(lock := int(mark.rpartition(":")[2]), files.job_lock):
         yield lock, mark
         return
     lock = claim(config, resume=resume)
     try:
-        mark, (log, log_from) = new_mark(lock), redirected()
-        write_record(config.folder, os.getpid(), mark, [sys.executable, *sys.argv], home="", log=log, log_from=log_from)
+        mark = new_mark(lock)
+        write_record(files, mark, pid=os.getpid(), command=[sys.executable, *sys.argv], home=os.getcwd())
         yield lock, mark
     finally:
         os.close(lock)
