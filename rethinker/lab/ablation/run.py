@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from rethinker.config import RunConfig
 from rethinker.lab.ablation.gpus import check_processes, slot_gpus, visible_gpus
 from rethinker.lab.ablation.grid import Grid
 from rethinker.lab.ablation.origin import CurrentProvenance, mixture
-from rethinker.lab.ablation.slots import RunOutcome, exclusive, run_in_slots
+from rethinker.lab.ablation.slots import Slots, exclusive
 from rethinker.lab.ablation.table import COLUMNS, run_rows, typed
 from rethinker.lab.jobs.files import config_file, is_alive, is_run
 from rethinker.lab.jobs.preflight import missing_generated
@@ -28,8 +27,8 @@ FINISHED, BUSY = "nothing: finished", "wait: another job writes it"
 
 
 def plan(grid: Grid) -> pd.DataFrame:
-    """A row a run: name, labels, seed, episodes, what would happen (start, go on, wait, nothing), what changed since it
-    was made (code, data; "" for nothing), its settings.
+    """A row a run: name, labels, seed, episodes, what would happen (start, resume, wait, nothing), what changed since
+    it was made (code, data; "" for nothing), its settings.
 
     Raises RunExists where a folder of that name holds a run with other settings.
     """
@@ -37,7 +36,7 @@ def plan(grid: Grid) -> pd.DataFrame:
     for run in grid.runs:
         folder = run.config.folder
         checkpoint = check_folder(run.config, resume=True)
-        todo = "go on" if checkpoint else "start"
+        todo = "resume" if checkpoint else "start"
         if is_alive(folder):
             todo = BUSY
             if is_run(folder):  # it may not have a config of its own yet, only that of its start
@@ -54,10 +53,10 @@ def plan(grid: Grid) -> pd.DataFrame:
 def run_grid(grid: Grid, slots: int | None = None, *, say: Callable[[str], None] = print) -> dict[str, str]:
     """Run what is left of a grid, then write its table; returns run -> finished, stopped or failed.
 
-    A finished run is loaded, a stopped one goes on, one that another job writes is waited for (``run_in_slots`` says
-    where it is counted). A run that fails does not stop the others; the end of its log is said when all are done.
-    Ctrl-C or SIGTERM stops all after their episode, with checkpoints, and raises KeyboardInterrupt; the same call goes
-    on. What was made by other code or from other data is used and said.
+    A finished run is loaded, a stopped one is resumed, one that another job writes is waited for (see ``Slots``). A run
+    that fails does not stop the others; the end of its log is said when all are done. Ctrl-C or SIGTERM stops all after
+    their episode, with checkpoints, and raises KeyboardInterrupt; the same call resumes them. What was made by other
+    code or from other data is used and said.
 
     Raises, before anything is started: RunExists where a run's folder holds a run with other settings, GridBusy where
     another process looks after this grid, ConfigError where the slots do not fit the GPUs.
@@ -67,7 +66,7 @@ def run_grid(grid: Grid, slots: int | None = None, *, say: Callable[[str], None]
     outcomes = dict.fromkeys(planned.index[planned["to do"] == FINISHED], "finished")
     if outcomes:
         say(f"{len(outcomes)} of {len(grid.runs)} runs: {FINISHED}")
-    left = {run.config.name: run.config for run in grid.runs if run.config.name not in outcomes}
+    left = [run.config for run in grid.runs if run.config.name not in outcomes]
     completed = not left or _run(left, grid.folder, grid.slots if slots is None else slots, outcomes, say)
     if differ := mixture(save_table(grid)):
         say(f"warning: {differ}")
@@ -76,41 +75,21 @@ def run_grid(grid: Grid, slots: int | None = None, *, say: Callable[[str], None]
     return {run.config.name: outcomes[run.config.name] for run in grid.runs}
 
 
-def _run(
-    left: dict[str, RunConfig], folder: Path, slots: int, outcomes: dict[str, str], say: Callable[[str], None]
-) -> bool:
-    """Run what is left and fill ``outcomes``; False if it was interrupted."""
+def _run(left: list[RunConfig], folder: Path, count: int, outcomes: dict[str, str], say: Callable[[str], None]) -> bool:
+    """Run what is left in ``count`` slots and fill ``outcomes``; False if it was interrupted."""
     gpus = visible_gpus()
-    shares = slot_gpus(gpus, slots)
-    check_processes(left.values(), gpus, slots)
-    if over := len(gpus) % slots:
-        say(f"{over} of {len(gpus)} GPUs stay idle: they cannot be shared equally by {slots} slots")
-    titles = {name: f"[{number}/{len(left)}] {name}" for number, name in enumerate(left, start=1)}
-    started: dict[str, float] = {}
-    failures: dict[str, RunOutcome] = {}
-
-    def on_start(name: str) -> None:
-        started[name] = time.monotonic()
-        say(f"{titles[name]}: started, log {RunDir(left[name].folder).log}")
-
-    def on_wait(name: str, in_slot: bool) -> None:
-        told = "it keeps its slot" if in_slot else "it may be on any GPU, so nothing is started before it has ended"
-        say(f"{titles.get(name, name)}: is running already; {told}")
-
-    def on_end(name: str, outcome: RunOutcome) -> None:
-        outcomes[name] = outcome.state
-        if outcome.state == "failed":
-            failures[name] = outcome
-        why = f" ({outcome.reason})" if outcome.reason else ""
-        after = f" after {(time.monotonic() - started[name]) / 60:.1f} minutes" if name in started else ""
-        say(f"{titles.get(name, name)}: {outcome.state}{why}{after}")
-
+    shares = slot_gpus(gpus, count)
+    check_processes(left, gpus, count)
+    if over := len(gpus) % count:
+        say(f"{over} of {len(gpus)} GPUs stay idle: they cannot be shared equally by {count} slots")
+    slots = Slots(left, shares, folder, say)
     with exclusive(folder):
-        _draw_data(left.values(), say)
-        completed = run_in_slots(list(left.values()), shares, folder, on_start=on_start, on_wait=on_wait, on_end=on_end)
-    for name, outcome in failures.items():
-        if outcome.log:
-            say(f"\n{name} failed; the end of {RunDir(left[name].folder).log}:\n" + "\n".join(outcome.log) + "\n")
+        _draw_data(left, say)
+        completed = slots.run()
+    for name, outcome in slots.outcomes.items():
+        outcomes[name] = outcome.state
+        if outcome.state == "failed" and outcome.log:
+            say(f"\n{name} failed; the end of {RunDir(folder.parent / name).log}:\n" + "\n".join(outcome.log) + "\n")
     return completed
 
 

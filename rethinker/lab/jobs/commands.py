@@ -19,7 +19,7 @@ def add_commands(command: AddCommand) -> None:
     sub = command("launch", launch, "Train as a config says, in the background: it outlives the terminal.")
     sub.add_argument("config", help="YAML file, e.g. experiments/tiny.yaml")
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 optim.lr=3e-5")
-    sub.add_argument("--resume", action="store_true", help="go on with the run of this name, if there is one")
+    sub.add_argument("--resume", action="store_true", help="resume the run of this name, if there is one")
 
     sub = command("jobs", jobs, "List runs and how they stand.")
     sub.add_argument("runs", nargs="?", type=Path, default=Path("runs"), help="a folder of runs, or one run's")
@@ -31,7 +31,7 @@ def add_commands(command: AddCommand) -> None:
 
     sub = command("stop", stop, "Ask a run to save and end after its episode.")
     sub.add_argument("folder", type=Path, metavar="RUN")
-    sub.add_argument("--kill", action="store_true", help="end it at once, without a checkpoint")
+    sub.add_argument("--kill", action="store_true", help="kill it, without a checkpoint")
 
 
 def launch(arguments: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def launch(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, typed=arguments.overrides)
     finished = run_state(config.folder) == "finished"
     if not finished:
-        preflight(config)  # the job does so too, where nobody looks
+        preflight(config)  # the job does so too, but only its log would say so
     job = start(config, resume=arguments.resume or finished)
     if finished:
         print(f"{config.folder} is finished; its report: {RunDir(config.folder).report}")
@@ -101,7 +101,7 @@ def stop(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.kill:
         job.stop()
-        print(f"{job.name} saves and ends after its episode; at once, without a checkpoint: --kill")
+        print(f"{job.name} saves and ends after its episode (--kill: immediately, without a checkpoint)")
         return 0
     try:
         print(f"{job.name}: {job.kill()}")

@@ -65,7 +65,7 @@ def _run(config: RunConfig, lock: int, mark: str, *, resume: bool, tracebacks: b
     if files.errors.exists() and not files.errors.stat().st_size:  # it was ready, and nothing went wrong
         files.errors.unlink()
     code = INTERRUPTED if killed and process.returncode else process.returncode
-    if locks.is_lock_of(lock, files.job_lock):  # the folder has not been moved, and is nobody else's
+    if locks.is_lock_of(lock, files.job_lock):  # the folder has not been moved, or taken by another run
         atomic_write_text(files.job_exit_code, f"{code}\n")
     return code
 
@@ -80,5 +80,5 @@ def _kills(files: RunDir, interrupts: int) -> bool:
         return True
     with suppress(FileNotFoundError):  # the folder was moved: it ends by itself
         files.stop_request.touch()
-    print("stopping after this episode, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
+    print("stopping after this episode, with a checkpoint (Ctrl-C again: immediately, without one)", file=sys.stderr)
     return False

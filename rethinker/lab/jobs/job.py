@@ -56,7 +56,7 @@ class JobStatus:
 
 
 class Job:
-    """The run in a folder, by whomever it was started, and if only long ago."""
+    """The run in a folder, running or ended, whoever started it."""
 
     def __init__(self, folder: str | Path) -> None:
         """Raises FileNotFoundError where ``folder`` is not the folder of a run."""
@@ -149,14 +149,14 @@ class Job:
         return self.status()
 
     def stop(self) -> JobStatus:
-        """Ask it to save a checkpoint and end after the episode; returns at once (``wait`` waits). One that has not
+        """Ask it to save a checkpoint and end after the episode; returns immediately (``wait`` waits). One that has not
         trained yet ends after its first episode; one that has ended already is left alone."""
         if self.alive:
             self.files.stop_request.touch()
         return self.status()
 
     def kill(self) -> JobStatus:
-        """End it at once: what came after the last checkpoint is lost, and its state is "failed".
+        """Kill it: what came after the last checkpoint is lost, and its state is "failed".
 
         Raises RuntimeError where it runs on another machine, or does not die.
         """
@@ -164,7 +164,7 @@ class Job:
         return self.status()
 
     def resume(self) -> Job:
-        """Go on from the last checkpoint, from the folder that it was started in. A finished run stays as it is.
+        """Resume it from its last checkpoint, from the folder that it was started in. A finished run stays as it is.
         Raises RunBusy while it lives."""
         return start(self.config, resume=True, home=self.record.get("home", ""))
 
@@ -179,11 +179,11 @@ class Job:
 
 
 def start(config: RunConfig, resume: bool = False, *, home: str | Path = "", gpus: str | None = None) -> Job:
-    """Start a run in the background and return at once.
+    """Start a run in the background and return immediately.
 
     ``home``: the job's working directory, where relative paths of ``config`` start; "": this process's.
     ``gpus``: its CUDA_VISIBLE_DEVICES; None: this process's.
-    ``resume``: go on with the run of this name if there is one; a finished one is left as it is. Raises RunBusy where
+    ``resume``: resume the run of this name if there is one; a finished one is left as it is. Raises RunBusy where
     another job writes the folder, RunExists where it holds a run (with ``resume``: one with other settings),
     ConfigError for settings that cannot be trained.
     """
