@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
 
 def train(arguments: argparse.Namespace) -> int:
     from rethinker.config import check_trainable, load_config
-    from rethinker.lab import jobs as launch
+    from rethinker.lab import jobs
     from rethinker.lab.jobs.failures import first_failure
     from rethinker.lab.jobs.foreground import INTERRUPTED
     from rethinker.lab.jobs.preflight import preflight
@@ -145,7 +145,7 @@ def train(arguments: argparse.Namespace) -> int:
     _draw_missing(config)
     check_key(config)
     started = time.monotonic()
-    code = launch.train(config, resume=arguments.resume, tracebacks=arguments.traceback)
+    code = jobs.train(config, resume=arguments.resume, tracebacks=arguments.traceback)
     state = run_state(config.folder)
     again = shlex.join([*job_commands.called_as(), "train", arguments.config, *arguments.overrides, "--resume"])
     if code == INTERRUPTED:

@@ -13,7 +13,7 @@ from rethinker import cli
 from rethinker.config import load_config, to_yaml
 from rethinker.config.schema import ConfigError
 from rethinker.evaluation import held_out
-from rethinker.lab import jobs as launch
+from rethinker.lab import jobs
 from rethinker.lab.jobs import commands
 from rethinker.lab.jobs.accelerate import check_accelerate_file
 from rethinker.lab.jobs.foreground import INTERRUPTED
@@ -160,7 +160,7 @@ def test_a_finished_run_is_not_a_mistake(finished, capsys, monkeypatch):
 
 
 def test_an_interrupt_is_no_failure(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(launch, "train", lambda config, *, resume, tracebacks: INTERRUPTED)
+    monkeypatch.setattr(jobs, "train", lambda config, *, resume, tracebacks: INTERRUPTED)
     settings = [f"runs_dir={tmp_path}", f"data.train={SAMPLE}", "data.validation=null", "data.test=null"]
     code, out, err = run("train", CONFIG, *settings, capsys=capsys)
     assert code == INTERRUPTED and err == "" and out.startswith("go on with: ") and out.endswith(" --resume\n")

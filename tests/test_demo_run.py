@@ -52,7 +52,7 @@ def pretend_training(monkeypatch, state: str = "finished") -> list:
         (config.folder / "status.json").write_text(json.dumps({"state": state}))
         return PretendedJob(state)
 
-    monkeypatch.setattr(demo_run.launch, "start", start)
+    monkeypatch.setattr(demo_run.jobs, "start", start)
     monkeypatch.setattr(demo_run, "POLL", 0.0)
     monkeypatch.setattr(demo_run, "write_report", lambda folder: (folder / "report.html").write_text("page"))
     return calls
@@ -66,7 +66,7 @@ def test_a_run_is_where_the_repository_is(tmp_path, monkeypatch):
         calls.append((config, home))
         raise RuntimeError("not started")
 
-    monkeypatch.setattr(demo_run.launch, "start", start)
+    monkeypatch.setattr(demo_run.jobs, "start", start)
     monkeypatch.setattr(demo_run, "make_data", lambda folder, *_: calls.append(folder))
     monkeypatch.setattr(demo_run, "repository_root", lambda: tmp_path)
     (tmp_path / "experiments").mkdir()
@@ -125,8 +125,8 @@ def test_a_run_that_another_kernel_started_is_waited_for(tmp_path, monkeypatch, 
     def busy(*_, **__):
         raise RunBusy("somebody")
 
-    monkeypatch.setattr(demo_run.launch, "start", busy)
-    monkeypatch.setattr(demo_run.launch, "Job", lambda path: running if path == folder else None)
+    monkeypatch.setattr(demo_run.jobs, "start", busy)
+    monkeypatch.setattr(demo_run.jobs, "Job", lambda path: running if path == folder else None)
     capsys.readouterr()
     assert demo_run.demo_run(tmp_path) == folder
     assert capsys.readouterr().out == "episode 2\n"

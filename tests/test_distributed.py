@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from rethinker.config import RunConfig, load_config
-from rethinker.lab import jobs as launch
+from rethinker.lab import jobs
 from rethinker.rollout import vllm_available
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ def runs(tmp_path_factory, world, guesser) -> dict[int, RunConfig]:
     folder = tmp_path_factory.mktemp("runs")
     configs = {processes: make_config(folder, world, guesser, processes) for processes in (1, 2)}
     for config in configs.values():
-        assert launch.train(config) == 0
+        assert jobs.train(config) == 0
     return configs
 
 
@@ -140,7 +140,7 @@ def test_two_processes_with_an_engine_each(tmp_path, world, guesser):
     two = make_config(tmp_path, world, guesser, 2)
     stages = tuple(dataclasses.replace(stage, episodes=1) for stage in two.stages)
     config = dataclasses.replace(two, rollout=dataclasses.replace(two.rollout, engine="vllm"), stages=stages)
-    assert launch.train(config) == 0
+    assert jobs.train(config) == 0
     episodes = lines(config, "episode")
     assert [line["episode"] for line in episodes] == [1, 2]
     assert all(line["canary/gap"] < 1e-4 and line["gap/max"] < 1e-4 for line in episodes)

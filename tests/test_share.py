@@ -10,7 +10,7 @@ import pytest
 from synthetic_run import STAGES, write_run
 
 from rethinker.config import load_config
-from rethinker.lab import jobs as launch
+from rethinker.lab import jobs
 from rethinker.lab.notebook import share
 from rethinker.rundir.atomic import atomic_write_text
 
@@ -86,7 +86,7 @@ def test_folder(run):
     own = load_config(share.share_folder(run) / "config.yaml")
     assert (own.data.test_limit, own.evaluation.samples, own.data.test) == (None, 4, config.data.test)
     assert load_config(share.share_folder(run, data="mine.parquet") / "config.yaml").data.test == "mine.parquet"
-    assert [job.name for job in launch.find(run.parent)] == ["made-up"]  # the copy is no job
+    assert [job.name for job in jobs.find(run.parent)] == ["made-up"]  # the copy is no job
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pathlib import Path
 from rethinker.config import load_config
 from rethinker.config.repository import repository_root
 from rethinker.datasets.world.visual_math import make_data
-from rethinker.lab import jobs as launch
+from rethinker.lab import jobs
 from rethinker.lab.notebook.show import shown
 from rethinker.lab.report.write import write_report
 from rethinker.rundir import locks
@@ -82,9 +82,9 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     with _alone(folder.parent / f".{run.name}.lock"):
         said = 0
         try:
-            job = launch.start(run, resume=True, home=root)
-        except launch.RunBusy:  # of a kernel that is no more: its job lives on
-            job = launch.Job(folder)
+            job = jobs.start(run, resume=True, home=root)
+        except jobs.RunBusy:  # of a kernel that is no more: its job lives on
+            job = jobs.Job(folder)
             said = len(_lines(job))
         status = job.status()
         if status.state == "finished":
@@ -99,7 +99,7 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
-def _follow(job: launch.Job, said: int) -> None:
+def _follow(job: jobs.Job, said: int) -> None:
     """Print what a job says until it ends, without its first ``said`` lines."""
     try:
         while job.alive:
@@ -113,7 +113,7 @@ def _follow(job: launch.Job, said: int) -> None:
         raise
 
 
-def _print_from(job: launch.Job, line: int) -> int:
+def _print_from(job: jobs.Job, line: int) -> int:
     """Print the lines of a job's output from number ``line`` on; returns how many."""
     lines = _lines(job)[line:]
     if lines:
@@ -121,7 +121,7 @@ def _print_from(job: launch.Job, line: int) -> int:
     return len(lines)
 
 
-def _lines(job: launch.Job) -> list[str]:
+def _lines(job: jobs.Job) -> list[str]:
     return job.tail(sys.maxsize)
 
 
