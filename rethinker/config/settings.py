@@ -12,7 +12,7 @@ from rethinker.config.schema import option
 class ModelConfig:
     """The policy: a Qwen2.5-VL or Qwen3-VL checkpoint in Hugging Face's layout."""
 
-    path: str = "data/tiny-vlm"  # folder or hub id
+    path: str = "data/tiny-vlm"  # folder (RunConfig.relative_to says where a relative one starts) or hub id
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the trained weights
     min_pixels: int | None = option(None, min=1)  # an image; None: the checkpoint's own (official code: 256*28*28)
     max_pixels: int | None = option(None, min=1)  # (official code: 1280*28*28)
@@ -31,8 +31,9 @@ class ModelConfig:
 class DataConfig:
     """ViRL39K's schema: a parquet or JSON lines file, a folder of them, or a Hugging Face data set ("owner/name").
 
-    Image paths are relative to the file. ``path:split`` names a file of a folder or a split of a data set, e.g.
-    ``owner/name:train``. The prompt's two texts hold for the whole run: a stage cannot set them.
+    ``RunConfig.relative_to`` says where relative paths start; image paths are relative to the file. ``path:split`` names
+    a file of a folder or a split of a data set, e.g. ``owner/name:train``. The prompt's two texts hold for the whole
+    run: a stage cannot set them.
     """
 
     train: str = "data/generated/visual_math/train.parquet"
