@@ -1,5 +1,6 @@
 # make train    set everything up in .venv, train the tiny model, evaluate it, write runs/<name>/report.html
 # make test     set everything up, check style, types and layers, run the tests
+# make test-portable run the tests of numbers as other processors would compute them (runs/test-portable has the logs)
 # make notebooks set everything up, run all notebooks by papermill; copies with outputs in experiments/results/notebooks
 # make bench    set everything up, time a training step beside TRL's and over its sizes: experiments/benchmarks/results
 #
@@ -27,7 +28,7 @@ INSTALL := $(PYTHON) scripts/install.py --venv $(VENV) --extra $(EXTRA) --pip-ar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev train test notebooks bench lint format doctor clean
+.PHONY: help setup setup-dev train test test-portable notebooks bench lint format doctor clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -50,6 +51,9 @@ train: $(RUN_READY)
 test: lint
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline \
 		$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-portable: $(DEV_READY)
+	@scripts/test_portable.sh $(BIN)/python -n $(TEST_WORKERS) $(PYTEST_ARGS)
 
 notebooks: $(DEV_READY)
 	@$(BIN)/rethinker notebooks $(ARGS)

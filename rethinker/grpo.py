@@ -83,7 +83,7 @@ def masked_aggregate(
     _check_choice("aggregation", aggregation, Aggregation)
     _check_shapes(values_BT, mask_BT=mask_BT)
     mask_BT = mask_BT.bool()
-    values_BT = torch.where(mask_BT, _at_least_float32(values_BT), 0.0)
+    values_BT = torch.where(mask_BT, at_least_float32(values_BT), 0.0)
     sequences = _denominator("global_sequences", mask_BT.shape[0] if global_sequences is None else global_sequences)
     if aggregation == "sequence_mean":
         return (values_BT.sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1)).sum() / sequences
@@ -138,7 +138,7 @@ def policy_loss(
         raise ValueError(f'dual_clip must be > 1 and needs objective "clip", got {dual_clip} with "{objective}"')
 
     mask_BT = mask_BT.bool()
-    logprobs_BT = torch.where(mask_BT, _at_least_float32(logprobs_BT), 0.0)
+    logprobs_BT = torch.where(mask_BT, at_least_float32(logprobs_BT), 0.0)
     behavior_logprobs_BT = torch.where(mask_BT, behavior_logprobs_BT.detach().to(logprobs_BT.dtype), 0.0)
     advantages_B1 = advantages_B.detach().to(logprobs_BT.dtype)[:, None]
 
@@ -191,7 +191,7 @@ def kl_penalty(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, estimator: KL
     """
     _check_choice("estimator", estimator, KLEstimator)
     _check_shapes(logprobs_BT, reference_logprobs_BT=reference_logprobs_BT)
-    difference_BT = _at_least_float32(logprobs_BT) - reference_logprobs_BT.detach()
+    difference_BT = at_least_float32(logprobs_BT) - reference_logprobs_BT.detach()
     if estimator == "k1":
         return difference_BT
     if estimator == "k2":
@@ -220,7 +220,7 @@ def truncated_importance_weights(
     if cap <= 0:
         raise ValueError(f"cap of the importance weights must be > 0, got {cap}")
     _check_shapes(trainer_logprobs_BT, rollout_logprobs_BT=rollout_logprobs_BT, mask_BT=mask_BT)
-    gap_BT = _at_least_float32(trainer_logprobs_BT).detach() - rollout_logprobs_BT.detach()
+    gap_BT = at_least_float32(trainer_logprobs_BT).detach() - rollout_logprobs_BT.detach()
     return torch.where(mask_BT.bool(), gap_BT.exp().clamp(max=cap), 1.0)
 
 
@@ -245,7 +245,7 @@ def check_finite(loss: Tensor, where: str) -> None:
         )
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     """Half precision is raised to float32 (exp and long sums need it); float64 stays."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 

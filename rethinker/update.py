@@ -47,7 +47,7 @@ def pack(samples: Sequence[Sample], logprobs_BT: torch.Tensor, on_policy: bool =
 
     Raises ValueError, with the sample's id, where lengths disagree.
     """
-    device = logprobs_BT.device
+    device, dtype = logprobs_BT.device, logprobs_BT.dtype
     length = max(len(sample.response.token_ids) for sample in samples)
 
     def rows(name: str, dtype: torch.dtype) -> torch.Tensor:
@@ -65,11 +65,11 @@ def pack(samples: Sequence[Sample], logprobs_BT: torch.Tensor, on_policy: bool =
         return out.to(device)
 
     return Packed(
-        behavior_logprobs_BT=logprobs_BT.detach() if on_policy else rows("behavior_logprobs", torch.float32),
-        rollout_logprobs_BT=rows("rollout_logprobs", torch.float32),
+        behavior_logprobs_BT=logprobs_BT.detach() if on_policy else rows("behavior_logprobs", dtype),
+        rollout_logprobs_BT=rows("rollout_logprobs", dtype),
         sampled_BT=rows("sampled_mask", torch.bool),
         nll_BT=rows("nll_mask", torch.bool),
-        advantages_B=torch.tensor([sample.advantage for sample in samples], device=device),
+        advantages_B=torch.tensor([sample.advantage for sample in samples], dtype=dtype, device=device),
     )
 
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from rethinker.policy.batching import added_tokens, arrange, micro_batches, plan
 from rethinker.types import Sample
 
+pytestmark = pytest.mark.numerics
+
 PROMPTS = [1, 4, 9, 30]  # tokens; each query's own
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from bounds import LOGPROB, STEPS, rounding
 from safetensors.torch import load_file
 
 from rethinker.config import RunConfig, load_config
 from rethinker.lab import jobs
 from rethinker.rollout import vllm_available
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.numerics]
 
 # Samples of the first stage are replayed an episode later; an episode of the second is one update on its own samples.
 STAGES = (
@@ -65,15 +66,20 @@ def lines(config: RunConfig, record: str) -> list[dict]:
 
 
 def test_the_weights_are_the_same(runs):
-    """Float32, lr 1e-4: five steps move a weight by at most 5e-4."""
+    """Float32, lr 1e-4: five steps move a weight by at most 5e-4.
+
+    Adam makes a step of the learning rate out of any gradient, so that a weight whose gradient is nothing but rounding
+    moves anywhere. With a relative error d of the gradients a share of about d of the weights does, and the distance is
+    about sqrt(d) of the way; a wrong denominator moves all of them.
+    """
     one, two = (load_file(runs[n].folder / "checkpoints" / "last" / "model" / "model.safetensors") for n in (1, 2))
     start = load_file(Path(runs[1].model.path) / "model.safetensors")
     steps = lines(runs[2], "step")
     assert len(steps) == 5
     assert one.keys() == two.keys()
     assert max(float((one[name] - start[name]).abs().max()) for name in one) > 1e-4
-    gaps = {name: float((one[name] - two[name]).abs().max()) for name in one}
-    assert max(gaps.values()) < 1e-5, max(gaps.items(), key=lambda item: item[1])
+    way, gap = (torch.cat([(one[name] - other[name]).flatten() for name in one]).norm() for other in (start, two))
+    assert gap < rounding(steps=3 * STEPS) ** 0.5 * way, (gap, way)
     assert any("visual" in name and not torch.equal(one[name], start[name]) for name in one)
 
 
@@ -143,6 +149,6 @@ def test_two_processes_with_an_engine_each(tmp_path, world, guesser):
     assert jobs.train(config) == 0
     episodes = lines(config, "episode")
     assert [line["episode"] for line in episodes] == [1, 2]
-    assert all(line["canary/gap"] < 1e-4 and line["gap/max"] < 1e-4 for line in episodes)
+    assert all(line["canary/gap"] < rounding(LOGPROB) and line["gap/max"] < rounding(LOGPROB) for line in episodes)
     starts = json.loads((config.folder / "provenance.json").read_text())
     assert starts["processes"] == 2 and starts["engine"] == "VllmEngine"

@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+from bounds import EXACT
 
 from rethinker.grpo import (
     check_finite,
@@ -19,6 +20,8 @@ from rethinker.grpo import (
     policy_loss,
     truncated_importance_weights,
 )
+
+pytestmark = pytest.mark.numerics
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.35}
 
@@ -169,16 +172,16 @@ def test_loss_and_gradient_equal_trl(loss_type, level, objective, delta, weighte
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("objective", ["clip", "cispo"])
 def test_accumulation_equals_one_big_batch(aggregation, ratio, objective):
-    """float32, uneven micro-batches with a sample that has no token at all; every term of the trainer's loss."""
+    """Uneven micro-batches with a sample that has no token at all; every term of the trainer's loss."""
     generator = torch.Generator().manual_seed(0)
     B, T, V = 11, 13, 17
-    features_BTV = torch.randn(B, T, V, generator=generator)
+    features_BTV = torch.randn(B, T, V, generator=generator, dtype=torch.float64)
     targets_BT1 = torch.randint(V, (B, T, 1), generator=generator)
     mask_BT = torch.arange(T) < torch.tensor([13, 1, 7, 0, 5, 12, 2, 9, 3, 13, 6])[:, None]
     nll_mask_BT = mask_BT & (torch.arange(B)[:, None] % 3 == 0) & (torch.arange(T) > 1)
     advantages_B = torch.randn(B, generator=generator)
-    noise_BT = 0.3 * torch.randn(B, T, generator=generator)
-    weight_VV = torch.randn(V, V, generator=generator)
+    noise_BT = 0.3 * torch.randn(B, T, generator=generator, dtype=torch.float64)
+    weight_VV = torch.randn(V, V, generator=generator, dtype=torch.float64)
     shares = {"aggregation": aggregation, "global_sequences": B, "global_tokens": int(mask_BT.sum()), "max_length": 20}
 
     def run(micro_batches):
@@ -208,11 +211,11 @@ def test_accumulation_equals_one_big_batch(aggregation, ratio, objective):
 
     big_loss, big_gradient, big_stats = run([slice(0, B)])
     loss, gradient, stats = run([slice(0, 3), slice(3, 4), slice(4, 10), slice(10, 11)])
-    assert loss == pytest.approx(big_loss, rel=1e-6, abs=1e-6)
-    assert (gradient - big_gradient).abs().max() <= 1e-6 * max(1.0, big_gradient.abs().max().item())
+    assert loss == pytest.approx(big_loss, rel=EXACT)
+    assert (gradient - big_gradient).abs().max() <= EXACT * big_gradient.abs().max()
     assert big_gradient.abs().max() > 1e-3
     for name, value in big_stats.items():
-        assert stats[name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-5), name
+        assert stats[name].item() == pytest.approx(value.item(), rel=EXACT, abs=EXACT), name
 
 
 def test_default_denominators_are_the_batch_itself():

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bounds import PIXELS
 from PIL import Image
 
 from rethinker.config import ModelConfig
 from rethinker.policy.images import ImageError, ImageStore, open_image
 from rethinker.policy.loading import load_processor
+
+pytestmark = pytest.mark.numerics
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def test_pixels_are_those_of_the_formula(processor, image_files):
     std = np.array([0.26862954, 0.26130258, 0.27577711])
     patch = ((raw - mean) / std).transpose(2, 0, 1)
     expected = np.stack([patch, patch], axis=1).reshape(-1)
-    np.testing.assert_allclose(pixels.values[0].numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(pixels.values[0].numpy(), expected, atol=PIXELS, rtol=0)
 
 
 def test_the_store_is_bounded_by_bytes(processor, image_files):

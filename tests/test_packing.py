@@ -15,6 +15,8 @@ from trees import BANNED, groups, stub_policy
 from rethinker.policy.packing import pack, pack_trees
 from rethinker.types import Query
 
+pytestmark = pytest.mark.numerics
+
 
 def scored(batch, item):
     """Indices into U of an item's tokens."""

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from rethinker.policy.prefix_tree import common_prefix, merge
 
+pytestmark = pytest.mark.numerics
+
 tokens = st.integers(0, 2)  # few, so that beginnings are shared
 responses = st.lists(st.lists(tokens, max_size=6), max_size=7)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import EXACT, in_float64
 from hypothesis import given
 from hypothesis import strategies as st
 from plain_inputs import image_inputs
@@ -27,20 +28,41 @@ from rethinker.rollout.transformers import KEEP_ROWS, SPARE_ROWS, arrange
 from rethinker.rollout.vllm_setup import placement
 from rethinker.types import Query, Request, Response, Sampling
 
+pytestmark = pytest.mark.numerics
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float64():
+    """Log-probs are compared with those of other batches: the order of sums must not matter."""
+    with in_float64():
+        yield
+
+
+def double_policy(folder):
+    policy = load_policy(ModelConfig(path=str(folder)))
+    policy.model.double()
+    return policy
+
 
 @pytest.fixture(scope="module")
-def policy(tiny_folder):
-    return load_policy(ModelConfig(path=str(tiny_folder)))
+def policy(tiny_folder, float64):
+    return double_policy(tiny_folder)
 
 
 @pytest.fixture(scope="module")
 def qwen3(policy):
-    return tiny_qwen3(policy)
+    qwen3 = tiny_qwen3(policy)
+    qwen3.model.double()
+    return qwen3
 
 
 @pytest.fixture
 def engine(policy):
     return TransformersEngine(policy, batch_size=3)
+
+
+def vector(numbers):
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def make_requests(queries, n=3):
@@ -84,11 +106,11 @@ def test_bad_requests_are_errors(policy, engine):
 def test_sampling_law():
     """40,000 draws from five tokens, one banned, at temperature 0.5: each count within 5 standard deviations of the
     closed form (chance of a false alarm about 2e-6)."""
-    logits = torch.tensor([[0.0, 1.0, -0.5, 0.3, 2.0]])
+    logits = vector([0.0, 1.0, -0.5, 0.3, 2.0])[None]
     weights = [math.exp(2 * x) for x in (0.0, 1.0, -0.5, 0.3)]
     expected = [w / sum(weights) for w in weights] + [0.0]
     logprobs = sampling_logprobs(logits, torch.tensor([4]), temperature=0.5, top_p=1.0)
-    torch.testing.assert_close(logprobs[0, :4].exp(), torch.tensor(expected[:4]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(logprobs[0, :4].exp(), vector(expected[:4]), atol=EXACT, rtol=0)
     draws = 40_000
     uniforms = torch.from_numpy(uniform_stream(seed=1, index=0, length=draws))
     counts = Counter(choose(logprobs.expand(draws, -1), uniforms).tolist())
@@ -98,12 +120,12 @@ def test_sampling_law():
 
 def test_top_p_keeps_the_smallest_set_and_renormalises():
     """0.5, 0.3, 0.15, 0.05 in mixed order: top_p 0.7 keeps 0.5 and 0.3, so 0.625 and 0.375."""
-    logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
+    logits = vector([0.15, 0.5, 0.05, 0.3]).log()[None]
     none = torch.tensor([], dtype=torch.long)
     kept = sampling_logprobs(logits, none, 1.0, 0.7).exp()[0]
-    torch.testing.assert_close(kept, torch.tensor([0.0, 0.625, 0.0, 0.375]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(kept, vector([0.0, 0.625, 0.0, 0.375]), atol=EXACT, rtol=0)
     only = sampling_logprobs(logits, none, 1.0, 0.01).exp()[0]
-    torch.testing.assert_close(only, torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    assert only.tolist() == [0.0, 1.0, 0.0, 0.0]
     dropped = choose(sampling_logprobs(logits, none, 1.0, 0.7).expand(1000, -1), torch.linspace(0, 1 - 1e-9, 1000))
     assert set(dropped.tolist()) == {1, 3}
 
@@ -153,7 +175,7 @@ def test_logprobs_equal_the_trainers(policy, engine, queries, temperature):
         logprobs, _, _ = token_logprobs(policy, PolicyForward(policy.model), items, temperature=temperature)
     for row, (_, response) in enumerate(pairs):
         found = logprobs[row, : len(response.token_ids)]
-        torch.testing.assert_close(found, torch.tensor(response.logprobs), atol=2e-5, rtol=0)
+        torch.testing.assert_close(found, vector(response.logprobs), atol=EXACT, rtol=0)
 
 
 def test_samples_do_not_depend_on_the_batch(policy, queries):
@@ -249,7 +271,7 @@ def test_continuation_of_a_prefix(policy, engine, queries):
         for response in rest[request.request_id]:
             assert request.prefix_ids + response.token_ids == full.token_ids
             tail = full.logprobs[len(request.prefix_ids) :]
-            torch.testing.assert_close(torch.tensor(response.logprobs), torch.tensor(tail), atol=2e-5, rtol=0)
+            torch.testing.assert_close(vector(response.logprobs), vector(tail), atol=EXACT, rtol=0)
 
 
 def plain_logprobs(policy, query, ids):
@@ -297,7 +319,7 @@ def test_second_looks_equal_the_plain_forward(policy, qwen3, queries, family, te
             ids = [*request.prefix_ids, *response.token_ids]
             logprobs = plain_logprobs(which, request.query, ids)[len(request.prefix_ids) :]
             expected = logprobs.gather(1, torch.tensor(response.token_ids)[:, None])[:, 0]
-            torch.testing.assert_close(torch.tensor(response.logprobs), expected, atol=2e-5, rtol=0)
+            torch.testing.assert_close(vector(response.logprobs), expected, atol=EXACT, rtol=0)
             if not temperature:
                 assert logprobs.argmax(-1).tolist() == list(response.token_ids)
 
@@ -347,19 +369,19 @@ def test_images_are_encoded_once_a_prompt(policy, queries, monkeypatch):
 
 
 def test_canary_sees_changed_weights(policy, queries, tiny_folder):
-    other = load_policy(ModelConfig(path=str(tiny_folder)))
+    other = double_policy(tiny_folder)
     forward = PolicyForward(policy.model)
     engine = TransformersEngine(other)
     sampling = Sampling(top_p=0.9, max_new_tokens=12)
     prefixed = Request("prefixed", queries[1], seed=3, n=2, prefix_ids=(5, 6, 7))
     probes = [*make_requests(queries, n=2), prefixed]
-    assert canary_gap(engine, policy, forward, probes, sampling) < 1e-5
+    assert canary_gap(engine, policy, forward, probes, sampling) < EXACT
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.mul_(1.05)
     assert canary_gap(engine, policy, forward, probes, sampling) > 1e-2
     engine.sync_weights(policy.model)
-    assert canary_gap(engine, policy, forward, probes, sampling) < 1e-5
+    assert canary_gap(engine, policy, forward, probes, sampling) < EXACT
     with pytest.raises(ValueError, match="at least one probe"):
         canary_gap(engine, policy, forward, [], sampling)
 
@@ -377,7 +399,7 @@ def test_canary_passes_over_responses_without_tokens(policy, queries):
     engine = Mute(lambda request, index: "x", policy.tokenizer)
     loud, mute = Request("loud", queries[0], 0), Request("mute", queries[1], 0)
     gap = canary_gap(engine, policy, forward, [loud], Sampling())
-    assert canary_gap(engine, policy, forward, [loud, mute], Sampling()) == pytest.approx(gap, abs=1e-6)
+    assert canary_gap(engine, policy, forward, [loud, mute], Sampling()) == pytest.approx(gap, abs=EXACT)
     assert canary_gap(engine, policy, forward, [mute], Sampling()) is None
 
 

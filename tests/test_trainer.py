@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow.parquet as pq
 import pytest
 import torch
+from bounds import EXACT, in_float64
 from tiny_training import Run, logprobs_now, restore, same, small_config, tiny_policy, weights
 
 from rethinker.rethink import TRIGGERS
@@ -20,14 +21,24 @@ from rethinker.rundir.glossary import EPISODE, STEP
 from rethinker.rundir.metrics import EpisodeRecord
 from rethinker.types import Request, Response, Sampling
 
+pytestmark = pytest.mark.numerics
+
 MIXED, ONE, HARD, EASY = "text", "one", "two", "middle"
 RIGHT = {MIXED: {0, 2}, ONE: {1}, HARD: set(), EASY: {0, 1, 2, 3}}  # which of 4 first responses are right
 ALL_HARD: dict[str, set[int]] = {name: set() for name in RIGHT}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def float64():
+    """Log-probs and weights are compared with those of other passes: the order of sums must not matter."""
+    with in_float64():
+        yield
+
+
 @pytest.fixture(scope="module")
-def loaded(tiny_folder):
+def loaded(tiny_folder, float64):
     policy = tiny_policy(tiny_folder)
+    policy.model.double()
     return policy, weights(policy)
 
 
@@ -100,7 +111,7 @@ def test_log_probs_stay_those_of_the_policy_that_wrote_the_sample(policy, four, 
     after = weights(policy)
     restore(policy, before)
     for sample in samples.values():
-        assert sample.behavior_logprobs == pytest.approx(logprobs_now(policy, sample), abs=1e-5)
+        assert sample.behavior_logprobs == pytest.approx(logprobs_now(policy, sample), abs=EXACT)
     restore(policy, after)
     assert any(
         abs(a - b) > 1e-3
@@ -496,15 +507,15 @@ def test_a_single_update_needs_no_pass_for_log_probs(loaded, four, tmp_path, mon
         assert (metrics["time/logprobs"] > 0.0) == separate
         assert any(sample.behavior_logprobs for sample in run.batches[0]) == separate
         (step,) = run.records.of("step")
-        assert step["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5) and step["policy/clip_fraction"] == 0.0
+        assert step["policy/ratio_max"] == pytest.approx(1.0, abs=EXACT) and step["policy/clip_fraction"] == 0.0
         ends.append((weights(policy), metrics, step))
     (own, own_metrics, own_step), (other, other_metrics, other_step) = ends
     moved = max(float((own[name] - saved[name]).abs().max()) for name in own)
-    assert moved > 1e-4 and max(float((own[name] - other[name]).abs().max()) for name in own) < 1e-6
+    assert moved > 1e-4 and max(float((own[name] - other[name]).abs().max()) for name in own) < EXACT
     for name in ("gap/mean", "gap/max"):
-        assert own_metrics[name] is not None and own_metrics[name] == pytest.approx(other_metrics[name], abs=1e-4)
+        assert own_metrics[name] is not None and own_metrics[name] == pytest.approx(other_metrics[name], abs=EXACT)
     for name, value in other_step.items():
-        assert own_step[name] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)), name
+        assert own_step[name] == (value if value is None else pytest.approx(value, rel=EXACT, abs=EXACT)), name
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from bounds import EXACT, in_float64
 from tiny_training import SMALL, logprobs_now, random_samples, restore, same, tiny_policy, weights
 
 from rethinker.config import load_config
@@ -16,6 +17,8 @@ from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.rundir.glossary import STEP
 from rethinker.types import Response
 from rethinker.update import PolicyUpdate, pack
+
+pytestmark = pytest.mark.numerics
 
 
 class Gradients(torch.optim.SGD):
@@ -26,9 +29,22 @@ class Gradients(torch.optim.SGD):
         self.found = [p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def float64():
+    """Every gradient here is compared with one that is computed in another way: the order of sums must not matter."""
+    with in_float64():
+        yield
+
+
 @pytest.fixture(scope="module")
-def policy(tiny_folder):
-    return tiny_policy(tiny_folder)
+def policy(tiny_folder, float64):
+    return double_policy(tiny_folder)
+
+
+def double_policy(folder):
+    policy = tiny_policy(folder)
+    policy.model.double()
+    return policy
 
 
 @pytest.fixture
@@ -110,7 +126,7 @@ def test_a_sample_without_tokens_counts_in_the_denominator_only(policy, samples)
     empty = replace(empty, behavior_logprobs=())
     without, _ = run(policy, samples, "optim.micro_batch_tokens=120")
     found, metrics = run(policy, [empty, *samples], "optim.micro_batch_tokens=120")
-    assert metrics["batch/samples"] == 11.0 and distance(found, without * 10 / 11) < 1e-5
+    assert metrics["batch/samples"] == 11.0 and distance(found, without * 10 / 11) < EXACT
 
 
 def test_pack_pads_and_names_a_sample_of_other_length(samples):
@@ -131,18 +147,13 @@ def test_pack_pads_and_names_a_sample_of_other_length(samples):
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
-def test_micro_batches_add_up_to_one_batch(tiny_folder, samples, aggregation):
-    """Images and text-only, replayed, forced tokens, NLL, entropy and KL together.
-
-    Weights in float64: in float32 the order of a sum alone makes a difference of 1e-6.
-    """
-    policy = tiny_policy(tiny_folder)
-    policy.model.double()
+def test_micro_batches_add_up_to_one_batch(policy, tiny_folder, samples, aggregation):
+    """Images and text-only, replayed, forced tokens, NLL, entropy and KL together."""
     length = len(samples[2].response.token_ids)
     mask = (False, *(True,) * (length - 1))
     samples[2] = replace(samples[2], nll_mask=mask, sampled_mask=mask)
     samples.append(replace(samples[0], replayed=True))
-    reference = PolicyForward(tiny_policy(tiny_folder).model)
+    reference = PolicyForward(double_policy(tiny_folder).model)
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.mul_(0.9)
@@ -155,19 +166,17 @@ def test_micro_batches_add_up_to_one_batch(tiny_folder, samples, aggregation):
         ("model.forward=plain", "optim.micro_batch_tokens=120"),
     ):
         parts, several = run(policy, samples, *options, *other, reference=reference)
-        assert distance(parts, whole) < 1e-6, other
+        assert distance(parts, whole) < EXACT, other
         for name, value in one.items():
             if name != "batch/images":  # an image is read once a micro-batch
-                assert several[name] == pytest.approx(value, rel=1e-5, abs=1e-6), (other, name)
+                assert several[name] == pytest.approx(value, rel=EXACT, abs=EXACT), (other, name)
     assert one["loss/nll"] is not None and one["loss/kl"] is not None and one["policy/clip_fraction"]
     assert (one["batch/samples"], one["batch/replayed"], one["batch/images"]) == (11.0, 1.0, 4.0)
 
 
 @pytest.mark.parametrize(("ranks", "budget"), [(2, 1), (3, 16384), (12, 16384)])
-def test_ranks_add_up_to_one(tiny_folder, samples, monkeypatch, ranks, budget):
+def test_ranks_add_up_to_one(policy, samples, monkeypatch, ranks, budget):
     """The mean over ranks of what each backpropagates is the gradient of one rank; twelve ranks have ten samples."""
-    policy = tiny_policy(tiny_folder)
-    policy.model.double()
     samples.append(replace(samples[0], replayed=True))
     options = [f"optim.micro_batch_tokens={budget}", "grpo.entropy_coef=0.1"]
     stats: list[Any] = []  # of the whole batch: what the ranks together would gather
@@ -179,7 +188,7 @@ def test_ranks_add_up_to_one(tiny_folder, samples, monkeypatch, ranks, budget):
         update, optimizer = make_update(policy, *options, accelerator=Rank(rank, ranks))
         update(samples)
         parts.append(flat(optimizer))
-    assert distance(torch.stack(parts).mean(0), whole) < 1e-6
+    assert distance(torch.stack(parts).mean(0), whole) < EXACT
 
 
 def test_on_policy_is_the_gradient_at_the_behaviour_policy(policy, samples):
@@ -192,20 +201,20 @@ def test_on_policy_is_the_gradient_at_the_behaviour_policy(policy, samples):
     without = [replace(sample, behavior_logprobs=()) for sample in fresh]
     update, optimizer = make_update(policy, "optim.micro_batch_tokens=120")
     metrics = update(without, on_policy=True)
-    assert distance(flat(optimizer), expected) < 1e-5
+    assert distance(flat(optimizer), expected) < EXACT
     assert metrics["policy/ratio_mean"] == metrics["policy/ratio_max"] == 1.0
     assert update.scored.keys() == {sample.sample_id for sample in samples}
     for sample in fresh:
-        assert update.scored[sample.sample_id] == pytest.approx(sample.behavior_logprobs, abs=1e-5)
+        assert update.scored[sample.sample_id] == pytest.approx(sample.behavior_logprobs, rel=EXACT)
 
 
 # -- against an independent computation -------------------------------------------------------------------------------
 
 
 def plain_logprobs(policy, sample):
-    """log pi(token) and entropies by Hugging Face's forward of a text-only prompt, float32, with its graph."""
+    """log pi(token) and entropies by Hugging Face's forward of a text-only prompt, with its graph."""
     prompt, response = policy.prompt(sample.query).ids, sample.response.token_ids
-    logits = policy.model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1].float()
+    logits = policy.model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
     logits[:, list(policy.banned_ids)] = float("-inf")
     logprobs = torch.log_softmax(logits, -1)
     entropies = torch.distributions.Categorical(logits=logits.masked_fill(logits.isinf(), -1e30)).entropy()
@@ -226,20 +235,22 @@ def test_policy_gradient(policy, text_samples):
     """-mean A min(rho, clip) with weights min(exp(trainer - engine), 2)."""
 
     def term(sample, logprobs, _):
-        behavior, rollout = torch.tensor(sample.behavior_logprobs), torch.tensor(sample.rollout_logprobs)
+        behavior, rollout = (
+            torch.tensor(x, dtype=torch.float64) for x in (sample.behavior_logprobs, sample.rollout_logprobs)
+        )
         ratio = (logprobs - behavior).exp()
         gain = torch.minimum(ratio * sample.advantage, ratio.clamp(0.8, 1.35) * sample.advantage)
         return -gain * (behavior - rollout).exp().clamp(max=2.0)
 
     found, metrics = run(policy, text_samples)
     expected = mean_over(policy, text_samples, term)
-    assert metrics["loss/total"] == pytest.approx(float(expected.detach()), rel=1e-4)
-    assert distance(found, gradient_of(policy, expected)) < 1e-5
+    assert metrics["loss/total"] == pytest.approx(float(expected.detach()), rel=EXACT)
+    assert distance(found, gradient_of(policy, expected)) < EXACT
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_kl_changes_the_gradient_by_its_own(policy, tiny_folder, text_samples, estimator):
-    other = tiny_policy(tiny_folder)
+    other = double_policy(tiny_folder)
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.mul_(0.9)
@@ -258,8 +269,8 @@ def test_kl_changes_the_gradient_by_its_own(policy, tiny_folder, text_samples, e
     )
     without, plain = run(policy, text_samples)
     expected = mean_over(policy, text_samples, term)
-    assert metrics["loss/kl"] == pytest.approx(float(expected.detach()), rel=1e-4) and plain["loss/kl"] is None
-    assert distance(with_kl - without, 0.5 * gradient_of(policy, expected)) < 1e-4
+    assert metrics["loss/kl"] == pytest.approx(float(expected.detach()), rel=EXACT) and plain["loss/kl"] is None
+    assert distance(with_kl - without, 0.5 * gradient_of(policy, expected)) < EXACT
 
 
 def test_entropy_bonus_changes_the_gradient_by_its_own(policy, text_samples):
@@ -267,8 +278,8 @@ def test_entropy_bonus_changes_the_gradient_by_its_own(policy, text_samples):
     without, _ = run(policy, text_samples)
     expected = mean_over(policy, text_samples, lambda sample, logprobs, entropies: entropies)
     tokens = [e for s in text_samples for e in plain_logprobs(policy, s)[1].tolist()]
-    assert metrics["policy/entropy"] == pytest.approx(sum(tokens) / len(tokens), rel=1e-4)
-    assert distance(with_bonus - without, -0.5 * gradient_of(policy, expected)) < 1e-4
+    assert metrics["policy/entropy"] == pytest.approx(sum(tokens) / len(tokens), rel=EXACT)
+    assert distance(with_bonus - without, -0.5 * gradient_of(policy, expected)) < EXACT
 
 
 def test_nll_is_over_its_mask_only(policy, text_samples):
@@ -278,8 +289,8 @@ def test_nll_is_over_its_mask_only(policy, text_samples):
     with_nll, metrics = run(policy, batch, "rethink.nll_coef=0.5")
     without, _ = run(policy, batch, "rethink.nll_coef=0")
     expected = -plain_logprobs(policy, batch[0])[0][1:].mean()
-    assert metrics["loss/nll"] == pytest.approx(float(expected.detach()), rel=1e-4)
-    assert distance(with_nll - without, 0.5 * gradient_of(policy, expected)) < 1e-4
+    assert metrics["loss/nll"] == pytest.approx(float(expected.detach()), rel=EXACT)
+    assert distance(with_nll - without, 0.5 * gradient_of(policy, expected)) < EXACT
 
 
 @pytest.mark.parametrize("forced_tokens", ["on_policy", "behavior", "mask"])
@@ -294,7 +305,7 @@ def test_forced_tokens(policy, text_samples, forced_tokens):
     batch = [replace(s, sampled_mask=(False, False, *(True,) * (len(s.response.token_ids) - 2))) for s in text_samples]
 
     def term(sample, logprobs, _):
-        behavior = torch.tensor(sample.behavior_logprobs)
+        behavior = torch.tensor(sample.behavior_logprobs, dtype=torch.float64)
         if forced_tokens == "mask":
             return -(sample.advantage * (logprobs - behavior).exp())[2:]
         if forced_tokens == "on_policy":
@@ -302,7 +313,7 @@ def test_forced_tokens(policy, text_samples, forced_tokens):
         return -(sample.advantage * (logprobs - behavior).exp())
 
     found, _ = run(policy, batch, *options)
-    assert distance(found, gradient_of(policy, mean_over(policy, batch, term))) < 1e-5
+    assert distance(found, gradient_of(policy, mean_over(policy, batch, term))) < EXACT
 
 
 @pytest.mark.parametrize("forced_tokens", ["on_policy", "behavior", "mask"])
@@ -311,7 +322,7 @@ def test_token_mean_counts_the_tokens_that_carry_loss(policy, text_samples, forc
     half = [replace(s, sampled_mask=(False, *s.sampled_mask[1:])) for s in text_samples]
     whole, _ = run(policy, half, *options)
     parts, _ = run(policy, half, *options, "optim.micro_batch_tokens=1")
-    assert distance(parts, whole) < 1e-5  # float32
+    assert distance(parts, whole) < EXACT
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import dataclasses
 
 import pytest
 import torch
+from bounds import EXACT, in_float64
 from tiny_qwen3 import tiny_qwen3
 
 from rethinker.config import ModelConfig
@@ -14,13 +15,25 @@ from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy
 from rethinker.policy.vision import ImageEncoder, Vision, blank_image, gather_images
 
+pytestmark = pytest.mark.numerics
+
 FAMILIES = ["qwen2.5", "qwen3"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def float64():
+    """Features are compared with those of other batches: the order of sums must not matter."""
+    with in_float64():
+        yield
+
+
 @pytest.fixture(scope="module")
-def policies(tiny_folder):
+def policies(tiny_folder, float64):
     small = load_policy(ModelConfig(path=str(tiny_folder)))
-    return {"qwen2.5": small, "qwen3": tiny_qwen3(small)}
+    found = {"qwen2.5": small, "qwen3": tiny_qwen3(small)}
+    for policy in found.values():
+        policy.model.double()
+    return found
 
 
 @pytest.fixture(params=FAMILIES)
@@ -87,7 +100,7 @@ def test_features_are_those_of_the_model(policy, queries, towers):
     deep = 2 if policy.model.config.model_type == "qwen3_vl" else 0
     assert len(features.pooler_output) == 5 and list(map(len, features.deepstack_features)) == [5] * deep
     for found, expected in zip(parts(features), one_by_one(policy, vision), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found, expected, atol=EXACT, rtol=0)
     assert encoder(Vision()) is None and encoder.encoded == 4
 
 
@@ -107,7 +120,7 @@ def test_a_frozen_tower_encodes_an_image_once(frozen, queries, towers):
         vision = gather_images(frozen.images, shown)
         found = parts(encoder(vision))
         for part, expected in zip(found, one_by_one(frozen, vision), strict=True):
-            torch.testing.assert_close(part, expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(part, expected, atol=EXACT, rtol=0)
         assert not any(part.requires_grad for part in found)
         del towers[len(towers) - len(vision.order) :]  # one_by_one's own
         assert towers == new
@@ -169,6 +182,7 @@ def test_a_blank_image_fits_the_tower(policy, towers):
 def test_gradients_of_lora_do_not_depend_on_the_cache(tiny_folder, queries):
     """Two passes with the same adapters: the second reads the held features."""
     policy = load_policy(ModelConfig(path=str(tiny_folder), lora_rank=4))
+    policy.model.double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # lora_B starts at zero
         for name, parameter in policy.model.named_parameters():
@@ -185,5 +199,5 @@ def test_gradients_of_lora_do_not_depend_on_the_cache(tiny_folder, queries):
         gradient = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
         results.append((logprobs.detach(), gradient))
     for logprobs, gradient in results[:2]:
-        torch.testing.assert_close(logprobs, results[2][0], atol=1e-6, rtol=0)
-        assert (gradient - results[2][1]).norm() < 1e-6 * results[2][1].norm()
+        torch.testing.assert_close(logprobs, results[2][0], atol=EXACT, rtol=0)
+        assert (gradient - results[2][1]).norm() < EXACT * results[2][1].norm()

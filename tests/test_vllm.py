@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bounds import LOGPROB, STEPS, needs_bfloat16, rounding
 
 from rethinker.config import ModelConfig
 from rethinker.policy.forward import PolicyForward, token_logprobs
@@ -95,7 +96,7 @@ def test_logprobs_equal_the_trainers_through_training(engine, policy, queries, i
     requests = make_requests([*queries, twice])
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.005)
     engine.sync_weights(policy.model)
-    assert largest_gap(engine, policy, requests, sampling) < 1e-4
+    assert largest_gap(engine, policy, requests, sampling) < rounding(LOGPROB)
     for _ in range(3):
         answers = engine.generate(requests, sampling)
         items = [(request.query, answers[request.request_id][0].token_ids) for request in requests]
@@ -106,8 +107,8 @@ def test_logprobs_equal_the_trainers_through_training(engine, policy, queries, i
         optimizer.step()
         assert canary_gap(engine, policy, PolicyForward(policy.model), requests, sampling) > 1e-2
         engine.sync_weights(policy.model)
-        assert largest_gap(engine, policy, requests, sampling) < 1e-4
-        assert canary_gap(engine, policy, PolicyForward(policy.model), requests, sampling) < 1e-5
+        assert largest_gap(engine, policy, requests, sampling) < rounding(LOGPROB)
+        assert canary_gap(engine, policy, PolicyForward(policy.model), requests, sampling) < rounding(LOGPROB)
 
 
 def test_logprobs_with_top_p(engine, policy, queries):
@@ -116,18 +117,22 @@ def test_logprobs_with_top_p(engine, policy, queries):
     text = next(query for query in queries if not query.images)
     prompt = list(policy.prompt(text).ids)
     (answers,) = engine.generate([Request("a", text, seed=5, n=8)], Sampling(top_p=0.8, max_new_tokens=16)).values()
-    cut = 0
+    cut, gap = 0, rounding(LOGPROB)
     for response in answers:
         with torch.no_grad():
             logits = policy.model(input_ids=torch.tensor([prompt + list(response.token_ids)])).logits[0]
         logits[:, list(policy.banned_ids)] = -torch.inf
         for step, (token, logprob) in enumerate(zip(response.token_ids, response.logprobs, strict=True)):
             chances = sorted(torch.softmax(logits[len(prompt) + step - 1].double(), 0).tolist(), reverse=True)
-            size = next(n for n in range(1, len(chances) + 1) if sum(chances[:n]) >= 0.8 - 1e-7)
+            # Where the mass comes within rounding of 0.8, one token more is as good.
+            low, high = (
+                next(n for n in range(1, len(chances) + 1) if sum(chances[:n]) >= mass)
+                for mass in (0.8 - gap, 0.8 + gap)
+            )
             chance = float(torch.softmax(logits[len(prompt) + step - 1].double(), 0)[token])
-            assert chance >= chances[size - 1] - 1e-7
-            assert logprob == pytest.approx(math.log(chance / sum(chances[:size])), abs=1e-4)
-            cut += size < len(chances)
+            assert chance >= chances[high - 1] - gap
+            assert min(abs(logprob - math.log(chance / sum(chances[:n]))) for n in range(low, high + 1)) < 2 * gap
+            cut += high < len(chances)
     assert cut > 50  # random weights: every distribution is wide
 
 
@@ -264,12 +269,16 @@ def test_lora_weights_arrive_merged(engine, policy, queries, tiny_folder):
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
     requests = make_requests(queries)
     engine.sync_weights(adapted.model)
-    assert largest_gap(engine, adapted, requests, Sampling(max_new_tokens=24)) < 1e-4
+    assert largest_gap(engine, adapted, requests, Sampling(max_new_tokens=24)) < rounding(LOGPROB)
     engine.sync_weights(policy.model)
 
 
+@needs_bfloat16
 def test_a_bfloat16_engine_beside_a_float32_trainer(policy, queries, tiny_folder):
-    """It holds and computes in bfloat16, takes the trainer's float32 weights, and the gap says that it rounds."""
+    """It holds and computes in bfloat16, takes the trainer's float32 weights, and the gap says that it rounds.
+
+    Biases may be float32: vLLM's kernels for AMX hold them so.
+    """
     sampling, requests = Sampling(max_new_tokens=16), make_requests(queries)
     forward = PolicyForward(policy.model)
     low = VllmEngine(policy, tiny_folder, max_new_tokens=16, dtype="bfloat16")
@@ -277,10 +286,13 @@ def test_a_bfloat16_engine_beside_a_float32_trainer(policy, queries, tiny_folder
         for _ in range(2):  # the second time with other weights
             low.sync_weights(policy.model)
             (found,) = low._llm.apply_model(lambda model: dict(model.named_parameters()))
-            assert {parameter.dtype for parameter in found.values()} == {torch.bfloat16}
+            assert {parameter.dtype for parameter in found.values() if parameter.ndim > 1} == {torch.bfloat16}
             own = policy.model.model.language_model.norm.weight.detach().bfloat16()
             assert torch.equal(found["language_model.model.norm.weight"], own)
-            assert 1e-5 < canary_gap(low, policy, forward, requests, sampling) < 0.1
+            # A logit is rounded at the end by a quarter of 2^-8 of itself in the mean, and STEPS times on the way.
+            unit = LOGPROB * torch.finfo(torch.bfloat16).eps / 4
+            gap = canary_gap(low, policy, forward, requests, sampling)
+            assert unit / 10 < gap < STEPS**0.5 * unit
             with torch.no_grad():
                 for parameter in policy.model.parameters():
                     parameter.mul_(1.02)

@@ -5,6 +5,8 @@ applied here. Where responses were sampled with ``top_p`` < 1 an engine's own lo
 distribution; the policy ratio compares two outputs of this module (untruncated on both sides), and the engine's
 log-probs enter only the truncated importance weights, which correct for the difference.
 
+Log-probs are float32, whatever smaller type the model computes in; those of a float64 model are float64.
+
 Shapes: B responses, T response positions (right-padded), U scored tokens, H hidden size, V vocabulary.
 """
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rethinker.grpo import at_least_float32
 from rethinker.policy.loading import Policy
 from rethinker.policy.packing import Item, PackedBatch, Packing, pack
 from rethinker.policy.vision import ImageEncoder
@@ -51,7 +54,7 @@ class PolicyForward(nn.Module):
     def forward(
         self, batch: PackedBatch, temperature: float = 1.0, entropy: Entropy = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probs [B, T] and entropies [B, T] (nats, float32; 0 outside ``mask_BT``) of the response tokens."""
+        """Log-probs [B, T] and entropies [B, T] of the response tokens, in nats; 0 outside ``mask_BT``."""
         with torch.autocast(batch.input_ids_RS.device.type, torch.bfloat16, enabled=self.autocast):
             return self._forward(batch, temperature, entropy)
 
@@ -88,7 +91,7 @@ class PolicyForward(nn.Module):
 def score_tokens(
     states_UH: Tensor, targets_U: Tensor, lm_head: nn.Module, banned: Tensor, temperature: float, entropy: Entropy
 ) -> tuple[Tensor, ...]:
-    """Log-probs [U] of ``targets_U`` (and entropies [U]) in float32, after temperature and ban."""
+    """Log-probs [U] of ``targets_U`` (and entropies [U]), at least float32, after temperature and ban."""
     logprobs_UV = torch.log_softmax(process_logits(lm_head(states_UH), banned, temperature), dim=-1)
     chosen = logprobs_UV.gather(1, targets_U[:, None])[:, 0]
     if entropy is None:
@@ -100,8 +103,10 @@ def score_tokens(
 
 
 def process_logits(logits_UV: Tensor, banned: Tensor, temperature: float) -> Tensor:
-    """Float32 logits divided by the temperature, banned tokens at about minus infinity; may overwrite ``logits_UV``."""
-    scaled_UV = logits_UV.float() if temperature == 1.0 else logits_UV.float() / temperature
+    """Logits (at least float32) divided by the temperature, banned tokens at about minus infinity; may overwrite
+    ``logits_UV``."""
+    logits_UV = at_least_float32(logits_UV)
+    scaled_UV = logits_UV if temperature == 1.0 else logits_UV / temperature
     return scaled_UV.index_fill_(-1, banned, BANNED_LOGIT)
 
 
@@ -115,7 +120,7 @@ def token_logprobs(
     entropy: Entropy = None,
     dummy_vision: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probs of response tokens given their prompts: (logprobs_BT, mask_BT, entropy_BT or None), nats, float32.
+    """Log-probs of response tokens given their prompts: (logprobs_BT, mask_BT, entropy_BT or None), in nats.
 
     ``model`` is a ``PolicyForward``, bare or wrapped by accelerate. Responses include their EOS. ``temperature`` is
     the sampler's and must be positive. See ``pack`` for the other arguments and errors.

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import ModelConfig
 from rethinker.policy.attention import use_shared_prefix_attention
+from rethinker.policy.cpu import check_bfloat16, keep_compiled_code_apart
 from rethinker.policy.images import ImageStore
 from rethinker.policy.prompt import prompt_text
 from rethinker.policy.vision import ImageEncoder
@@ -123,8 +124,12 @@ def load_policy(
     """The policy of ``config`` on ``device``, in training mode only after ``.model.train()``.
 
     Raises ValueError for a model family other than Qwen2.5-VL and Qwen3-VL, ConfigError for a LoRA target that the
-    language model has not, OSError where there is no checkpoint.
+    language model has not and for bfloat16 where the processor's kernels have none, OSError where there is no
+    checkpoint.
     """
+    on_cpu = torch.device(device).type == "cpu"
+    if on_cpu and (config.autocast or config.dtype == "bfloat16"):
+        check_bfloat16("model.autocast" if config.autocast else "model.dtype=bfloat16")
     family = AutoConfig.from_pretrained(config.path).model_type
     if family not in FAMILIES:
         raise ValueError(f"{config.path}: model type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
@@ -143,6 +148,8 @@ def load_policy(
     if config.liger and model.device.type == "cuda" and importlib.util.find_spec("liger_kernel"):
         use_liger(model)
     if config.compile:
+        if on_cpu:
+            keep_compiled_code_apart()
         for layer in model.model.language_model.layers:
             layer.compile(dynamic=True)  # one graph for all layers and lengths; names of weights stay
     processor = load_processor(config)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rethinker.grpo import at_least_float32
 from rethinker.policy.attention import Layout
 from rethinker.policy.loading import Policy
 from rethinker.policy.packing import Item, pack_trees
@@ -117,8 +118,8 @@ class Decoder:
         group, repeats = rows // prompts, heads // key_heads
         query_NkrD = query.view(rows, key_heads, repeats, width) * (width**-0.5 if scaling is None else scaling)
         query_PkmD = query_NkrD.unflatten(0, (prompts, group)).transpose(1, 2).flatten(2, 3)  # m: a prompt's queries
-        to_prompt = torch.matmul(query_PkmD, prompt_keys.transpose(2, 3)).float()
-        to_own = torch.matmul(query_NkrD, own_keys.transpose(2, 3)).float()
+        to_prompt = at_least_float32(torch.matmul(query_PkmD, prompt_keys.transpose(2, 3)))
+        to_own = at_least_float32(torch.matmul(query_NkrD, own_keys.transpose(2, 3)))
         if self.padded_prompts:
             to_prompt = to_prompt.masked_fill(self.hidden_PL[:, None, None], -torch.inf)
         if self.padded_rows:

@@ -22,7 +22,7 @@ def uniform_stream(seed: int, index: int, length: int) -> np.ndarray:
 
 
 def sampling_logprobs(logits_NV: Tensor, banned: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Log-probs [N, V] (float32) of the distribution that is sampled: temperature, ban, then top_p, renormalised.
+    """Log-probs [N, V], at least float32, of what is sampled from: temperature, ban, then top_p, renormalised.
 
     Greedy (temperature 0): those at temperature 1, as vLLM reports them.
     """

@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rethinker.config.schema import ConfigError
+from rethinker.policy.cpu import check_bfloat16, missing_for_vllm
 from rethinker.policy.images import Pixels
 from rethinker.policy.loading import Policy, merged_weights, save_model
 from rethinker.rollout.requests import check_requests, token_budget
@@ -34,8 +36,8 @@ BAN = -100.0  # vLLM's lowest logit bias: a probability of about 1e-43
 
 
 def vllm_available() -> bool:
-    """Whether vLLM is installed."""
-    return importlib.util.find_spec("vllm") is not None
+    """Whether vLLM is installed, and its build runs on this processor."""
+    return importlib.util.find_spec("vllm") is not None and missing_for_vllm() is None
 
 
 class VllmEngine:
@@ -47,8 +49,8 @@ class VllmEngine:
     Each of several accelerate processes has an engine of its own, on GPUs on the device of its LOCAL_RANK (after
     vLLM's documentation and source; not run by us on more than one GPU).
 
-    Raises ImportError where vLLM is not installed, ValueError for a ``tensor_parallel_size`` above 1 in several
-    processes.
+    Raises ImportError where vLLM is not installed, ConfigError where this processor cannot run it, ValueError for a
+    ``tensor_parallel_size`` above 1 in several processes.
 
     The caller's torch threads and random states are as before after the constructor, which vLLM would change. Objects
     that live by then are out of the garbage collector's sight until ``close`` (``gc.freeze``: vLLM's doing, and ours).
@@ -65,11 +67,17 @@ class VllmEngine:
         tensor_parallel_size: int = 1,
         max_images: int = 8,
     ) -> None:
+        if missing_for_vllm():
+            raise ConfigError(
+                f"rollout.engine=vllm needs a processor with {missing_for_vllm()}: set rollout.engine=transformers"
+            )
         if not vllm_available():
             raise ImportError(
                 "rollout.engine=vllm, but vLLM is not installed; install the extra (pip install 'rethinker[cpu]' or "
                 "'rethinker[gpu]'), or set rollout.engine=transformers"
             )
+        if dtype == "bfloat16" and policy.device.type == "cpu":
+            check_bfloat16("a bfloat16 engine (rollout.dtype)")
         self.policy = policy
         self.max_images = max_images
         self._parallel = tensor_parallel_size > 1
