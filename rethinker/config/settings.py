@@ -31,9 +31,9 @@ class ModelConfig:
 class DataConfig:
     """ViRL39K's schema: a parquet or JSON lines file, a folder of them, or a Hugging Face data set ("owner/name").
 
-    ``RunConfig.relative_to`` says where relative paths start; image paths are relative to the file. ``path:split`` names
-    a file of a folder or a split of a data set, e.g. ``owner/name:train``. The prompt's two texts hold for the whole
-    run: a stage cannot set them.
+    ``RunConfig.relative_to`` says where relative paths start; image paths are relative to the file. ``path:split``
+    names a file of a folder or a split of a data set, e.g. ``owner/name:train``. The prompt's two texts hold for the
+    whole run: a stage cannot set them.
     """
 
     train: str = "data/generated/visual_math/train.parquet"
