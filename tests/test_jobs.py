@@ -360,7 +360,9 @@ def test_a_run_in_the_foreground_is_killed_from_elsewhere(config, foreground_fak
         subprocess.run([sys.executable, "-c", code, config.folder], check=True)
 
     assert foreground_fake("deaf", meanwhile) == -signal.SIGKILL
-    assert Job(config.folder).status().state == "failed"
+    status = Job(config.folder).status()
+    assert status.state == "failed" and status.error == ("exit code -9",)  # what it printed went where it was started
+    assert cli.main(["tail", str(config.folder)]) == 2
 
 
 def test_a_folder_that_was_moved_gets_no_more_files(config, foreground_fake, tmp_path):

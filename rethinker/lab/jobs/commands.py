@@ -80,7 +80,7 @@ def tail(arguments: argparse.Namespace) -> int:
 
     job = Job(arguments.folder)
     if "log_from" not in job.record:
-        raise ValueError(f"{arguments.folder}: what it prints goes to a terminal; `rethinker watch` shows its metrics")
+        raise ValueError(f"{arguments.folder}: it prints where it was started; `rethinker watch` shows its metrics")
     if not arguments.follow:
         for line in job.tail(arguments.lines):
             print(line)

@@ -89,7 +89,8 @@ class Job:
         """How it stands now."""
         alive = self.alive  # first: a job that ends while we look has ended, with everything it had to say
         stop = self.files.stop_request.exists()  # before the state, as a run says first that it has stopped
-        said, code = run_state(self.folder), self.files.job_exit_code
+        said, file = run_state(self.folder), self.files.job_exit_code
+        code = int(file.read_text()) if file.exists() else None
         state: State = "finished" if said == "finished" else "stopped" if said == "stopped" else "failed"
         if alive:  # one that has said its last word writes its report
             asked = said == "stopped" or (said != "finished" and stop)
@@ -101,8 +102,8 @@ class Job:
             episodes=planned_episodes(config_file(self.folder)),
             stage=last.get("stage", ""),
             seconds=last.get("seconds", 0.0),
-            exit_code=int(code.read_text()) if code.exists() else None,
-            error=self._error() if state == "failed" else (),
+            exit_code=code,
+            error=self._error(code) if state == "failed" else (),
         )
 
     def tail(self, n: int = 20) -> list[str]:
@@ -137,9 +138,10 @@ class Job:
         log.seek(max(start, log.seek(0, os.SEEK_END) - LOG_BYTES))
         return log
 
-    def _error(self) -> tuple[str, ...]:
-        failure = first_failure(self.folder)
-        return (failure, f"details: {self.files.errors}") if failure else tuple(self.tail(3))
+    def _error(self, code: int | None) -> tuple[str, ...]:
+        if failure := first_failure(self.folder):
+            return failure, f"details: {self.files.errors}"
+        return tuple(self.tail(3)) or (() if code is None else (f"exit code {code}",))
 
     def wait(self, timeout: float | None = None) -> JobStatus:
         """Wait until it ends, or for ``timeout`` seconds; its state says which. An interrupt ends the waiting only."""
