@@ -31,7 +31,7 @@ from rethinker.replay import make_selector
 from rethinker.rollout import VllmEngine, make_engine
 from rethinker.rundir import checkpoint
 from rethinker.rundir.atomic import atomic_write_text
-from rethinker.rundir.folder import check_folder, check_writer, sole_writer
+from rethinker.rundir.folder import check_folder, check_writer, exclusive_writer
 from rethinker.rundir.paths import BEST, LAST, RunDir
 from rethinker.rundir.provenance import check_engine, record_start
 from rethinker.rundir.tracking import MakeSink, Tracker
@@ -47,7 +47,7 @@ class TrainingRun:
     def __init__(
         self, config: RunConfig, *, resume: bool = False, lock: int | None = None, make_sink: MakeSink | None = None
     ) -> None:
-        """``lock``: what ``sole_writer`` yields. ``make_sink``: of ``Tracker``."""
+        """``lock``: what ``exclusive_writer`` yields. ``make_sink``: of ``Tracker``."""
         check_trainable(config)
         self.config = config
         self.lock = lock
@@ -323,5 +323,5 @@ def main(make_sink: MakeSink) -> None:
     disable_progress_bar()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks for an orderly stop
     config = load_config(arguments.config)
-    with sole_writer(config.folder) as lock:
+    with exclusive_writer(config.folder) as lock:
         TrainingRun(config, resume=arguments.resume, lock=lock, make_sink=make_sink).run()

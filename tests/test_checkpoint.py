@@ -78,7 +78,7 @@ def test_an_optimizer_without_state(policy, tmp_path):
 def test_an_optimizer_of_another_model_is_refused(policy, tmp_path):
     folder = save(tmp_path, 1, policy, adamw(policy))
     policy.model.model.visual.requires_grad_(False)
-    with pytest.raises(ValueError, match="other parameters than this model"):
+    with pytest.raises(ValueError, match="doesn't match the size"):
         checkpoint.load_optimizer(folder, adamw(policy))
 
 
@@ -114,7 +114,7 @@ def test_selectors_without_a_buffer(policy, tmp_path, mode):
 def test_trainer_state(policy, tmp_path):
     state = {"progress": {"step": 3}, "best": 1 / 3, "order": {"epoch": 1, "position": 2}, "seconds": 0.1}
     assert checkpoint.load_trainer_state(save(tmp_path, 3, policy, adamw(policy), **state)) == state
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint to go on from"):
+    with pytest.raises(FileNotFoundError, match=r"trainer\.json"):
         checkpoint.load_trainer_state(tmp_path)
 
 

@@ -130,7 +130,7 @@ def test_an_existing_run_is_refused(tmp_path, capsys):
     (folder / "config.yaml").write_text((ROOT / "experiments" / "tiny.yaml").read_text())
     settings = [f"runs_dir={tmp_path}", "name=run"]
     code, _, err = run("train", CONFIG, *settings, capsys=capsys)
-    assert code == 2 and "exists already: go on with it (--resume) or choose another name=" in err
+    assert code == 2 and "exists already: resume it (--resume) or choose another name=" in err
     (folder / "config.yaml").write_text((ROOT / "experiments" / "tiny.yaml").read_text().replace("tiny", "run", 1))
     (folder / "rollouts").mkdir()
     (folder / "rollouts" / "episode-00001.parquet").touch()

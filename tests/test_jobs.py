@@ -22,7 +22,7 @@ from rethinker.lab import jobs
 from rethinker.lab.jobs import Job, foreground, processes
 from rethinker.lab.jobs.ownership import write_record
 from rethinker.rundir import locks
-from rethinker.rundir.folder import RunExists, RunMoved, check_folder, check_writer, run_state, sole_writer
+from rethinker.rundir.folder import RunExists, RunMoved, check_folder, check_writer, exclusive_writer, run_state
 from rethinker.rundir.paths import RunDir
 
 TINY = Path(__file__).parents[1] / "experiments" / "tiny.yaml"
@@ -124,12 +124,12 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
 def test_a_writer_knows_whether_the_folder_is_still_its_own(tmp_path):
     """Moved, or removed and made anew by another run of its name."""
     folder = tmp_path / "run"
-    with sole_writer(folder) as lock:
+    with exclusive_writer(folder) as lock:
         check_writer(folder, lock)
         folder.rename(tmp_path / "elsewhere")
         with pytest.raises(RunMoved, match="run was removed or moved"):
             check_writer(folder, lock)
-        with sole_writer(folder) as other:
+        with exclusive_writer(folder) as other:
             check_writer(folder, other)
             with pytest.raises(RunMoved):
                 check_writer(folder, lock)
@@ -280,7 +280,7 @@ def test_commands(config, fake, tmp_path, capsys):
     code, out = run("stop", folder)
     assert code == 0 and out.startswith("run does not run: stopped, episode ")
     code, out = run("launch", file)
-    assert code == 2 and out.startswith(f"rethinker launch: {folder} exists already: go on with it (--resume)")
+    assert code == 2 and out.startswith(f"rethinker launch: {folder} exists already: resume it (--resume)")
     assert run("launch", file, "--resume")[0] == 0
     wait_for(lambda: job.status().state == "running")
     assert run("stop", folder, "--kill")[1].startswith("run: failed")

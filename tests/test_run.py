@@ -256,7 +256,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, world, guesser):
 
 def test_a_run_of_the_same_name_is_refused(whole):
     before = (whole.folder / "metrics.jsonl").read_bytes()
-    with pytest.raises(RunExists, match=r"exists already: go on with it \(--resume\) or choose another name="):
+    with pytest.raises(RunExists, match=r"exists already: resume it \(--resume\) or choose another name="):
         TrainingRun(whole)
     assert (whole.folder / "metrics.jsonl").read_bytes() == before
 
@@ -283,7 +283,7 @@ def test_another_engine_is_refused(whole):
     file = whole.folder / "provenance.json"
     text = file.read_text()
     file.write_text(text.replace('"engine": "TransformersEngine"', '"engine": "VllmEngine"'))
-    with pytest.raises(ValueError, match=r"made with VllmEngine and would go on with TransformersEngine"):
+    with pytest.raises(ValueError, match=r"made with VllmEngine and cannot be resumed with TransformersEngine"):
         resume(whole)
     file.write_text(text)
 

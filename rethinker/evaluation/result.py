@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from rethinker.evaluation.statistics import Estimate, binomial, clustered, mean_pass_at_k
-from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
+from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text, read_json
 from rethinker.rundir.paths import RunDir
 
 MODES = ("plain", "forced", "bound")
@@ -174,10 +174,7 @@ def load(folder: str | PathLike[str], label: str) -> Evaluation:
     for path in (responses, file):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: run `rethinker evaluate` on this run first")
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    summary = read_json(file)
     rows = pd.read_parquet(responses)
     rows["images"] = [list(paths) for paths in rows["images"]]
     return Evaluation(rows, tuple(summary["modes_evaluated"]), int(summary["samples"]), summary["settings"])

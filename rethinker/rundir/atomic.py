@@ -1,4 +1,4 @@
-"""Writing the files of a run so that a crash leaves either the old content or the new one, never half of it."""
+"""The small files of a run: atomic writes (after a crash a file has its old content or its new one), and JSON."""
 
 from __future__ import annotations
 
@@ -34,44 +34,27 @@ def atomic_write_text(path: str | Path, text: str) -> Path:
 
 
 def append_json_line(path: str | Path, record: dict[str, Any]) -> None:
-    """Add ``record`` as one line of JSON and fsync. A last line that a crash cut short is removed first.
+    """Add ``record`` as one line of JSON and fsync. Numpy scalars and arrays are written as numbers and lists.
 
-    Numpy scalars and arrays are written as numbers and lists. Raises ValueError for NaN and infinity, which JSON has
-    no word for: a metric without a value is None.
+    Raises ValueError for NaN and infinity, which JSON has no word for: a metric without a value is None.
     """
-    try:
-        line = json.dumps(record, allow_nan=False, default=_plain, ensure_ascii=False) + "\n"
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}: {record}") from error
+    line = json.dumps(record, allow_nan=False, default=lambda array: array.tolist(), ensure_ascii=False) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        _drop_partial_line(file)
+    with path.open("ab") as file:
         file.write(line.encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _plain(value: Any) -> Any:
-    if type(value).__module__ == "numpy":
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-
-
-def _drop_partial_line(file: Any) -> None:
-    end = file.seek(0, os.SEEK_END)
-    start = end
-    while start > 0:  # walk back to the last newline; a whole file normally ends with one
-        step = min(4096, start)
-        file.seek(start - step)
-        found = file.read(step).rfind(b"\n")
-        if found >= 0:
-            start = start - step + found + 1
-            break
-        start -= step
-    if start < end:
-        file.truncate(start)
-        file.seek(start)
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where it is missing. Raises ValueError, with the path, for a broken one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); move it away") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -80,10 +80,7 @@ def prune(checkpoints: Path) -> None:
 
 def load_trainer_state(folder: Path) -> dict[str, Any]:
     """The ``trainer_state`` that was saved. Raises FileNotFoundError where ``folder`` holds no checkpoint."""
-    path = folder / "trainer.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no checkpoint to go on from (no trainer.json)")
-    return json.loads(path.read_text(encoding="utf-8"))["trainer"]
+    return json.loads((folder / "trainer.json").read_text(encoding="utf-8"))["trainer"]
 
 
 def load_selector_state(folder: Path) -> dict[str, Any]:
@@ -96,9 +93,6 @@ def load_selector_state(folder: Path) -> dict[str, Any]:
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Give ``optimizer`` the state that was saved. Raises ValueError if it has other parameters."""
     layout = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))["optimizer"]
-    expected = [len(group["params"]) for group in optimizer.param_groups]
-    if [len(group["params"]) for group in layout["param_groups"]] != expected:
-        raise ValueError(f"{folder}: its optimiser has other parameters than this model: was the config changed?")
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         index, key = name.split(".", 1)
@@ -108,10 +102,8 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
 
 def load_adapter(folder: Path, policy: Policy) -> None:
     """Give a LoRA policy, built from the base checkpoint, the adapters that were saved."""
-    tensors = load_file(folder / "adapter.safetensors")
-    missing, unexpected = policy.model.load_state_dict(tensors, strict=False)
-    if unexpected or any("lora_" in name for name in missing):
-        raise ValueError(f"{folder}: its adapters do not fit model.lora_rank and model.lora_targets of this config")
+    missing, unexpected = policy.model.load_state_dict(load_file(folder / "adapter.safetensors"), strict=False)
+    assert not unexpected and not any("lora_" in name for name in missing), "check_settings lets no other adapters pass"
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -126,7 +118,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
 
 
 def _sync_all(folder: Path) -> None:
-    """Everything in ``folder`` is on the disk: a rename must not outlive a power cut that its content does not."""
+    """fsync everything in ``folder``: after a power cut its new name must not be there without its content."""
     for path in [*folder.rglob("*"), folder]:
         if path.is_dir():
             sync_folder(path)

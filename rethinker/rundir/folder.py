@@ -1,14 +1,13 @@
-"""The folder of a run: may it be written, where does it go on, how does it stand. Needs no model and no torch.
+"""May a run be started, resumed or written in a folder, and in which state is it? Needs no model and no torch.
 
-A run that goes on with the settings that it was made with is, bit for bit, the run that was never stopped. Settings
-that decide only where it runs, who watches and what fits into memory (``FREE``) may change: the run is then the same up
-to rounding, as sums are taken in other groups; and rounding can turn a sampled token into another one. The values of
-every start are in ``provenance.json``.
+A run that is resumed with its own settings equals, bit for bit, the run that was never stopped. Settings that decide
+only where it runs, who watches and what fits into memory (``CHANGEABLE_ON_RESUME``) may change: the run is then the
+same up to rounding, as sums are grouped differently; and rounding can turn a sampled token into another one. The values
+of every start are in ``provenance.json``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +16,10 @@ from typing import Any
 
 from rethinker.config import RunConfig, load_config, to_dict
 from rethinker.rundir import locks
+from rethinker.rundir.atomic import read_json
 from rethinker.rundir.paths import BEST, LAST, RunDir
 
-FREE: dict[str, tuple[str, ...]] = {  # section: settings that may change when a run goes on; (): all of them
+CHANGEABLE_ON_RESUME: dict[str, tuple[str, ...]] = {  # section: settings; (): all of them
     "launch": (),
     "tracking": (),
     "model": ("gradient_checkpointing",),
@@ -29,18 +29,18 @@ FREE: dict[str, tuple[str, ...]] = {  # section: settings that may change when a
 
 
 class RunMoved(RuntimeError):
-    """The run's folder was moved or removed while it was written."""
+    """The run's folder was moved or removed while the run wrote it."""
 
 
 class RunExists(ValueError):
-    """The run's folder holds another run, or this one and nobody asked to go on."""
+    """The folder holds another run, or this one and it was not to be resumed."""
 
 
 def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
-    """The checkpoint to go on from, None to start from the beginning.
+    """The checkpoint to resume from, None to start from the beginning.
 
-    With ``resume`` the last stage of a run that is not finished may get more episodes; and a run of which nothing has
-    been trained yet, as one that ran out of memory at once, may get any settings.
+    With ``resume`` the last stage of an unfinished run may get more episodes; and a run that has trained nothing yet,
+    e.g. because it ran out of memory, may get any settings.
 
     Raises RunExists where the folder holds a run and ``resume`` is False, or one with other settings.
     """
@@ -49,7 +49,7 @@ def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
     if not folder.config.exists():
         return None
     if not resume:
-        raise RunExists(f"{folder} exists already: go on with it (--resume) or choose another name=...")
+        raise RunExists(f"{folder} exists already: resume it (--resume) or choose another name=...")
     state = run_state(folder)
     begun = last.exists() or folder.all_rollouts()
     if begun or state in ("stopped", "finished"):
@@ -58,11 +58,11 @@ def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
 
 
 def check_settings(folder: str | os.PathLike[str], file: Path, config: RunConfig, *, longer: bool = False) -> None:
-    """Raises RunExists, which names them, where settings of ``config`` differ from those of ``file``, the folder's.
+    """Raises RunExists where ``config`` differs from ``file``, a config of the folder; the message names the settings.
 
     ``longer``: the last stage may have more episodes than it had.
     """
-    before, now = (_what_matters(some) for some in (load_config(file), config))
+    before, now = _fixed_settings(load_config(file)), _fixed_settings(config)
     last, new = before["stages"][-1], now["stages"][-1]
     if longer and last["episodes"] < new["episodes"]:
         last["episodes"] = new["episodes"]
@@ -71,7 +71,7 @@ def check_settings(folder: str | os.PathLike[str], file: Path, config: RunConfig
 
 
 def best_model(run: Path) -> Path:
-    """The model folder of a run's best checkpoint, of its last one where there was no validation.
+    """The model folder of a run's best checkpoint; of its last one where there was no validation.
 
     Raises FileNotFoundError where the run has no checkpoint yet.
     """
@@ -83,36 +83,35 @@ def best_model(run: Path) -> Path:
 
 
 def run_state(folder: str | os.PathLike[str]) -> str | None:
-    """ "starting", "running", "stopped" or "finished" as was last said of it; None if it never started.
+    """ "starting", "running", "stopped" or "finished", as the run last said; None before its first start.
 
-    A run that was killed stands as it stood: ``rethinker.lab.jobs`` knows whether it lives.
+    A run that was killed cannot say so: ``rethinker.lab.jobs`` knows whether its processes live.
     """
-    path = RunDir(folder).status
-    return json.loads(path.read_text(encoding="utf-8"))["state"] if path.exists() else None
+    return read_json(RunDir(folder).status).get("state")
 
 
-def free_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings of ``FREE`` by section, as ``config`` has them; but not who watches."""
+def changeable_settings(config: RunConfig) -> dict[str, Any]:
+    """The values of ``CHANGEABLE_ON_RESUME`` by section, without ``tracking``."""
     everything = to_dict(config)
     return {
         section: {key: everything[section][key] for key in keys or everything[section]}
-        for section, keys in FREE.items()
+        for section, keys in CHANGEABLE_ON_RESUME.items()
         if section != "tracking"
     }
 
 
-def _what_matters(config: RunConfig) -> dict[str, Any]:
-    """The settings that a run has to keep when it goes on; of stages too."""
-    kept = _without_free(to_dict(config))
+def _fixed_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that a resume has to keep, those of stages too."""
+    kept = _without_changeable(to_dict(config))
     del kept["runs_dir"], kept["relative_to"]
     for stage in kept["stages"]:
-        stage["overrides"] = _without_free(stage["overrides"])
+        stage["overrides"] = _without_changeable(stage["overrides"])
     return kept
 
 
-def _without_free(sections: dict[str, Any]) -> dict[str, Any]:
+def _without_changeable(sections: dict[str, Any]) -> dict[str, Any]:
     kept = dict(sections)
-    for section, keys in FREE.items():
+    for section, keys in CHANGEABLE_ON_RESUME.items():
         left = {key: value for key, value in kept.pop(section, {}).items() if keys and key not in keys}
         if left:
             kept[section] = left
@@ -132,10 +131,10 @@ def differences(before: Any, after: Any, where: str = "") -> str:
 
 
 @contextmanager
-def sole_writer(folder: str | os.PathLike[str]) -> Iterator[int | None]:
-    """While this process, if it is the main one, writes the run, no other does: not even where its launcher was killed
-    and somebody starts the run anew. Yields what ``check_writer`` asks for: the lock's descriptor; None for the other
-    processes of the run. Raises RunExists where another process writes it."""
+def exclusive_writer(folder: str | os.PathLike[str]) -> Iterator[int | None]:
+    """Hold the run's writer lock in its main process, so that no other process writes the run: not even where its
+    launcher was killed and the run is started again. Yields the lock's descriptor for ``check_writer``; None in the
+    other ranks. Raises RunExists where another process holds it."""
     if int(os.environ.get("RANK", "0")):
         yield None
         return
@@ -151,7 +150,7 @@ def sole_writer(folder: str | os.PathLike[str]) -> Iterator[int | None]:
 
 
 def check_writer(folder: str | os.PathLike[str], lock: int | None) -> None:
-    """Raises RunMoved where ``lock``, of ``sole_writer``, is no longer that of ``folder``: whoever starts a run of this
-    name would find nobody's lock there, and two would write one folder."""
+    """Raises RunMoved where ``lock``, of ``exclusive_writer``, is no longer that of ``folder``: a run of the same name
+    that is started now would find no lock there, and two runs would write one folder."""
     if lock is not None and not locks.is_lock_of(lock, RunDir(folder).writer_lock):
         raise RunMoved(f"{folder} was removed or moved while this run wrote it: the run ends here")

@@ -1,4 +1,4 @@
-"""Where a run comes from: commit, versions, machine, seeds, data. No environment variables, no keys, no user names."""
+"""What a run was made from: commit, versions, machine, seed, data. No environment variables, keys or user names."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rethinker.config import RunConfig, data_source, to_dict
-from rethinker.rundir.atomic import atomic_write_text
-from rethinker.rundir.folder import free_settings
+from rethinker.rundir.atomic import atomic_write_text, read_json
+from rethinker.rundir.folder import changeable_settings
 from rethinker.rundir.paths import RunDir
 
 PACKAGES = (
@@ -25,33 +23,31 @@ PACKAGES = (
 
 
 def record_start(config: RunConfig, *, engine: str, processes: int, anew: bool) -> None:
-    """Write ``provenance.json`` in the run's folder: what started it, and in "starts" an entry for every start,
-    with the settings that may change from one to the next.
-
-    ``anew``: the run starts from its beginning; an older file there is replaced.
-    """
+    """Write ``provenance.json``: the facts of the first start, and in "starts" an entry for every start, with the
+    settings that may change from one to the next. ``anew``: this is the first start; an older file is replaced."""
     path = RunDir(config.folder).provenance
     now = provenance(config, engine=engine, processes=processes)
-    first = now if anew or not path.exists() else json.loads(path.read_text(encoding="utf-8"))
+    first = now if anew else read_json(path) or now
     start = {name: now[name] for name in ("started", "git", "versions", "engine")}
-    start["settings"] = free_settings(config)
+    start["settings"] = changeable_settings(config)
     first["starts"] = [*first.get("starts", ()), start]
     atomic_write_text(path, json.dumps(first, indent=1))
 
 
 def check_engine(folder: str | os.PathLike[str], engine: str) -> None:
-    """Raises ValueError where the run in ``folder`` was made with another rollout engine than it would go on with."""
-    path = RunDir(folder).provenance
-    before = json.loads(path.read_text(encoding="utf-8"))["engine"] if path.exists() else engine
+    """Raises ValueError where the run in ``folder`` was made with another rollout engine."""
+    before = read_json(RunDir(folder).provenance).get("engine", engine)
     if before != engine:
         raise ValueError(
-            f"{folder} was made with {before} and would go on with {engine} (rollout.engine=auto takes vLLM where it "
-            "is installed): go on where the engine is the same, or choose another name=..."
+            f"{folder} was made with {before} and cannot be resumed with {engine} (rollout.engine=auto takes vLLM "
+            "where it is installed): resume it with the same engine, or choose another name=..."
         )
 
 
 def provenance(config: RunConfig, *, engine: str, processes: int) -> dict[str, Any]:
     """The facts of a start."""
+    import torch  # here: it takes seconds, and the other functions need none of it
+
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(Path(__file__).parent),

@@ -18,6 +18,7 @@ import pyarrow.parquet as parquet
 import yaml
 from pyarrow import ArrowException
 
+from rethinker.rundir.atomic import read_json
 from rethinker.rundir.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS
 from rethinker.rundir.paths import RunDir
 
@@ -33,7 +34,7 @@ class Metrics:
 
     @classmethod
     def of(cls, records: Mapping[str, list[dict[str, Any]]], notes: Sequence[str] = ()) -> Metrics:
-        """From the records by kind. Raises ValueError for a value that is not a number."""
+        """From the records by kind."""
         frames = {}
         for kind, names in RECORDS.items():
             columns = list(COORDINATES) + list(names)
@@ -43,10 +44,7 @@ class Metrics:
             numeric = [
                 name for name in columns if name not in ("record", "stage") and not name.startswith("advantages/")
             ]
-            try:
-                frame[numeric] = frame[numeric].apply(pd.to_numeric)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"a {kind} record holds a value that is not a number: {error}") from error
+            frame[numeric] = frame[numeric].apply(pd.to_numeric)
             frames[kind] = frame
         return cls(frames["episode"], frames["step"], frames["validation"], tuple(notes))
 
@@ -60,7 +58,7 @@ class Metrics:
 
 
 def load_metrics(run: str | Path) -> Metrics:
-    """Every record of a run. After a resume the records written again replace those of the time that was lost."""
+    """Every record of a run."""
     path = RunDir(run).metrics
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: is {run} the folder of a run, and has its first episode ended?")
@@ -77,7 +75,7 @@ Stamp = tuple[Path, int, int]  # a file as it is now: path, time of its last cha
 
 
 def file_stamp(path: Path) -> Stamp:
-    """The key under which what was read from a file may be kept: a file that is written again is read again."""
+    """A key for caches of what was read from a file: a file that is written again has another."""
     status = path.stat()
     return path, status.st_mtime_ns, status.st_size
 
@@ -90,45 +88,16 @@ def rollout_stamps(run: str | Path) -> tuple[Stamp, ...]:
 @lru_cache(maxsize=8)  # a report asks some forty times
 def _parse_metrics(stamp: Stamp) -> Metrics:
     path = stamp[0]
-    lines = path.read_bytes().split(b"\n")
-    notes = []
+    *lines, rest = path.read_bytes().split(b"\n")
+    notes = [f"{path.name}: the last line ({len(lines) + 1}) is cut short and was left out."] if rest else []
     kept: dict[str, list[dict[str, Any]]] = {kind: [] for kind in RECORDS}
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
             record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):  # no newline after it: the writer was stopped here
-                notes.append(f"{path.name}: the last line ({number}) is cut short and was left out.")
-                continue
-            raise ValueError(f"{path}, line {number}: not valid JSON ({error}); remove the line by hand") from error
-        if (
-            not isinstance(record, dict)
-            or record.get("record") not in RECORDS
-            or not {"episode", "step"} <= set(record)
-        ):
-            raise ValueError(
-                f"{path}, line {number}: not a record of a run (needs record: {', '.join(RECORDS)}; episode; step)"
-            )
-        _append(kept[record["record"]], record)
-    try:
-        return Metrics.of(kept, notes)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _append(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
-    """Add a record; what an earlier life of the run wrote for the same time or later goes."""
-
-    def at(item: dict[str, Any]) -> tuple[int, int]:
-        return item["episode"], item["step"]
-
-    while records and (
-        at(records[-1]) > at(record) or (at(records[-1]), records[-1].get("stage")) == (at(record), record.get("stage"))
-    ):
-        records.pop()
-    records.append(record)
+            kept[record["record"]].append(record)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not a record of a run ({error!r}); remove the line") from error
+    return Metrics.of(kept, notes)
 
 
 def load_rollouts(run: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -164,17 +133,9 @@ def split_looks(text: str, first_text: str) -> tuple[str, str]:
 def load_evaluations(run: str | Path) -> dict[str, dict[str, Any]]:
     """The summaries ``evaluation/<label>.json`` by label, oldest first; {} if there are none yet.
 
-    "start" comes first, the stages follow in the order in which they were trained, then what else there is.
+    "start" comes first, then the stages in the order of their training, then the others by name.
     """
-    found = {}
-    for path in RunDir(run).all_evaluations():
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); evaluate again") from error
-        if not isinstance(summary, dict) or "modes" not in summary:
-            raise ValueError(f"{path} is not the summary of an evaluation; evaluate again")
-        found[path.stem] = summary
+    found = {path.stem: read_json(path) for path in RunDir(run).all_evaluations()}
     order = ["start"]
     if RunDir(run).metrics.is_file():
         order += load_metrics(run).stages()["stage"].tolist()
@@ -195,11 +156,4 @@ def load_settings(run: str | Path) -> dict[str, Any]:
 
 def run_seed(run: str | Path) -> int | None:
     """The seed that provenance.json records; None where it does not say."""
-    path = RunDir(run).provenance
-    if not path.is_file():
-        return None
-    try:
-        seed = json.loads(path.read_text(encoding="utf-8")).get("seed")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); move it away to continue without it") from error
-    return seed if isinstance(seed, int) else None
+    return read_json(RunDir(run).provenance).get("seed")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rethinker.config import RunConfig, to_dict
-from rethinker.rundir.atomic import append_json_line, atomic_write_bytes, atomic_write_text
+from rethinker.rundir.atomic import append_json_line, atomic_write_bytes, atomic_write_text, read_json
 from rethinker.rundir.diagnosis import Finding, diagnose, news
 from rethinker.rundir.glossary import RECORDS
 from rethinker.rundir.paths import RunDir
@@ -101,10 +101,9 @@ class Tracker:
         self._copy(lambda sink: sink.responses(episode, rows))
 
     def evaluation(self, label: str) -> None:
-        """Say that ``evaluation/<label>.json`` has been written."""
+        """Copy ``evaluation/<label>.json``, which has been written."""
         if self.sink is not None:
-            summary = json.loads(self.folder.evaluation(label).read_text(encoding="utf-8"))
-            self._copy(lambda sink: sink.evaluation(label, summary))
+            self._copy(lambda sink: sink.evaluation(label, read_json(self.folder.evaluation(label))))
 
     def truncate_after(self, episode: int, step: int) -> None:
         """Drop what a killed process wrote after the checkpoint from which the run resumes."""
@@ -112,16 +111,11 @@ class Tracker:
             return
         path = self.folder.metrics
         if path.exists():
-            kept, self.episodes = [], []
-            for text in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    line = json.loads(text)
-                except json.JSONDecodeError:  # the last line of a killed process
-                    continue
-                if line["episode"] <= episode and line["step"] <= step:
-                    kept.append(text + "\n")
-                    self.episodes += [line] if line["record"] == "episode" else []
-            atomic_write_text(path, "".join(kept))
+            whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # without the half line of a killed process
+            lines = [(text, json.loads(text)) for text in whole]
+            kept = [(text, line) for text, line in lines if line["episode"] <= episode and line["step"] <= step]
+            atomic_write_text(path, "".join(f"{text}\n" for text, _ in kept))
+            self.episodes = [line for _, line in kept if line["record"] == "episode"]
         for written, file in self.folder.all_rollouts().items():
             if written > episode:
                 file.unlink()
@@ -141,7 +135,7 @@ class Tracker:
             f"effective {metrics['queries/effective']:.2f}"
             f"→{_number(metrics['replay/effective_after'])}  buffer {metrics['replay/buffer_size']:>5}  "
             f"reflects {metrics['reflection/share']:.2f}  {metrics['rollout/tokens_per_second']:>6,.0f} tokens/s  "
-            f"{_clock(left)} left"
+            f"{clock(left)} left"
         )
 
     def warn(self) -> None:
@@ -180,7 +174,8 @@ def _number(value: float | None) -> str:
     return "  – " if value is None else f"{value:.2f}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

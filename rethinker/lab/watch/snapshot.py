@@ -15,6 +15,7 @@ from rethinker.lab.jobs import Job, JobStatus
 from rethinker.rundir.diagnosis import WINDOW, Finding, diagnose
 from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import Metrics, load_episode, load_settings, metrics_so_far, split_looks
+from rethinker.rundir.tracking import clock
 
 COLUMNS = (
     "qid", "category", "level", "question", "gold", "images", "pass", "text", "correct", "first_text", "first_correct",
@@ -108,13 +109,6 @@ def snapshot(job: Job) -> Snapshot:
     """How the run of ``job`` is now. Raises ValueError for a broken file."""
     status = job.status()  # before the reading: then what an ended run wrote has been read
     return Snapshot(job.folder, status, metrics_so_far(job.folder))
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _response(row: pd.Series) -> ShownResponse:
