@@ -247,8 +247,17 @@ def test_the_baselines():
     plain.load_state_dict(plain.state_dict())
     with pytest.raises(ValueError, match='"ssr"'):
         plain.load_state_dict(ssr.state_dict())
+    with pytest.raises(ValueError, match='"grpo"'):
+        ssr.load_state_dict(plain.state_dict())
     with pytest.raises(ValueError, match="grpo, filter, ssr"):
         make_selector("dapo")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [SelectiveSampleReplay, lambda: make_selector("ssr")])
+def test_the_defaults_are_the_papers(make):
+    """P(j) proportional to abs(A_j), the buffer cleared when an episode starts (see the tests of either)."""
+    replay = make()
+    assert (replay.alpha, replay.lifetime) == (1.0, 1)
 
 
 def test_bad_settings():
