@@ -144,7 +144,7 @@ def test_an_interrupt_saves_and_stops(tmp_path, monkeypatch, capsys):
     job.stop, job.wait = lambda: done.append("stop"), lambda: done.append("wait")
     monkeypatch.setattr(demo_run.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        demo_run._follow(job, 0)
+        demo_run.follow(job, 0)
     assert done == ["stop", "wait"] and "saving and stopping" in capsys.readouterr().out
 
 
@@ -153,7 +153,7 @@ def test_one_at_a_time(tmp_path):
     lock, order = tmp_path / "deep" / ".lock", []
 
     def work(name: str) -> None:
-        with demo_run._alone(lock):
+        with demo_run.alone(lock):
             order.append(f"{name} in")
             time.sleep(0.05)
             order.append(f"{name} out")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from types import SimpleNamespace
 
 import pytest
 import wandb
@@ -109,30 +107,6 @@ def test_progress_line(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "episode    1/1  step     4  accuracy 0.250  reward   –   effective 0.50→  –   buffer     3" in text
     assert "1,234 tokens/s" in text and "left" in text
-
-
-def test_wandb_identity(tmp_path, monkeypatch):
-    """Going on keeps the id of the W&B twin, a new run of the same name gets another."""
-    started = []
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-
-    class Twin:
-        starting_step = 0
-        settings = SimpleNamespace(sync_file=tmp_path / "wandb" / "run.wandb")
-
-        def __init__(self, **settings):
-            started.append(settings)
-
-        def define_metric(self, name, step_metric):
-            pass
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=Twin, Settings=dict))
-    monkeypatch.setattr(wandb_mirror.Mirror, "_use_inputs", lambda self: None)
-    tracker(tmp_path, wandb=True)
-    tracker(tmp_path, wandb=True)
-    tracker(tmp_path / "elsewhere", wandb=True)
-    first, again, other = (settings["id"] for settings in started)
-    assert first == again != other and len(first) == 16
 
 
 class FailingSink:

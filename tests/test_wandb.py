@@ -30,7 +30,7 @@ KEY = secrets.token_hex(20)
 @pytest.fixture(autouse=True)
 def no_html(monkeypatch):
     """report.html has tests of its own; its figures take seconds."""
-    monkeypatch.setattr("rethinker.cli._write_report", lambda run: None)
+    monkeypatch.setattr("rethinker.lab.report.write.write_report", lambda run: run)
 
 
 @pytest.fixture
@@ -209,6 +209,9 @@ def test_steps_go_on_after_a_kill(tmp_path, server, image_files):
     all_arrived(server)
     (run,) = server.runs.values()
     assert [line["episode"] for line in run.history if "queries/effective" in line] == [1, 2, 2, 3]
+    other = run_config(tmp_path / "elsewhere", wandb_responses=0)  # of the same name
+    live(other, range(1, 2), image_files)
+    assert main(["sync", str(other.folder)]) == 0 and len(server.runs) == 2
 
 
 def test_a_run_that_was_moved_is_refused(tmp_path, server, image_files, capsys):

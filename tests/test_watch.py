@@ -327,7 +327,7 @@ def test_the_notebook_is_renewed_in_place(tmp_path, page):
     atomic_write_text(folder / "status.json", '{"state": "running"}')
     lock = locks.take(folder / "job/lock")
     assert lock is not None
-    screen = live._Screen(Job(folder), 2, live.LIGHT)
+    screen = live.Screen(Job(folder), 2, live.LIGHT)
     screen.look()
     screen.look()
     assert [len(output) for output in page.outputs] == [1, 1, 1]

@@ -53,7 +53,7 @@ def demo_run(runs_dir: str | Path = "runs", name: str = "demo") -> Path:
     splits = {"train": data / "train.parquet", "validation": data / "validation.parquet", "test": TEST}
     overrides = [*SETTINGS, f"name={name}", f"runs_dir={runs_dir}"]
     overrides += [f"data.{split}={path}" for split, path in splits.items()]
-    with _alone(root / data.parent / f"{name}.lock"):
+    with alone(root / data.parent / f"{name}.lock"):
         make_data(root / data, TRAIN_QUERIES, VALIDATION_QUERIES, 0, DATA_SEED)
     return finished_run(CONFIG, overrides)
 
@@ -79,7 +79,7 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     root = repository_root()
     run = load_config(root / config, list(overrides))
     folder = root / run.folder
-    with _alone(folder.parent / f".{run.name}.lock"):
+    with alone(folder.parent / f".{run.name}.lock"):
         said = 0
         try:
             job = jobs.start(run, resume=True, home=root)
@@ -90,7 +90,7 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
         if status.state == "finished":
             print(f"{shown(folder)}: loaded, {status.episode} episodes")
         else:
-            _follow(job, said)
+            follow(job, said)
             status = job.status()
         if status.state != "finished":
             raise RuntimeError(f"{shown(folder)}: {status}; call again to go on with it")
@@ -99,7 +99,7 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
-def _follow(job: jobs.Job, said: int) -> None:
+def follow(job: jobs.Job, said: int) -> None:
     """Print what a job says until it ends, without its first ``said`` lines."""
     try:
         while job.alive:
@@ -126,7 +126,7 @@ def _lines(job: jobs.Job) -> list[str]:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
     """One process at a time, however long the others take."""
     descriptor = locks.take(lock, patience=math.inf)
     assert descriptor is not None

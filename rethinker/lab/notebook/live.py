@@ -46,7 +46,7 @@ def watch(
     """
     job = run if isinstance(run, Job) else Job(run)
     theme = THEMES[theme] if isinstance(theme, str) else theme
-    screen = _Screen(job, responses, theme)
+    screen = Screen(job, responses, theme)
     deadline = None if timeout is None else time.monotonic() + timeout
     status = screen.look()
     try:
@@ -75,7 +75,7 @@ class _Place:
         self.shown = key
 
 
-class _Screen:
+class Screen:
     """The three outputs of a cell."""
 
     def __init__(self, job: Job, responses: int, theme: Theme) -> None:
