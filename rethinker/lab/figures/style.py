@@ -140,12 +140,15 @@ def strength(theme: Theme) -> Colormap:
     return LinearSegmentedColormap.from_list(f"strength-{theme.name}", [theme.paper, theme.blue])
 
 
-def grid(count: int, columns: int = 3, height: float = 1.9) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` small panels in rows of ``columns``, one scale for all; height in inches a row."""
+def grid(count: int, columns: int = 3, height: float = 1.9, sharey: bool = True) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` small panels in rows of ``columns``, height in inches a row.
+
+    ``sharey``: one scale for all.
+    """
     rows = -(-count // columns)
     layout = ConstrainedLayoutEngine(wspace=0.05, hspace=0.04, w_pad=0.06, h_pad=0.06)
     figure = Figure(figsize=(10.4, height * rows + 0.5), layout=layout)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=sharey).ravel()
     for spare in axes[count:]:
         spare.set_visible(False)
     return figure, list(axes[:count])
