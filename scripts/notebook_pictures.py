@@ -3,8 +3,8 @@
     .venv/bin/python scripts/notebook_pictures.py [FOLDER]
 
 FOLDER holds executed copies (default: experiments/results/notebooks/smoke, where `make notebooks` writes them). The
-picture is the first figure of the cell tagged ``picture``, made small; a notebook without such a cell shows one of
-experiments/results instead.
+picture is the first figure of the cell tagged ``picture``, made small; two notebooks without such a cell show one of
+experiments/results. All are in the notebooks' own folder, because JupyterLab shows nothing from above its root.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTED = ROOT / "experiments/results/notebooks/smoke"
+RESULTS = {"01": "visual_math.png", "06": "overview-light.png"}  # of experiments/results
 IMAGES = ROOT / "notebooks/images"
-WIDTH, COLORS = 960, 64  # pixels; a palette, so that a picture takes about 20 kB
+WIDTH, COLORS = 960, 256  # pixels; a palette, so that a picture takes about 30 kB
 
 
 def figure(executed: Path) -> bytes | None:
@@ -51,11 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     executed = sorted(options.folder.glob("[0-9]*.ipynb"))
     if not executed:
         raise SystemExit(f"{options.folder}: no executed notebooks; run `make notebooks` first")
+    options.out.mkdir(parents=True, exist_ok=True)
     for path in executed:
-        png = figure(path)
+        number = path.stem[:2]
+        png = (ROOT / "experiments/results" / RESULTS[number]).read_bytes() if number in RESULTS else figure(path)
         if png:
-            target = options.out / f"{path.stem[:2]}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = options.out / f"{number}.png"
             make_small(png).save(target, optimize=True)
             print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
     return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import base64
 import importlib.util
 import inspect
+import io
 import json
 import os
 import re
@@ -15,6 +17,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
 from rethinker import cli
 from rethinker.config import load_config
@@ -66,6 +69,21 @@ class TestSources:
         assert re.match(rf"# {path.stem[:2]}\b.*\S", first.source)
         for words in (("question",), ("inputs", "**in.**"), ("outputs", "**out.**"), ("time",), ("two cpu cores",)):
             assert any(word in first.source.lower() for word in words), f"it does not say its {words[0]}"
+
+    def test_a_picture_of_the_result_stands_at_the_top(self, path: Path):
+        """In the notebooks' own folder: JupyterLab shows nothing from above its root."""
+        top = nbformat.read(path, 4).cells[0].source
+        (alt, where), *_ = re.findall(r"^!\[(.+)\]\((.+)\)$", top, flags=re.MULTILINE)
+        assert where == f"images/{path.stem[:2]}.png" and len(alt.split()) > 8
+        assert Image.open(path.parent / where).format == "PNG"
+
+    def test_there_are_exercises_with_hints_and_one_thing_to_change(self, path: Path):
+        texts = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
+        (exercises,) = [text for text in texts if "## Exercises" in text]
+        assert 1 <= len(re.findall(r"^\d\. ", exercises, flags=re.MULTILINE)) == exercises.count("*Hint: ") <= 3
+        assert any("Change one thing" in text for text in texts)
+        for cell in code_cells(path):
+            assert ("change" in cell.metadata.get("tags", ())) == ("# <- change this line" in cell.source), cell.id
 
     def test_parameters_are_flat_annotated_constants_before_all_other_code(self, path: Path):
         """And papermill's own reader, which skips a line that it does not understand, finds them all."""
@@ -210,6 +228,26 @@ def test_executed_copies(tmp_path, monkeypatch, capsys):
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert cli.main(["notebooks", "00", "--params", str(params), "--out", str(tmp_path / "out")]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00_good.ipynb"]
+
+
+def test_pictures_come_from_the_tagged_cell(tmp_path):
+    spec = importlib.util.spec_from_file_location("notebook_pictures", ROOT / "scripts" / "notebook_pictures.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 500), "#0072b2").save(buffer, "PNG")
+    path = write_notebook(tmp_path, "07_a", "a: int = 1", "a", "b")
+    book = nbformat.read(path, 4)
+    book.cells[3].metadata["tags"] = ["picture"]
+    nbformat.write(book, path)
+    with pytest.raises(SystemExit, match="has no figure"):
+        script.main([str(tmp_path), "--out", str(tmp_path)])
+    png = base64.b64encode(buffer.getvalue()).decode()
+    book.cells[3].outputs = [nbformat.v4.new_output("display_data", {"image/png": png})]
+    nbformat.write(book, path)
+    assert script.main([str(tmp_path), "--out", str(tmp_path)]) == 0
+    made = Image.open(tmp_path / "07.png")
+    assert made.size == (960, 240) and made.convert("RGB").getpixel((5, 5)) == (0, 0x72, 0xB2)
 
 
 def test_the_hook_finds_and_strips_outputs(tmp_path, hook, capsys):

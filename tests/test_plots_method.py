@@ -15,13 +15,16 @@ from trees import stub_policy
 
 from rethinker.evaluation.statistics import wilson
 from rethinker.lab.analysis import method as method_tables
+from rethinker.lab.analysis.vital_signs import vital_signs
 from rethinker.lab.figures import method, tree
 from rethinker.lab.figures.catalogue import render
+from rethinker.lab.figures.health import health
 from rethinker.lab.figures.style import THEMES, NoData
 from rethinker.lab.notebook import pages, teaching
 from rethinker.policy.packing import pack_trees
 from rethinker.replay import draw_probabilities
 from rethinker.rundir.glossary import ROLLOUT_COLUMNS
+from rethinker.rundir.reader import load_metrics
 from rethinker.types import Query
 
 
@@ -77,6 +80,23 @@ def test_the_packed_tree(theme):
     assert [text.get_text() for text in left.texts] == ["prompt\n4 tokens", "1", "7", "8"]
     seen = np.asarray(right.images[0].get_array())
     assert seen[7].tolist() == [1, 1, 1, 1, 2, 2, 3, 4] and seen[3].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_vital_signs(run, tmp_path):
+    """Two updates an episode average; a run without updates has gaps; counts become shares of the responses."""
+    rows = load_metrics(run)
+    still = shutil.copytree(run, tmp_path / "still")
+    metrics = still / "metrics.jsonl"
+    metrics.write_text("".join(line for line in metrics.open() if '"record": "step"' not in line))
+    table = vital_signs({"moving": run, "still": still}).set_index(["run", "episode"])
+    steps = rows.steps[rows.steps["episode"] == 2]["policy/entropy"]
+    assert table.loc[("moving", 2), "policy/entropy"] == pytest.approx(steps.astype(float).mean())
+    assert table.loc["still", "policy/entropy"].isna().all() and len(table.loc["still"]) == 5
+    first = rows.episodes.iloc[0]
+    assert table.loc[("still", 1), "truncated"] == first["rollout/truncated"] / first["rollout/responses"]
+    drawing = health({"moving": run, "still": still})
+    assert "2 runs, n\u00a0=\u00a05 to 5 episodes" in drawing.caption
+    assert len(drawing.figure.axes) == 6 and render(drawing, "png")
 
 
 def test_what_is_not_there(tmp_path):
