@@ -2,138 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rethinker.config import RunConfig
+from rethinker.lab.command_line import CONFIG, FOLDER, FOLDERS, RESUME, command, option, run_command, settings
 from rethinker.lab.jobs import commands as job_commands
-from rethinker.lab.notebook import execute as notebooks
+from rethinker.lab.notebook.execute import PARAMS, RESULTS
 from rethinker.rundir.paths import RunDir
-
-TRACEBACK = "show where an error came from, of a run's processes too"
-SETTINGS = "e.g. seed=1 optim.lr=3e-5; relative paths start in the working folder"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code. Mistakes of the user are one line on stderr and exit code 2."""
-    arguments = parse(argv)
-    try:
-        return arguments.run(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        if arguments.traceback:
-            raise
-        print(f"rethinker {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    """Run a command; returns the exit code."""
+    return run_command(argv)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, where settings (key=value) and names may also stand behind options, which argparse refuses."""
-    top = parser()
-    arguments, rest = top.parse_known_args(argv)
-    more = getattr(arguments, "overrides", getattr(arguments, "names", None))
-    if rest and (more is None or any(item.startswith("-") for item in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
-    if more is not None:
-        more.extend(rest)
-    return arguments
-
-
-def parser() -> argparse.ArgumentParser:
-    """All commands with their options."""
-    top = argparse.ArgumentParser(prog="rethinker", description="Reinforcement learning that makes VLMs think twice.")
-    top.add_argument("--traceback", action="store_true", help=TRACEBACK)
-    commands = top.add_subparsers(dest="command", required=True)
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=TRACEBACK)
-        sub.set_defaults(run=run)
-        return sub
-
-    sub = command("train", train, "Train as a config says, evaluate, and write runs/<name>/report.html.")
-    sub.add_argument("config", help="YAML file, e.g. experiments/tiny.yaml")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help=SETTINGS)
-    sub.add_argument("--resume", action="store_true", help="go on with the run of this name, if there is one")
-
-    job_commands.add_commands(command)
-
-    sub = command("evaluate", evaluate, "Evaluate a checkpoint on data.test in the modes plain, forced and bound.")
-    sub.add_argument("config", help="YAML file, e.g. runs/<name>/config.yaml")
-    text = "model.path=... names the checkpoint; default for a run's own config.yaml: its best"
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
-    sub.add_argument("--out", type=Path, help="folder for evaluation/<label>.json; default: the run's folder")
-    sub.add_argument("--label", default="evaluation")
-
-    sub = command("ablate", ablate, "Run a grid of settings and seeds side by side, and collect one table.")
-    sub.add_argument("grid", help="YAML file, e.g. experiments/ablations/smoke.yaml; runs that are finished are kept")
-    text = "for every run, e.g. optim.lr=3e-5; name= base= seeds=[0,1] slots= baseline= are the grid's own"
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
-    sub.add_argument("--slots", type=int, help="runs in parallel (default: the grid's)")
-    sub.add_argument("--dry-run", action="store_true", help="check every config and say what would be run")
-
-    sub = command("watch", watch, "Show a run in the terminal while it trains: metrics, charts, newest responses.")
-    sub.add_argument("folder", type=Path)
-    sub.add_argument("--once", action="store_true", help="show it as it is now and end")
-    sub.add_argument("--every", type=float, default=2.0, help="seconds between looks (default: %(default)s)")
-    sub.add_argument("--responses", type=int, default=3, help="responses shown (default: %(default)s)")
-
-    sub = command("report", report, "Write report.html for the folders of runs, finished or not.")
-    sub.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="a folder of runs stands for all of them")
-    sub.add_argument("--wandb", action="store_true", help="also save one W&B Report on all of them, as a draft")
-    sub.add_argument("--publish", action="store_true", help="with --wandb: published, not a draft")
-
-    sub = command("sync", sync, "Send to Weights & Biases what runs recorded (tracking.wandb=true) and have not sent.")
-    sub.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="a folder of runs stands for all of them")
-
-    sub = command("figures", figures, "Draw the figures of a run's report as SVG and PNG, light and dark.")
-    sub.add_argument("folder", type=Path)
-    sub.add_argument("names", nargs="*", help="figures to draw; default: all that the run has data for")
-    sub.add_argument("--out", type=Path, required=True, help="folder for <name>-<theme>.svg and .png")
-
-    sub = command("notebooks", run_notebooks, "Execute the notebooks by papermill with parameters from a file.")
-    notebooks.add_arguments(sub)
-
-    sub = command("make-data", make_data, "Draw the visual-math world in ViRL39K's schema.")
-    sub.add_argument("--out", type=Path, default=Path("data/generated/visual_math"))
-    sub.add_argument("--train", type=int, default=4000, help="queries (default: %(default)s)")
-    sub.add_argument("--validation", type=int, default=120, help="queries (default: %(default)s)")
-    sub.add_argument("--test", type=int, default=360, help="queries (default: %(default)s)")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--contact-sheet", type=Path, help="also draw every kind and level into this PNG")
-
-    sub = command("pretrain-tiny", pretrain, "Make, and measure, the tiny VLM that the default experiment starts from.")
-    sub.add_argument("--out", type=Path, default=Path("data/tiny-vlm"))
-    sub.add_argument("--steps", type=int, help="optimiser steps (default: those of the committed checkpoint)")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-
-    sub = command("glossary", glossary, "Explain every metric and column that a run writes (Markdown).")
-    sub.add_argument("--out", type=Path, help="file to write; default: the terminal")
-
-    command("doctor", doctor, "Say what is installed, what is broken and how to mend it.")
-    return top
-
-
-def train(arguments: argparse.Namespace) -> int:
+@command("train", "Train as a config says, evaluate, and write runs/<name>/report.html.", CONFIG, settings(), RESUME)
+def train(file: str, overrides: list[str], resume: bool, traceback: bool) -> int:
     from rethinker.config import check_trainable, load_config
     from rethinker.lab import jobs
     from rethinker.lab.jobs.failures import first_failure
     from rethinker.lab.jobs.foreground import INTERRUPTED
-    from rethinker.lab.jobs.preflight import preflight
+    from rethinker.lab.jobs.preflight import make_missing, preflight
     from rethinker.lab.wandb.sync import check_key
     from rethinker.rundir.folder import check_folder, run_state
 
-    config = load_config(arguments.config, typed=arguments.overrides)
+    config = load_config(file, typed=overrides)
     check_trainable(config)
     finished = run_state(config.folder) == "finished"
-    check_folder(config, resume=arguments.resume or finished)
+    check_folder(config, resume=resume or finished)
     report_file = RunDir(config.folder).report
     if finished:
         if not report_file.exists():  # who waited for it was killed before it could write one
@@ -142,14 +44,14 @@ def train(arguments: argparse.Namespace) -> int:
         return 0
     for warning in preflight(config):
         print(f"warning: {warning}", file=sys.stderr)
-    _draw_missing(config)
+    make_missing([config], print)
     check_key(config)
     started = time.monotonic()
-    code = jobs.train(config, resume=arguments.resume, tracebacks=arguments.traceback)
+    code = jobs.train(config, resume=resume, tracebacks=traceback)
     state = run_state(config.folder)
-    again = shlex.join([*job_commands.called_as(), "train", arguments.config, *arguments.overrides, "--resume"])
+    again = shlex.join([*job_commands.program(), "train", file, *overrides, "--resume"])
     if code == INTERRUPTED:
-        print(f"go on with: {again}")
+        print(f"resume with: {again}")
         return code
     if code:
         why = first_failure(config.folder) or f"ended early, with exit code {code}"
@@ -159,54 +61,72 @@ def train(arguments: argparse.Namespace) -> int:
         return code
     _write_report(config.folder)
     if state == "stopped":
-        print(f"stopped and saved; go on with: {again}")
+        print(f"stopped and saved; resume with: {again}")
     else:
         print(f"finished in {(time.monotonic() - started) / 60:.1f} minutes; report: {report_file}")
     return code
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
+@command(
+    "evaluate",
+    "Evaluate a checkpoint on data.test in the modes plain, forced and bound.",
+    option("file", metavar="config", help="YAML file, e.g. runs/<name>/config.yaml"),
+    settings("model.path=... names the checkpoint (default for a run's own config.yaml: its best)"),
+    option("--out", type=Path, help="folder for evaluation/<label>.json; default: the run's folder"),
+    option("--label", default="evaluation"),
+)
+def evaluate(file: str, overrides: list[str], out: Path | None, label: str) -> int:
     from rethinker.config import DataConfig, check_name, load_config
-    from rethinker.lab.jobs.preflight import check_data, check_model
+    from rethinker.lab.jobs.preflight import check_data, check_model, make_missing
     from rethinker.rundir.folder import best_model
 
-    config = load_config(arguments.config, typed=arguments.overrides)
-    folder, run = config.folder, Path(arguments.config).parent
-    if Path(arguments.config).name == "config.yaml" and RunDir(run).checkpoints.is_dir():  # the config of a run
+    config = load_config(file, typed=overrides)
+    folder, run = config.folder, Path(file).parent
+    if Path(file).name == "config.yaml" and RunDir(run).checkpoints.is_dir():  # the config of a run
         folder = run
-        if not any(item.startswith("model.path=") for item in arguments.overrides):
+        if not any(item.startswith("model.path=") for item in overrides):
             config = replace(config, model=replace(config.model, path=str(best_model(run))))
             print(f"evaluating {config.model.path}", file=sys.stderr)
-    folder = arguments.out or folder
-    check_name("--label", arguments.label)
-    if RunDir(folder).evaluation(arguments.label).exists():
-        raise ValueError(f"{folder} has an evaluation {arguments.label!r} already: choose another --label")
+    folder = out or folder
+    check_name("--label", label)
+    if RunDir(folder).evaluation(label).exists():
+        raise ValueError(f"{folder} has an evaluation {label!r} already: choose another --label")
     check_model(config)
     if config.data.test:
-        _draw_missing(replace(config, data=DataConfig(config.data.test)))
+        make_missing([replace(config, data=DataConfig(config.data.test))], lambda text: print(text, file=sys.stderr))
         check_data("data.test", config.data.test)
     from rethinker.evaluation.held_out import evaluate_checkpoint
 
     result = evaluate_checkpoint(config)
-    path = result.save(folder, arguments.label)
+    path = result.save(folder, label)
     print(json.dumps(result.summary(), indent=1))
     print(f"written: {path}", file=sys.stderr)
     return 0
 
 
-def ablate(arguments: argparse.Namespace) -> int:
+@command(
+    "ablate",
+    "Run a grid of settings and seeds side by side, and collect one table.",
+    option(
+        "file", metavar="grid", help="YAML file, e.g. experiments/ablations/smoke.yaml; runs that are finished are kept"
+    ),
+    settings("for every run, e.g. optim.lr=3e-5; name= base= seeds=[0,1] slots= baseline= are the grid's own"),
+    option("--slots", type=int, help="runs in parallel (default: the grid's)"),
+    option("--dry-run", action="store_true", help="check every config and say what would be run"),
+)
+def ablate(file: str, overrides: list[str], slots: int | None, dry_run: bool) -> int:
     from rethinker.lab.ablation.grid import load_grid
     from rethinker.lab.ablation.run import plan, run_grid, save_table
     from rethinker.lab.ablation.table import compare, in_words
 
-    grid = load_grid(arguments.grid, arguments.overrides)
-    if arguments.dry_run:
+    grid = load_grid(file, overrides)
+    if dry_run:
         print(plan(grid).to_string(index=False))
         return 0
     try:
-        outcomes = run_grid(grid, arguments.slots)
+        outcomes = run_grid(grid, slots)
     except KeyboardInterrupt:
-        print("stopped and saved; the same command goes on", file=sys.stderr)
+        print("stopped and saved; the same command resumes", file=sys.stderr)
         return 130
     table = save_table(grid)
     print(in_words(compare(table, grid.baseline)))
@@ -214,104 +134,160 @@ def ablate(arguments: argparse.Namespace) -> int:
     return 0 if set(outcomes.values()) == {"finished"} else 1
 
 
-def watch(arguments: argparse.Namespace) -> int:
+@command(
+    "watch",
+    "Show a run in the terminal while it trains: metrics, charts, newest responses.",
+    FOLDER,
+    option("--once", action="store_true", help="show it as it is now and end"),
+    option("--every", type=float, default=2.0, help="seconds between looks (default: %(default)s)"),
+    option("--responses", type=int, default=3, help="responses shown (default: %(default)s)"),
+)
+def watch(folder: Path, once: bool, every: float, responses: int) -> int:
     from rethinker.lab.watch.terminal import follow
 
-    status = follow(arguments.folder, every=arguments.every, once=arguments.once, responses=arguments.responses)
+    status = follow(folder, every=every, once=once, responses=responses)
     return 1 if status.state == "failed" else 0
 
 
-def report(arguments: argparse.Namespace) -> int:
-    if arguments.publish and not arguments.wandb:
+@command(
+    "report",
+    "Write report.html for the folders of runs, finished or not.",
+    FOLDERS,
+    option("--wandb", action="store_true", help="also save one W&B Report on all of them, as a draft"),
+    option("--publish", action="store_true", help="with --wandb: published, not a draft"),
+)
+def report(folders: list[Path], wandb: bool, publish: bool) -> int:
+    if publish and not wandb:
         raise ValueError("--publish is for W&B Reports: give --wandb, too")
-    runs = _runs(arguments.folders)
+    runs = _runs(folders)
     for run in runs:
         if not RunDir(run).metrics.exists():
             raise FileNotFoundError(f"{run} is not the folder of a run (no metrics.jsonl)")
         _write_report(run)
-    if arguments.wandb:
+    if wandb:
         from rethinker.lab.report.wandb_report import save_report
 
-        address = save_report(runs, publish=arguments.publish)
-        print(f"W&B report ({'published' if arguments.publish else 'draft'}): {address}")
+        address = save_report(runs, publish=publish)
+        print(f"W&B report ({'published' if publish else 'draft'}): {address}")
     return 0
 
 
-def sync(arguments: argparse.Namespace) -> int:
-    from rethinker.lab.wandb.sync import sync
+@command("sync", "Send to Weights & Biases what runs recorded (tracking.wandb=true) and have not sent.", FOLDERS)
+def sync(folders: list[Path]) -> int:
+    from rethinker.lab.wandb.sync import sync as send
 
     code = 0
-    for done in sync(_runs(arguments.folders)):
+    for done in send(_runs(folders)):
         print(done)
         code = 1 if done.cut_short else code
     return code
 
 
-def figures(arguments: argparse.Namespace) -> int:
+@command(
+    "figures",
+    "Draw the figures of a run's report as SVG and PNG, light and dark.",
+    FOLDER,
+    option("names", nargs="*", help="figures to draw; default: all that the run has data for"),
+    option("--out", type=Path, required=True, help="folder for <name>-<theme>.svg and .png"),
+)
+def figures(folder: Path, names: list[str], out: Path) -> int:
     from rethinker.lab.figures.catalogue import save_figures
 
-    paths = save_figures(arguments.folder, arguments.out, arguments.names or None)
+    paths = save_figures(folder, out, names or None)
     for path in paths:
         print(f"written: {path}")
     if not paths:
-        raise ValueError(f"{arguments.folder} has no data for {', '.join(arguments.names) or 'any figure'} yet")
+        raise ValueError(f"{folder} has no data for {', '.join(names) or 'any figure'} yet")
     return 0
 
 
-def run_notebooks(arguments: argparse.Namespace) -> int:
-    return notebooks.print_results(notebooks.run_notebooks(arguments.params, arguments.names, arguments.out))
+@command(
+    "notebooks",
+    "Execute the notebooks by papermill with parameters from a file.",
+    option("names", nargs="*", help="notebooks to run, such as 04; default: all"),
+    option("--params", type=Path, default=Path(PARAMS), help="parameter file (default: %(default)s)"),
+    option("--out", type=Path, help=f"folder for executed copies; default: {RESULTS}/<name of the folder>"),
+)
+def notebooks(names: list[str], params: Path, out: Path | None) -> int:
+    from rethinker.lab.notebook.execute import print_results, run_notebooks
+
+    return print_results(run_notebooks(params, names, out))
 
 
-def make_data(arguments: argparse.Namespace) -> int:
-    from rethinker.datasets.world.visual_math import contact_sheet
+@command(
+    "make-data",
+    "Make the visual-math world in ViRL39K's schema.",
+    option("--out", type=Path, default=Path("data/generated/visual_math"), help="folder (default: %(default)s)"),
+    option("--train", type=int, default=4000, help="queries (default: %(default)s)"),
+    option("--validation", type=int, default=120, help="queries (default: %(default)s)"),
+    option("--test", type=int, default=360, help="queries (default: %(default)s)"),
+    option("--seed", type=int, default=0),
+    option("--contact-sheet", type=Path, help="also draw every kind and level into this PNG"),
+)
+def make_data(out: Path, train: int, validation: int, test: int, seed: int, contact_sheet: Path | None) -> int:
+    from rethinker.datasets.world import visual_math
 
-    _make_data(arguments.out, arguments.train, arguments.validation, arguments.test, arguments.seed)
-    print(f"written: {arguments.out}")
-    if arguments.contact_sheet:
-        print(f"written: {contact_sheet(arguments.contact_sheet)}")
+    visual_math.make_data(out, train, validation, test, seed)
+    print(f"written: {out}")
+    if contact_sheet:
+        print(f"written: {visual_math.contact_sheet(contact_sheet)}")
     return 0
 
 
-def pretrain(arguments: argparse.Namespace) -> int:
+@command(
+    "pretrain-tiny",
+    "Make, and measure, the tiny VLM that the default experiment starts from.",
+    option("--out", type=Path, default=Path("data/tiny-vlm"), help="folder (default: %(default)s)"),
+    option("--steps", type=int, help="optimizer steps (default: those of the committed checkpoint)"),
+    option("--seed", type=int, default=0),
+    option("--threads", type=int, default=2, help="CPU threads (default: %(default)s)"),
+)
+def pretrain_tiny(out: Path, steps: int | None, seed: int, threads: int) -> int:
     import torch
 
+    from rethinker.tiny import pretrain
     from rethinker.tiny.curriculum import PretrainSettings
     from rethinker.tiny.measures import document_base
-    from rethinker.tiny.pretrain import pretrain_tiny
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(arguments.threads)
-    settings = PretrainSettings(seed=arguments.seed)
-    if arguments.steps is not None:
-        settings = replace(settings, steps=arguments.steps)
+    torch.set_num_threads(threads)
+    settings = PretrainSettings(seed=seed)
+    if steps is not None:
+        settings = replace(settings, steps=steps)
     started = time.monotonic()
-    pretrain_tiny(arguments.out, settings)
+    pretrain.pretrain_tiny(out, settings)
     minutes = (time.monotonic() - started) / 60
-    plural = "s" if arguments.threads > 1 else ""
-    options = {"out": arguments.out, "steps": arguments.steps, "seed": arguments.seed, "threads": arguments.threads}
+    plural = "s" if threads > 1 else ""
+    options = {"out": out, "steps": steps, "seed": seed, "threads": threads}
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     measures = document_base(
-        arguments.out,
+        out,
         command=shlex.join(["rethinker", "pretrain-tiny", *given]),
-        seed=arguments.seed,
-        made=f"{settings.steps:,} steps in {minutes:.0f} minutes on {arguments.threads} CPU thread{plural}",
+        seed=seed,
+        made=f"{settings.steps:,} steps in {minutes:.0f} minutes on {threads} CPU thread{plural}",
     )
     first, forced = measures.first_sampled, measures.forced_sampled
-    print(f"written: {arguments.out}; right at once {first:.3f}, after a forced second look {forced:.3f}")
+    print(f"written: {out}; right at once {first:.3f}, after a forced second look {forced:.3f}")
     return 0
 
 
-def glossary(arguments: argparse.Namespace) -> int:
+@command(
+    "glossary",
+    "Explain every metric and column that a run writes (Markdown).",
+    option("--out", type=Path, help="file to write; default: the terminal"),
+)
+def glossary(out: Path | None) -> int:
     from rethinker.rundir.glossary import to_markdown
 
-    if arguments.out:
-        arguments.out.write_text(to_markdown(), encoding="utf-8")
+    if out:
+        out.write_text(to_markdown(), encoding="utf-8")
     else:
         print(to_markdown(), end="")
     return 0
 
 
-def doctor(arguments: argparse.Namespace) -> int:
+@command("doctor", "Say what is installed, what is broken and how to mend it.")
+def doctor() -> int:
     from rethinker.lab.doctor import print_checks, run_checks
 
     return print_checks(run_checks())
@@ -324,27 +300,6 @@ def _runs(folders: Sequence[Path]) -> list[Path]:
         inside = sorted(path.parent for path in folder.glob("*/config.yaml"))
         runs += [folder] if RunDir(folder).config.exists() or not inside else inside
     return list(dict.fromkeys(runs))
-
-
-def _make_data(out: Path, train: int = 4000, validation: int = 120, test: int = 360, seed: int = 0) -> None:
-    from rethinker.datasets.world.visual_math import make_data as draw
-
-    draw(out, train, validation, test, seed)
-
-
-def _draw_missing(config: RunConfig) -> None:
-    """Draw what the shipped configs train on, in the repository, where it is missing."""
-    from rethinker.lab.jobs.preflight import missing_generated
-
-    for folder in missing_generated([config]):
-        print(f"drawing the visual-math world into {folder}", file=sys.stderr)
-        try:
-            _make_data(folder)
-        except OSError as error:
-            raise ValueError(
-                f"the visual-math world cannot be drawn into {folder} ({error}): draw it elsewhere (rethinker "
-                "make-data --out FOLDER) and set data.train=FOLDER/train.parquet, data.validation and data.test, too"
-            ) from error
 
 
 def _write_report(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 from rethinker import cli
 from rethinker.config import load_config, to_yaml
 from rethinker.config.schema import ConfigError
+from rethinker.datasets.world.visual_math import make_data
 from rethinker.evaluation import held_out
-from rethinker.lab import jobs
+from rethinker.lab import command_line, jobs
 from rethinker.lab.jobs import commands
 from rethinker.lab.jobs.accelerate import check_accelerate_file
 from rethinker.lab.jobs.foreground import INTERRUPTED
@@ -93,7 +95,8 @@ def test_help_names_every_command(capsys):
 
 def test_starting_is_quick_because_nothing_heavy_is_imported():
     code = (
-        "import sys, rethinker.cli as c; c.parser(); print(*(m for m in ('torch', 'transformers') if m in sys.modules))"
+        "import sys, rethinker.cli; rethinker.lab.command_line.parser(); "
+        "print(*(name for name in ('torch', 'transformers') if name in sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
@@ -122,6 +125,13 @@ def test_make_data(tmp_path, capsys):
     assert len(list((folder / "images").glob("*.png"))) == 12
     code, _, err = run("make-data", "--out", str(folder), *sizes[:-1], "6", capsys=capsys)
     assert code == 2 and "holds other data" in err
+
+
+def test_the_default_data_are_those_of_the_shipped_configs():
+    made = {name: each.default for name, each in inspect.signature(make_data).parameters.items() if name != "out"}
+    typed = vars(command_line.parse(["make-data"]))
+    assert list(made.values()) == [typed[name] for name in ("train", "validation", "test", "seed")]
+    assert load_config(CONFIG).data.train.endswith(f"{typed['out']}/train.parquet")
 
 
 def test_an_existing_run_is_refused(tmp_path, capsys):
@@ -163,7 +173,7 @@ def test_an_interrupt_is_no_failure(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(jobs, "train", lambda config, *, resume, tracebacks: INTERRUPTED)
     settings = [f"runs_dir={tmp_path}", f"data.train={SAMPLE}", "data.validation=null", "data.test=null"]
     code, out, err = run("train", CONFIG, *settings, capsys=capsys)
-    assert code == INTERRUPTED and err == "" and out.startswith("go on with: ") and out.endswith(" --resume\n")
+    assert code == INTERRUPTED and err == "" and out.startswith("resume with: ") and out.endswith(" --resume\n")
 
 
 def test_a_report_that_a_kill_has_prevented_is_written(finished, capsys, monkeypatch):
@@ -237,18 +247,21 @@ def test_how_to_call_again(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setattr(sys, "argv", [str(program)])
     monkeypatch.setenv("PATH", "/nowhere")
-    assert commands.called_as() == [str(program)]
+    assert commands.program() == [str(program)]
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert commands.called_as() == ["rethinker"]
+    assert commands.program() == ["rethinker"]
     monkeypatch.setattr(sys, "argv", ["rethinker/cli.py"])
-    assert commands.called_as() == [sys.executable, "-m", "rethinker.cli"]
+    assert commands.program() == [sys.executable, "-m", "rethinker.cli"]
 
 
 def test_settings_and_names_may_stand_behind_options(capsys):
-    parsed = cli.parse(["evaluate", "run.yaml", "seed=1", "--label", "x", "evaluation.samples=1"])
+    parsed = command_line.parse(["evaluate", "run.yaml", "seed=1", "--label", "x", "evaluation.samples=1"])
     assert parsed.overrides == ["seed=1", "evaluation.samples=1"] and parsed.label == "x"
-    assert cli.parse(["figures", "runs/tiny", "--out", "folder", "overview", "fig7"]).names == ["overview", "fig7"]
+    assert command_line.parse(["figures", "runs/tiny", "--out", "folder", "overview", "fig7"]).names == [
+        "overview",
+        "fig7",
+    ]
     for wrong in (["evaluate", "run.yaml", "--lable", "x"], ["glossary", "extra"]):
         with pytest.raises(SystemExit) as exit_:
-            cli.parse(wrong)
+            command_line.parse(wrong)
         assert exit_.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +15,7 @@ from rethinker.lab.ablation.origin import CurrentProvenance, mixture
 from rethinker.lab.ablation.slots import Slots, exclusive
 from rethinker.lab.ablation.table import COLUMNS, run_rows, typed
 from rethinker.lab.jobs.files import config_file, is_alive, is_run
-from rethinker.lab.jobs.preflight import missing_generated
+from rethinker.lab.jobs.preflight import make_missing
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
 from rethinker.rundir.folder import check_folder, check_settings, run_state
 from rethinker.rundir.paths import RunDir
@@ -84,7 +81,7 @@ def _run(left: list[RunConfig], folder: Path, count: int, outcomes: dict[str, st
         say(f"{over} of {len(gpus)} GPUs stay idle: they cannot be shared equally by {count} slots")
     slots = Slots(left, shares, folder, say)
     with exclusive(folder):
-        _draw_data(left, say)
+        make_missing(left, say)  # each run would do so itself, at the same time
         completed = slots.run()
     for name, outcome in slots.outcomes.items():
         outcomes[name] = outcome.state
@@ -102,14 +99,6 @@ def _warn(grid: Grid, changed: pd.Series, say: Callable[[str], None]) -> None:
             f"warning: changed since {len(runs)} of {len(grid.runs)} runs were made: {what} ({', '.join(runs.index)}); "
             "they are used as they are, and made anew where their folders are removed"
         )
-
-
-def _draw_data(configs: Iterable[RunConfig], say: Callable[[str], None]) -> None:
-    """Draw the visual-math world where runs need it and it is missing: each would do so itself, at the same time."""
-    for folder in missing_generated(configs):
-        say(f"drawing the visual-math world into {folder}")
-        command = [sys.executable, "-m", "rethinker.cli", "make-data", "--out", os.fspath(folder)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def collect(grid: Grid) -> pd.DataFrame:

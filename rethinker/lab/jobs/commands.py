@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+from rethinker.lab.command_line import CONFIG, FOLDER, RESUME, command, option, settings
 
 
-def add_commands(command: AddCommand) -> None:
-    """The commands with their options; ``command`` adds one by its name, its function and what it does."""
-    sub = command("launch", launch, "Train as a config says, in the background: it outlives the terminal.")
-    sub.add_argument("config", help="YAML file, e.g. experiments/tiny.yaml")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 optim.lr=3e-5")
-    sub.add_argument("--resume", action="store_true", help="resume the run of this name, if there is one")
-
-    sub = command("jobs", jobs, "List runs and how they stand.")
-    sub.add_argument("runs", nargs="?", type=Path, default=Path("runs"), help="a folder of runs, or one run's")
-
-    sub = command("tail", tail, "Show the end of what a run in the background has printed.")
-    sub.add_argument("folder", type=Path, metavar="RUN")
-    sub.add_argument("-n", "--lines", type=int, default=20, help="lines (default: %(default)s)")
-    sub.add_argument("-f", "--follow", action="store_true", help="and what it prints from now on, until it ends")
-
-    sub = command("stop", stop, "Ask a run to save and end after its episode.")
-    sub.add_argument("folder", type=Path, metavar="RUN")
-    sub.add_argument("--kill", action="store_true", help="kill it, without a checkpoint")
-
-
-def launch(arguments: argparse.Namespace) -> int:
+@command("launch", "Train as a config says, in the background: it outlives the terminal.", CONFIG, settings(), RESUME)
+def launch(file: str, overrides: list[str], resume: bool) -> int:
     """Start a run and say how to look after it."""
     from rethinker.config import load_config
     from rethinker.lab.jobs.job import start
@@ -42,11 +21,11 @@ def launch(arguments: argparse.Namespace) -> int:
     from rethinker.rundir.folder import run_state
     from rethinker.rundir.paths import RunDir
 
-    config = load_config(arguments.config, typed=arguments.overrides)
+    config = load_config(file, typed=overrides)
     finished = run_state(config.folder) == "finished"
     if not finished:
         preflight(config)  # the job does so too, but only its log would say so
-    job = start(config, resume=arguments.resume or finished)
+    job = start(config, resume=resume or finished)
     if finished:
         print(f"{config.folder} is finished; its report: {RunDir(config.folder).report}")
         return 0
@@ -56,50 +35,68 @@ def launch(arguments: argparse.Namespace) -> int:
         "what it prints": ["tail", "-f"],
         "save and stop": ["stop"],
     }.items():
-        print(f"  {does:14}  {shlex.join([*called_as(), *words, os.fspath(config.folder)])}")
+        print(f"  {does:14}  {shlex.join([*program(), *words, os.fspath(config.folder)])}")
     return 0
 
 
-def jobs(arguments: argparse.Namespace) -> int:
+@command(
+    "jobs",
+    "List runs and how they stand.",
+    option("runs", nargs="?", type=Path, default=Path("runs"), help="a folder of runs, or one run's"),
+)
+def jobs(runs: Path) -> int:
     """A line a run, and the last words of those that failed."""
     from rethinker.lab.jobs.job import Job, find
 
-    found = find(arguments.runs)
+    found = find(runs)
     found = [found] if isinstance(found, Job) else found
     width = max((len(job.name) for job in found), default=0)
     for job in found:
         print(f"{job.name:{width}}  {job.status()}")
     if not found:
-        print(f"no runs in {arguments.runs}")
+        print(f"no runs in {runs}")
     return 0
 
 
-def tail(arguments: argparse.Namespace) -> int:
+@command(
+    "tail",
+    "Show the end of what a run in the background has printed.",
+    FOLDER,
+    option("-n", "--lines", type=int, default=20, help="lines (default: %(default)s)"),
+    option("-f", "--follow", action="store_true", help="and what it prints from now on, until it ends"),
+)
+def tail(folder: Path, lines: int, follow: bool) -> int:
     """Exit code 1 where a run that was followed has failed. Ctrl-C ends the following only."""
     from rethinker.lab.jobs.job import Job
 
-    job = Job(arguments.folder)
+    job = Job(folder)
     if "log_from" not in job.record:
-        raise ValueError(f"{arguments.folder}: it prints where it was started; `rethinker watch` shows its metrics")
-    if not arguments.follow:
-        for line in job.tail(arguments.lines):
+        raise ValueError(f"{folder}: it prints where it was started; `rethinker watch` shows its metrics")
+    if not follow:
+        for line in job.tail(lines):
             print(line)
         return 0
     with suppress(KeyboardInterrupt):
-        for line in job.follow(arguments.lines):
+        for line in job.follow(lines):
             print(line, flush=True)
     return 1 if job.status().state == "failed" else 0
 
 
-def stop(arguments: argparse.Namespace) -> int:
+@command(
+    "stop",
+    "Ask a run to save and end after its episode.",
+    FOLDER,
+    option("--kill", action="store_true", help="kill it, without a checkpoint"),
+)
+def stop(folder: Path, kill: bool) -> int:
     """Exit code 1 where the run cannot be ended from here."""
     from rethinker.lab.jobs.job import Job
 
-    job = Job(arguments.folder)
+    job = Job(folder)
     if not job.alive:
         print(f"{job.name} does not run: {job.status()}")
         return 0
-    if not arguments.kill:
+    if not kill:
         job.stop()
         print(f"{job.name} saves and ends after its episode (--kill: immediately, without a checkpoint)")
         return 0
@@ -111,7 +108,7 @@ def stop(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def called_as() -> list[str]:
+def program() -> list[str]:
     """The words that call this program again: "rethinker" where the shell finds it, else as it was called."""
     called = Path(sys.argv[0])
     if called.name != "rethinker":  # python -m rethinker.cli

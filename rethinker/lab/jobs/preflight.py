@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rethinker.config import RunConfig, data_source
@@ -137,6 +137,22 @@ def missing_generated(configs: Iterable[RunConfig]) -> list[Path]:
         return []
     paths = {Path(source).absolute() for config in configs for _, source in _sources(config)}
     return sorted({path.parent for path in paths if path.is_relative_to(root / GENERATED) and not path.exists()})
+
+
+def make_missing(configs: Iterable[RunConfig], say: Callable[[str], None]) -> None:
+    """Make the generated data of the repository that these runs name and that are missing. Raises ConfigError where
+    its folder cannot be written."""
+    for folder in missing_generated(configs):
+        from rethinker.datasets.world.visual_math import make_data
+
+        say(f"making the visual-math world in {folder}")
+        try:
+            make_data(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"the visual-math world cannot be made in {folder} ({error}); make it elsewhere (rethinker make-data "
+                "--out FOLDER) and set data.train=FOLDER/train.parquet, data.validation and data.test, too"
+            ) from error
 
 
 def _sources(config: RunConfig) -> Iterator[tuple[str, str]]:

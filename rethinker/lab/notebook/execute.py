@@ -7,7 +7,6 @@ is checked before the first notebook starts. Sources stay as they are; executed 
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 import time
@@ -182,10 +181,3 @@ def print_results(results: Sequence[Result]) -> int:
     if results:
         print(f"executed copies: {results[0].output.parent}")
     return int(any(result.error for result in results))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``rethinker notebooks``."""
-    parser.add_argument("names", nargs="*", help="notebooks to run, such as 04; default: all")
-    parser.add_argument("--params", type=Path, default=Path(PARAMS), help="parameter file (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help=f"folder for executed copies; default: {RESULTS}/<name of the folder>")
