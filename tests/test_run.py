@@ -243,7 +243,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, world, guesser):
     assert process.returncode == 0, err
     assert "stopping after this episode, with a checkpoint (Ctrl-C again: at once)" in err and "Traceback" not in err
     again = f"{sys.executable} -m rethinker.cli train '{config_file}' tracking.save_every=0 --resume"
-    assert f"stopped and saved; go on with: {again}" in out
+    assert f"stopped and saved; resume with: {again}" in out
     assert "episode    1/1000  step" in out
     state = json.loads((config.folder / "checkpoints" / "last" / "trainer.json").read_text())["trainer"]
     done = max(line["episode"] for line in lines(config))
