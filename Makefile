@@ -5,7 +5,7 @@
 # make bench    set everything up, time a training step beside TRL's and over its sizes: experiments/benchmarks/results
 #
 # make train ARGS="name=seed-1 seed=1"                     settings, as `rethinker train` takes them; a new name for a new run
-# make train ARGS=--resume                                go on with a run that was stopped
+# make train ARGS=--resume                                resume a stopped run
 # make test PYTEST_ARGS="-k replay"                       options for pytest
 # make setup EXTRA=gpu                                    NVIDIA GPUs: vllm and a CUDA build of torch (default: cpu)
 # make setup PIP_ARGS="--extra-index-url URL"             options for pip

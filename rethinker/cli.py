@@ -1,4 +1,4 @@
-"""The command line: ``rethinker train | launch | evaluate | report | figures | ...``, one function a command."""
+"""The command line: ``rethinker train | launch | evaluate | report | figures | ...``, one function per command."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train(file: str, overrides: list[str], resume: bool, traceback: bool) -> int
     check_folder(config, resume=resume or finished)
     report_file = RunDir(config.folder).report
     if finished:
-        if not report_file.exists():  # who waited for it was killed before it could write one
+        if not report_file.exists():  # the process that waited for it was killed before writing one
             _write_report(config.folder)
         print(f"{config.folder} is finished; its report: {report_file}")
         return 0
@@ -54,7 +54,7 @@ def train(file: str, overrides: list[str], resume: bool, traceback: bool) -> int
         print(f"resume with: {again}")
         return code
     if code:
-        why = first_failure(config.folder) or f"ended early, with exit code {code}"
+        why = first_failure(config.folder) or f"ended early with exit code {code}"
         errors = RunDir(config.folder).errors
         where = f"; details: {errors}" if errors.exists() else ""
         print(f"rethinker train: {why}{where}; when this is fixed, resume with: {again}", file=sys.stderr)
@@ -294,7 +294,7 @@ def doctor() -> int:
 
 
 def _runs(folders: Sequence[Path]) -> list[Path]:
-    """The runs that were named, where a folder that is no run stands for the runs in it."""
+    """The named runs; a folder that is not a run stands for the runs in it."""
     runs: list[Path] = []
     for folder in folders:
         inside = sorted(path.parent for path in folder.glob("*/config.yaml"))

@@ -1,22 +1,22 @@
 """GRPO as pure functions from tensors to tensors: group advantages, ratios, losses, KL.
 
 Differs from arXiv:2504.08837 in:
-- the standard deviation of a group is Bessel's (divide by G - 1), as in TRL; the paper does not say which;
-- a unanimous group has advantages of exactly 0.0, decided by ``max == min`` and not by float arithmetic, because
+- the standard deviation of a group has Bessel's correction (divide by G - 1), as in TRL; the paper does not say;
+- a unanimous group has advantages of exactly 0.0, decided by ``max == min`` rather than float arithmetic, because
   Selective Sample Replay asks for ``abs(A) > 0``: float noise divided by ``eps`` would be stored as signal;
 - clip-higher (DAPO), dual clip, GSPO's sequence ratio, CISPO, KL to a reference and truncated importance sampling are
   options which the paper does not use; the official code has clip-higher (0.2 / 0.35) and no division by std.
 
-Shapes: ``P`` prompts, ``G`` responses a prompt, ``B`` samples of a (micro-)batch, ``T`` response positions
-(right-padded). Log-probs are in nats. Masks are True (or 1) where a token counts; whatever stands where the mask is
-False, NaN included, changes neither the loss nor its gradient.
+Shapes: ``P`` prompts, ``G`` responses per prompt, ``B`` samples of a (micro-)batch, ``T`` response positions
+(right-padded). Log-probs are in nats. Masks are True (or 1) where a token counts; values where the mask is False, even
+NaN, change neither the loss nor its gradient.
 
 Denominators are global. Every loss here is *this micro-batch's share* of the loss of the whole optimiser batch: the
 shares of all micro-batches of all ranks add up to the loss of one big batch, and so do the gradients. Hence no
 division by the number of accumulation steps, and where gradients are averaged over ranks (DDP, FSDP) the trainer
 multiplies its share by the number of ranks.
 
-Nothing here tests for NaN on the way: that would be one device synchronisation a call. The trainer calls
+Nothing here tests for NaN along the way: that would be one device synchronisation per call. The trainer calls
 ``check_finite`` on the loss it is about to differentiate.
 """
 
@@ -38,17 +38,17 @@ KLEstimator = Literal["k1", "k2", "k3"]
 def group_advantages(rewards_PG: Tensor, scale: Scale = "std", eps: float = 1e-6) -> Tensor:
     """Advantages (P, G) of rewards (P, G): A = (r - mean) / (std + eps) within each row.
 
-    ``scale="std"`` is the paper's (std with Bessel's correction, as TRL), ``"none"`` leaves the division out (Dr. GRPO,
-    official code). A row of identical rewards gives exactly 0.0. Integer and boolean rewards are taken as float32.
+    ``scale="std"`` is the paper's (std with Bessel's correction, as TRL), ``"none"`` omits the division (Dr. GRPO,
+    official code). A row of identical rewards gives exactly 0.0. Integer and boolean rewards are converted to float32.
     Raises ValueError for anything but (P, G), for G < 2 (a group of one has no baseline) and for non-finite rewards.
     """
     _check_choice("scale", scale, Scale)
     if rewards_PG.ndim != 2:
-        raise ValueError(f"rewards_PG must have shape (prompts, responses a prompt), got {tuple(rewards_PG.shape)}")
+        raise ValueError(f"rewards_PG must have shape (prompts, responses per prompt), got {tuple(rewards_PG.shape)}")
     if rewards_PG.shape[1] < 2:
         raise ValueError(
-            f"group_advantages needs at least 2 responses a prompt, got {rewards_PG.shape[1]}: a single response has no"
-            " group to be compared with; raise the number of responses a prompt"
+            f"group_advantages needs at least 2 responses per prompt, got {rewards_PG.shape[1]}: a single response has"
+            " no group to be compared with; increase the number of responses per prompt"
         )
     rewards_PG = rewards_PG if rewards_PG.is_floating_point() else rewards_PG.float()
     if not bool(torch.isfinite(rewards_PG).all()):
@@ -117,7 +117,7 @@ def policy_loss(
 
     rho = exp(logp - behavior_logp); per token L = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A).
 
-    - ``ratio="sequence"`` (GSPO): one rho a sample, exp(mean over its tokens of logp - behavior_logp), differentiated
+    - ``ratio="sequence"`` (GSPO): one rho per sample, exp(mean over its tokens of logp - behavior_logp), differentiated
       through as it stands
     - ``objective="cispo"`` (MiniMax-M1): L = -stop_gradient(clip(rho)) A logp; ``clip_low=1``: no lower bound
     - ``dual_clip`` c > 1: where A < 0, L is at most -c A (TRL's ``delta``); not with ``"cispo"``
@@ -240,8 +240,8 @@ def check_finite(loss: Tensor, where: str) -> None:
     """Raise FloatingPointError when a loss is NaN or infinite; ``where`` names the step and the samples."""
     if not bool(torch.isfinite(loss).all()):
         raise FloatingPointError(
-            f"the loss of {where} is {loss.detach().tolist()}. Look at ratio_max and the gap between engine and trainer"
-            " log-probs; a lower learning rate or fewer steps an episode keep the ratio near 1"
+            f"the loss of {where} is {loss.detach().tolist()}. Check ratio_max and the gap between engine and trainer"
+            " log-probs; a lower learning rate or fewer steps per episode keep the ratio near 1"
         )
 
 

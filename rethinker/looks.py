@@ -1,9 +1,9 @@
 """First and second looks: one code path for training, evaluation and notebooks.
 
 A first look is a response y1, graded. A second look is the trajectory y1 + trigger + y2 of Forced Rethinking (paper,
-section 3.3), graded as a whole. Which responses get one, and which trajectories are kept, is decided in ``rethink.py``.
-Seeds are functions of what is asked, given by the caller, so that a look depends neither on the other queries of a call
-nor on the number of ranks; results are paired by id, never by position.
+section 3.3), graded as a whole. ``rethink.py`` decides which responses get one and which trajectories are kept.
+Seeds are functions of the request, supplied by the caller, so that a look depends neither on the other queries of a
+call nor on the number of ranks; results are paired by id, never by position.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def plan_second_looks(
     fraction: float | None = None,
     triggers: Sequence[str] = tuple(TRIGGERS),
 ) -> list[RethinkPlan]:
-    """``rethink.choose`` among first responses as ``options`` say; ``fraction`` overrides theirs."""
+    """``rethink.choose`` among first responses with the settings ``options``; ``fraction`` overrides theirs."""
     return choose(
         firsts,
         options.fraction if fraction is None else fraction,

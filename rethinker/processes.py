@@ -1,4 +1,4 @@
-"""What every training process needs: accelerate's settings checked, glibc malloc tuned (ours)."""
+"""Setup of every training process: check accelerate's settings, tune glibc malloc (ours)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEPT = 2**31 - 1  # bytes
 
 
 def check_accelerator(accelerator: Any) -> None:
-    """Raises RuntimeError where processes were started in a way that cannot train, or would train another loss."""
+    """Raises RuntimeError if the processes were started in a way that cannot train or would change the loss."""
     started, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if started != accelerator.num_processes:
         raise RuntimeError(
@@ -24,27 +24,27 @@ def check_accelerator(accelerator: Any) -> None:
             "train alone; start the run with `rethinker train` or `accelerate launch`"
         )
     if "LOCAL_WORLD_SIZE" in os.environ and here != started:
-        raise RuntimeError(f"{here} of {started} processes are on this machine: a run has to be on one machine")
+        raise RuntimeError(f"{here} of {started} processes are on this machine: a run must use a single machine")
     kind, plain = accelerator.distributed_type, ("NO", "MULTI_CPU", "MULTI_GPU")
     if kind not in [DistributedType[name] for name in plain]:
         raise RuntimeError(f"accelerate: distributed_type {kind.value} is not supported, only {', '.join(plain)}")
     if accelerator.mixed_precision != "no":
         raise RuntimeError(
             f"accelerate: mixed_precision {accelerator.mixed_precision} would change the loss; set it to no "
-            "(model.dtype says what the weights are)"
+            "(model.dtype sets the type of the weights)"
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise RuntimeError(
             f"accelerate: gradient_accumulation_steps {accelerator.gradient_accumulation_steps} would change the loss; "
-            "set it to 1 (optim.micro_batch_tokens makes the parts of a batch)"
+            "set it to 1 (optim.micro_batch_tokens splits a batch)"
         )
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep up to 2 GiB of freed memory; returns whether malloc could be tuned (glibc only).
 
-    A training step frees and takes the same megabytes again and again, and the kernel would hand them out page by page,
-    zeroed, each time.
+    A training step frees and allocates the same memory over and over; otherwise the kernel would return and zero it
+    page by page each time.
     """
     if sys.platform != "linux":
         return False

@@ -3,11 +3,11 @@
 Differs from arXiv:2504.08837 in:
 - nothing by default: effective samples enter the buffer before the draw, P(j) is proportional to abs(A_j)**alpha, the
   buffer is cleared when an episode starts;
-- the paper gives the distribution of one draw and not whether draws are repeated; here they are independent (with
-  replacement), so that every draw has the stated distribution, and a small buffer can still fill a large batch;
+- the paper gives the distribution of one draw but not whether draws are with replacement; here they are (independent
+  draws), so that every draw has the stated distribution, and a small buffer can still fill a large batch;
 - ``lifetime`` and ``capacity`` are ours: buffers that outlive their episode, and a bound on their size.
 
-The sampling distribution (``draw_probabilities``) is apart from the storage. It is global: give ``select`` the whole
+The sampling distribution (``draw_probabilities``) is separate from the storage. It is global: give ``select`` the whole
 batch of all data-parallel ranks, in the same order on every rank, and every rank computes the same batch.
 """
 
@@ -47,18 +47,18 @@ def draw_probabilities(advantages: Sequence[float] | NDArray[np.float64], alpha:
 
 
 class Selector:
-    """Which samples of a raw batch are trained on, and which older ones beside them. By itself it is plain GRPO: every
-    sample is trained on, those with zero advantage included (they only dilute the batch)."""
+    """Chooses the samples of a raw batch to train on, and older ones to add. This base class is plain GRPO: every
+    sample is trained on, including those with zero advantage (they only dilute the batch)."""
 
     mode: Mode = "grpo"
 
     def select(self, samples: Sequence[Sample]) -> list[Sample]:
         """The training batch of one step, from the raw batch of that step (all ranks)."""
-        _effective(samples)  # its check
+        _effective(samples)  # checks the advantages
         return list(samples)
 
     def start_episode(self) -> None:
-        """To be called before the first ``select`` of every episode."""
+        """Call before the first ``select`` of every episode."""
 
     def stats(self) -> dict[str, float]:
         """buffer_size: samples in the buffer."""
@@ -74,7 +74,7 @@ class Selector:
 
 
 class DropIneffective(Selector):
-    """GRPO-Filter: samples with zero advantage are dropped and nothing takes their place."""
+    """GRPO-Filter: samples with zero advantage are dropped and not replaced."""
 
     mode: Mode = "filter"
 
@@ -83,12 +83,12 @@ class DropIneffective(Selector):
 
 
 class SelectiveSampleReplay(Selector):
-    """Algorithm 1: drop what has no advantage, refill the batch from a buffer of what had.
+    """Algorithm 1: drop samples with zero advantage, refill the batch from a buffer of effective ones.
 
     ``alpha`` >= 0: exponent of abs(advantage) (official code: 1; 0 is uniform).
     ``lifetime``: in episodes. 1 (paper) clears the buffer when an episode starts, k keeps the k - 1 episodes before,
-    None keeps all. ``capacity``: most samples held, the oldest go first; None is unbounded.
-    ``seed``: of a generator that nothing else uses and that ``state_dict`` contains.
+    None keeps all. ``capacity``: maximum number of samples held, the oldest are dropped first; None is unbounded.
+    ``seed``: of the buffer's private generator, whose state is part of ``state_dict``.
     """
 
     mode: Mode = "ssr"
@@ -128,7 +128,7 @@ class SelectiveSampleReplay(Selector):
         return self._generator.choice(len(probabilities), size=n, replace=True, p=probabilities).tolist()
 
     def start_episode(self) -> None:
-        """Count a new episode and forget the samples that have reached their lifetime."""
+        """Count a new episode and drop the samples that have reached their lifetime."""
         while self._entries and self._outlived(self._entries[0][0]):
             self._entries.popleft()
         self._episode += 1

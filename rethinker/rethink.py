@@ -1,20 +1,20 @@
-"""Forced Rethinking: choose first responses, splice the forced second look, keep what ends right. No model, no I/O.
+"""Forced Rethinking: choose first responses, splice the forced second look, keep what ends correct. No model, no I/O.
 
 Differs from arXiv:2504.08837 in:
 - the trigger is drawn without looking at correctness (``trigger_choice="blind"``); the official code uses
   self-verification on right and self-correction on wrong answers, which leaks the label (``"by_correctness"``);
-- "a fraction q of the responses" is an independent coin for each eligible response, thrown by a hash of
+- "a fraction q of the responses" is an independent coin flip for each eligible response, seeded by a hash of
   (seed, episode, sample id): the choice depends neither on the number of ranks nor on the order of the samples;
-- responses that already reflect of themselves can be left alone (``skip_reflective``, off by default);
-- the trigger was not sampled, and the paper does not say what the GRPO term does with it: ``forced_tokens`` takes it as
-  on-policy (ratio 1), with the ratio to the behaviour policy, or out of the term;
-- of more than ``max_per_query`` right trajectories of a query the first in group order are kept; the paper does not
+- responses that already reflect spontaneously can be left alone (``skip_reflective``, off by default);
+- the trigger was not sampled, and the paper does not say what the GRPO term does with it: ``forced_tokens`` treats it
+  as on-policy (ratio 1), uses the ratio to the behaviour policy, or leaves it out of the term;
+- if a query has more than ``max_per_query`` correct trajectories, the first in group order are kept; the paper does not
   say which;
-- the NLL term covers trigger and y2 by default (``nll_on``); the paper does not say which tokens. It is paid by the
-  kept trajectories that are trained on: SSR and the filter drop those of unanimous groups (advantage 0) before it (the
-  metric rethink/trained says how many are left), and a replayed one pays it again.
+- the NLL term covers trigger and y2 by default (``nll_on``); the paper does not say which tokens. It applies to the
+  kept trajectories that are trained on: SSR and the filter drop those of unanimous groups (advantage 0) beforehand (the
+  metric rethink/trained counts the rest), and it applies again to a replayed one.
 
-A trajectory is y1 (EOS removed) + trigger + y2, spliced as token ids: text is never decoded, edited and encoded again.
+A trajectory is y1 (EOS removed) + trigger + y2, spliced as token ids: text is never decoded, edited and re-encoded.
 Everything is paired by sample id.
 """
 
@@ -41,7 +41,8 @@ REFLECTION_PATTERN = re.compile(
     r"|let(?:'s| us| me) (?:verify|check again)|(?:made|be) a mistake|does (?:it|this|that) seem right)\b",
     re.IGNORECASE,
 )
-"""Words of a second look (ours; the triggers' own words and their usual kin). Whole words: "waiting time" is none."""
+"""Words of a second look (ours; those of the triggers and common variants). Whole words: "waiting time" does not
+match."""
 
 TriggerChoice = Literal["blind", "by_correctness"]
 Placement = Literal["replace", "append"]
@@ -65,7 +66,7 @@ class RethinkPlan:
 
 
 def contains_reflection(text: str) -> bool:
-    """Whether a response takes a second look in words (``REFLECTION_PATTERN``)."""
+    """Whether the text of a response takes a second look (``REFLECTION_PATTERN``)."""
     return REFLECTION_PATTERN.search(text) is not None
 
 
@@ -81,16 +82,16 @@ def choose(
     trigger_choice: TriggerChoice = "blind",
     skip_reflective: bool = False,
 ) -> list[RethinkPlan]:
-    """Choose first responses to be forced, in the order of ``samples``; at most one plan a sample.
+    """Choose first responses to be forced, in the order of ``samples``; at most one plan per sample.
 
-    Eligible is a response that ended with EOS, has at least one token before it, leaves at least
-    ``min_second_look_tokens`` of the ``max_new_tokens`` of a whole trajectory after the longest trigger, and
+    A response is eligible if it ended with EOS, has at least one token before it, leaves at least
+    ``min_second_look_tokens`` of a trajectory's ``max_new_tokens`` after the longest trigger, and
     (``skip_reflective``) does not reflect already. Each eligible response is chosen with probability ``fraction`` (of
     the eligible, not of all; training wants < 1, and 1 forces every one, as the test-time modes of Fig. 7 do).
 
-    ``trigger_ids``: the kinds to draw from, uniformly, each with its token ids. ``seed``: of the run; coin and trigger
-    are a pure function of (seed, episode, sample id). ValueError for responses that have been rethought already, a
-    finished response without EOS, unknown or empty triggers, duplicate sample ids and numbers out of range.
+    ``trigger_ids``: the kinds to draw from, uniformly, each with its token ids. ``seed``: of the run; coin flip and
+    trigger are a pure function of (seed, episode, sample id). ValueError for responses that have been rethought
+    already, a finished response without EOS, unknown or empty triggers, duplicate sample ids and numbers out of range.
     """
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"fraction of forced responses must be in [0, 1], got {fraction}")
@@ -136,7 +137,7 @@ def splice(
     *,
     decode: Callable[[Sequence[int]], str],
 ) -> Sample:
-    """The whole trajectory of ``sample`` as a candidate (``rethinking.kept`` False, no ``nll_mask``: ``keep`` decides).
+    """The whole trajectory of ``sample`` as a candidate (``rethinking.kept`` False, no ``nll_mask``: see ``keep``).
 
     ``continuation`` is y2 alone, ``grade`` the verdict on the whole trajectory, ``decode`` turns token ids into text
     without special tokens. The reward becomes the correctness (0.0 or 1.0). Forced tokens have rollout log-prob 0.0
@@ -180,7 +181,7 @@ def mark_kept(
 ) -> list[Sample]:
     """The candidates of one group, in group order, the kept ones with ``rethinking.kept`` and their ``nll_mask``.
 
-    Kept are the first ``max_per_query`` in group order whose whole trajectory is finished and correct. The NLL covers
+    Keeps the first ``max_per_query`` in group order whose whole trajectory is finished and correct. The NLL covers
     trigger and y2 (``"rethinking"``) or y1 as well (``"trajectory"``).
     ValueError for candidates of another group, without a rethinking, or two of one sample.
     """
@@ -212,8 +213,8 @@ def mark_kept(
 def keep(group: Group, candidates: Sequence[Sample], placement: Placement = "replace") -> Group:
     """The group with the kept ones of ``candidates`` (see ``mark_kept``); ``first_correct`` stays that of y1.
 
-    ``"replace"`` (paper): a kept trajectory takes the place, and the id, of its own y1. ``"append"``: y1 stays and the
-    trajectory comes behind the group, with the next free index as its id.
+    ``"replace"`` (paper): a kept trajectory replaces its own y1 and takes its id. ``"append"``: y1 stays and the
+    trajectory is appended to the group, with the next free index as its id.
     """
     kept = [sample for sample in candidates if sample.rethinking and sample.rethinking.kept]
     if placement == "replace":

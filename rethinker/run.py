@@ -42,7 +42,7 @@ from rethinker.update import PolicyUpdate
 
 
 class TrainingRun:
-    """Everything that a run needs, built once; ``run()`` does the stages."""
+    """Everything that a run needs, built once; ``run()`` executes the stages."""
 
     def __init__(
         self, config: RunConfig, *, resume: bool = False, lock: int | None = None, make_sink: MakeSink | None = None
@@ -85,7 +85,7 @@ class TrainingRun:
         if config.queries_per_episode > len(self.train_queries):
             raise ValueError(
                 f"queries_per_episode={config.queries_per_episode}, but {config.data.train} has "
-                f"{len(self.train_queries)} usable queries; make it smaller or give more data"
+                f"{len(self.train_queries)} usable queries; lower it or provide more data"
             )
         if "order" in state:
             self.order.load_state_dict(state["order"])
@@ -111,7 +111,7 @@ class TrainingRun:
 
     def read(self, use: str, source: str | None, limit: int | None = None) -> list[Query]:
         """The queries for ``use`` (train, validation, test); dropped rows are reported on the terminal and in
-        ``dropped/<use>.json``. Raises ValueError where a source is given and no row of it can be used.
+        ``dropped/<use>.json``. Raises ValueError if a source is given and no row of it can be used.
         """
         if source is None:
             return []
@@ -126,7 +126,7 @@ class TrainingRun:
         return queries
 
     def load_policy(self, saved: Path | None) -> Policy:
-        """The policy at the run's start or as the checkpoint has it."""
+        """The policy at the start of the run, or from the checkpoint."""
         config, data = self.config.model, self.config.data
         if saved and not config.lora_rank:
             config = replace(config, path=os.fspath(saved / "model"))
@@ -138,7 +138,7 @@ class TrainingRun:
         return policy
 
     def load_reference(self) -> torch.nn.Module | None:
-        """The policy before training, frozen; None where no stage has a KL term."""
+        """The policy before training, frozen; None if no stage has a KL term."""
         stages = [self.config.for_stage(index) for index in range(len(self.config.stages))]
         if not any(stage.grpo.kl_coef for stage in stages):
             return None
@@ -146,7 +146,7 @@ class TrainingRun:
         return PolicyForward(model.requires_grad_(False), autocast=self.config.model.autocast).eval()
 
     def run(self) -> str:
-        """Do what is left of the run; returns "finished" or "stopped"."""
+        """Run the remaining stages; returns "finished" or "stopped"."""
         signal.signal(signal.SIGTERM, self.request_stop)  # what a scheduler sends before it kills
         self.write_status("running")
         state = "finished"
@@ -166,7 +166,7 @@ class TrainingRun:
         return state
 
     def run_stage(self, index: int) -> bool:
-        """The episodes of a stage and its test; False if it was stopped before its end."""
+        """The episodes of a stage and its evaluation; False if it was stopped before its end."""
         stage, config = self.config.stages[index], self.config.for_stage(index)
         trainer = self.make_trainer(index, config)
         self.tracker.say(f"[bold]{stage.name}[/]: episodes {self.progress.stage_episode + 1} to {stage.episodes}")
@@ -234,7 +234,7 @@ class TrainingRun:
         )
 
     def save(self, trainer: Trainer, best: bool) -> None:
-        """A checkpoint of the run as it stands; only ``last``, ``best`` and the ends of stages are kept."""
+        """A checkpoint of the current state; only ``last``, ``best`` and the ends of stages are kept."""
         if self.accelerator.is_main_process:
             checkpoints = self.folder.checkpoints
             folder = checkpoint.save_checkpoint(
@@ -303,25 +303,25 @@ class TrainingRun:
         return any(gather_object([self.stop_requested]))
 
     def write_status(self, state: str) -> None:
-        """Say in the run's folder how the run stands."""
+        """Write the state of the run into its folder."""
         if self.accelerator.is_main_process:
             status = {"state": state, "progress": asdict(self.progress)}
             atomic_write_text(self.folder.status, json.dumps(status))
 
 
 def due(every: int, count: int) -> bool:
-    """Whether something that happens every ``every`` times (0: never) happens now."""
+    """Whether an action that happens every ``every`` times (0: never) is due."""
     return every > 0 and count % every == 0
 
 
 def main(make_sink: MakeSink) -> None:
-    """What every process of a run does; its command line: ``CONFIG.yaml [--resume]``."""
+    """Entry point of every process of a run; command line: ``CONFIG.yaml [--resume]``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("config")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     disable_progress_bar()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks for an orderly stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which requests an orderly stop
     config = load_config(arguments.config)
     with exclusive_writer(config.folder) as lock:
         TrainingRun(config, resume=arguments.resume, lock=lock, make_sink=make_sink).run()

@@ -1,9 +1,9 @@
 """The algorithm: GRPO with Selective Sample Replay and Forced Rethinking (arXiv:2504.08837).
 
-``Trainer.episode`` reads in the paper's order: queries -> first looks -> second looks -> group advantages -> behaviour
+``Trainer.episode`` follows the paper's order: queries -> first looks -> second looks -> group advantages -> behaviour
 log-probs -> for each raw batch Algorithm 1 and an update -> weights back to the engine. Ranks generate for different
-queries; from the behaviour log-probs on, every rank holds the samples of all, so that the sampling distribution of
-replay and every denominator are those of the whole batch.
+queries; from the behaviour log-probs on, every rank holds the samples of all ranks, so that the sampling distribution
+of replay and every denominator refer to the whole batch.
 
 Differs from arXiv:2504.08837 in: see grpo.py, replay.py and rethink.py; the ratio's denominator is the behaviour
 policy as the trainer computes it, and the gap to the engine is corrected by truncated importance weights (ours).
@@ -49,7 +49,7 @@ from rethinker.update import PolicyUpdate
 
 @dataclass
 class Progress:
-    """How far a run is; part of a checkpoint."""
+    """The progress of a run; part of a checkpoint."""
 
     stage: int = 0  # index of the stage
     stage_episode: int = 0  # episodes done in this stage
@@ -114,7 +114,7 @@ class Trainer:
         return self.report(record, samples)
 
     def start_episode(self) -> EpisodeRecord:
-        """An empty record; caches and stopwatches start anew."""
+        """An empty record; caches and stopwatches are reset."""
         self.seconds.clear()
         self.policy.encoder.forget()
         self.images_before = self.image_counts()
@@ -161,7 +161,7 @@ class Trainer:
         )
 
     def second_looks(self, groups: Sequence[Group]) -> tuple[list[Group], list[Sample], int]:
-        """Groups in which kept trajectories stand for their y1, all forced trajectories, and how many were eligible."""
+        """Groups with kept trajectories in place of their y1, all forced trajectories, and the number eligible."""
         options, seed, limit = self.config.rethink, self.config.seed, self.config.rollout.max_new_tokens
         with self.timed("rethink"):
             firsts = [sample for group in groups for sample in group.samples]
@@ -207,9 +207,9 @@ class Trainer:
     def with_behavior_logprobs(self, record: EpisodeRecord) -> list[Sample]:
         """The episode's samples, in the order of the groups, with the behaviour policy's log-probs.
 
-        A rank scores what it has rolled out (its images are there), and nothing that will not be trained on. Where the
-        episode makes one update, on its own samples only, nothing is scored: the log-probs of the update's own forward
-        pass are the behaviour policy's.
+        A rank scores its own rollouts (their images are loaded), except samples that will not be trained on. If the
+        episode makes one update, on its own samples only, nothing is scored: the log-probs of the update's forward
+        pass are already the behaviour policy's.
         """
         samples = [sample for group in record.groups for sample in group.samples]
         record.on_policy = self.single_update(len(samples))
@@ -221,12 +221,12 @@ class Trainer:
         return [scored[sample.sample_id] for sample in samples]
 
     def single_update(self, samples: int) -> bool:
-        """Whether an episode of so many samples makes one update, on its own samples only."""
+        """Whether an episode with this number of samples makes one update, on its own samples only."""
         return self.config.batches(samples) <= 1 and not self.config.replay.outlives
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with log-probs by the current weights; those that will not be trained on keep none."""
+        """The samples with log-probs under the current weights; those that will not be trained on get none."""
         everything = self.config.replay.mode == "grpo"
         wanted = arrange([s for s in samples if s.response.token_ids and (everything or s.effective)])
         packing = self.config.model.forward
@@ -248,8 +248,8 @@ class Trainer:
     def step(self, batch: Sequence[Sample], record: EpisodeRecord) -> None:
         """One update, or none if no sample, fresh or stored, has an advantage.
 
-        Without one the step is skipped whole, also where ``grpo.kl_coef`` or ``grpo.entropy_coef`` would have a
-        gradient of their own (paper: no effective sample, no update).
+        Without one the whole step is skipped, even if ``grpo.kl_coef`` or ``grpo.entropy_coef`` would contribute a
+        gradient (paper: no effective sample, no update).
         """
         if not any(sample.effective or sample.nll_mask for sample in batch):
             record.skipped_steps += 1
@@ -272,14 +272,15 @@ class Trainer:
         gap = canary_gap(self.engine, self.policy, forward, probe, self.sampling)
         if gap is not None and not gap <= limit:  # NaN is far apart too
             raise RuntimeError(
-                f"after the weight sync of episode {record.number} engine and trainer differ by {gap:.3g} nats a token "
-                f"(rollout.canary={limit}): the engine does not run the trainer's weights or prompts. One of lower "
-                "precision (rollout.dtype, model.dtype) differs by rounding alone and needs a larger rollout.canary"
+                f"after the weight sync of episode {record.number} engine and trainer differ by {gap:.3g} "
+                f"nats per token (rollout.canary={limit}): the engine does not run the trainer's "
+                "weights or prompts. With lower precision (rollout.dtype, model.dtype) the gap is only rounding: raise "
+                "rollout.canary"
             )
         return gap
 
     def image_counts(self) -> tuple[int, int]:
-        """Images that this rank has decoded, and sent through the policy's vision tower, so far."""
+        """Images that this rank has decoded, and encoded by the policy's vision tower, so far."""
         return self.policy.images.decoded, self.policy.encoder.encoded
 
     def report(self, record: EpisodeRecord, samples: Sequence[Sample]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The records that flow through the library: queries in, samples out.
 
 All are frozen: a stage of the algorithm returns new records (``dataclasses.replace``) and never edits one in place.
-Images are references (paths) until the last moment, so that a record costs bytes and not pixels.
+Images are stored as paths until they are needed, so that a record stays small.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Query:
     images: tuple[str, ...] = ()  # absolute paths
     category: str = ""  # the kind of question
     source: str = ""
-    level: int = 0  # difficulty, 0 where the data set has none
-    pass_rate: float | None = None  # of a reference model, where the data set has one
+    level: int = 0  # difficulty, 0 if the data set has none
+    pass_rate: float | None = None  # of a reference model, if the data set has one
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """Ask an engine for ``n`` responses to ``query``; results are paired with it by ``request_id``, never by position.
 
-    ``prefix_ids`` are response tokens that stand already (Forced Rethinking: y1 without EOS, and the trigger): the
+    ``prefix_ids`` are response tokens that are already given (Forced Rethinking: y1 without EOS, and the trigger): the
     engine continues after them and returns the continuation only.
     ``seed`` makes the samples of this request reproducible whatever else is in the batch.
     """
@@ -55,9 +55,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the policy wrote. ``token_ids`` includes the EOS token when ``finished``.
+    """What the policy generated. ``token_ids`` includes the EOS token when ``finished``.
 
-    ``logprobs`` (nats, one a token) are those of the distribution that was sampled: after temperature, top_p and the
+    ``logprobs`` (nats, one per token) are those of the distribution that was sampled: after temperature, top_p and the
     ban of vision tokens.
     """
 
@@ -93,12 +93,12 @@ class Rethinking:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One response of a group with all that training needs.
+    """One response of a group with everything that training needs.
 
     ``prompt_tokens``: length of the query's prompt as the model reads it, image tokens included.
     ``sampled_mask``: tokens that the policy sampled (False: the forced trigger).
     ``nll_mask``: tokens under the NLL loss of Forced Rethinking (empty: none).
-    ``behavior_logprobs``: of the frozen behaviour policy as the trainer computes it, one a token; the denominator of
+    ``behavior_logprobs``: of the frozen behaviour policy as the trainer computes it, one per token; the denominator of
     the ratio.
     """
 
@@ -123,7 +123,7 @@ class Sample:
 
     @property
     def rollout_logprobs(self) -> tuple[float, ...]:
-        """The engine's log-probs, one a token (0.0 where the token was forced)."""
+        """The engine's log-probs, one per token (0.0 where the token was forced)."""
         return self.response.logprobs
 
     @property

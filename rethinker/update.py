@@ -1,8 +1,7 @@
 """One optimiser update on a batch of samples: micro-batches, the loss and its global denominators.
 
-The batch is the whole batch of the step, known to every rank. A rank takes its part, balanced by tokens; every
-denominator (samples, tokens, NLL tokens) is that of the whole batch, so the gradient does not depend on the number of
-ranks or of micro-batches.
+Every rank knows the whole batch of the step and processes its own part, balanced by tokens. Every denominator (samples,
+tokens, NLL tokens) is that of the whole batch, so the gradient does not depend on the number of ranks or micro-batches.
 """
 
 from __future__ import annotations
@@ -131,7 +130,7 @@ class PolicyUpdate:
             self.optimizer.zero_grad()
             raise FloatingPointError(
                 f"the gradient is not finite ({norm}) on the batch of {len(batch)} samples starting with "
-                f"{batch[0].sample_id}: lower optim.lr, or look at this episode's responses"
+                f"{batch[0].sample_id}: lower optim.lr, or inspect this episode's responses"
             )
         lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
@@ -162,7 +161,7 @@ class PolicyUpdate:
                 self.scored[sample.sample_id] = tuple(row[: len(sample.response.token_ids)])
         behavior_BT, loss_mask_BT = packed.behavior_logprobs_BT, mask_BT
         if config.rethink.forced_tokens == "on_policy":
-            # The trigger was not sampled, so no policy is behind it: its ratio is 1, its gradient A * grad log pi.
+            # The trigger was sampled by no policy: its ratio is 1, its gradient A * grad log pi.
             behavior_BT = torch.where(packed.sampled_BT, behavior_BT, logprobs_BT.detach())
         elif config.rethink.forced_tokens == "mask":
             loss_mask_BT = mask_BT & packed.sampled_BT

@@ -227,7 +227,7 @@ def test_evaluate_overwrites_nothing(finished, capsys, monkeypatch):
     ("text", "expected"),
     [
         (None, "No such file"),
-        ("num_machines: 2\n", "num_machines is 2; a run has to be on one machine"),
+        ("num_machines: 2\n", "num_machines is 2; a run must use a single machine"),
         ("- 1\n", "not a"),
     ],
 )

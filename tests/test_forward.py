@@ -465,7 +465,7 @@ def test_lora_trains_the_language_model_only_and_merges(tiny_folder, items, tmp_
     ],
 )
 def test_a_lora_target_that_no_layer_has(tiny_folder, target, near):
-    """Beside one that exists: peft would go on without."""
+    """Beside one that exists: peft would resume without."""
     with pytest.raises(ConfigError, match=f"no linear layer '{target}' in its language model.*{near}"):
         load_policy(ModelConfig(path=str(tiny_folder), lora_rank=4, lora_targets=("q_proj", target)))
 

@@ -82,5 +82,5 @@ def test_the_command_writes_the_card_too(tiny_folder, tmp_path, monkeypatch, cap
     assert f"\n    rethinker pretrain-tiny --out {out} --steps 7 --seed 0 --threads 1\n" in card
     assert "Seed 0, 7 steps in 0 minutes on 1 CPU thread." in card
     assert "Measured on the 18 test queries" in card
-    assert "(1 queries a cell)" in card
-    assert "right at once 0.000" in capsys.readouterr().out
+    assert "(1 queries per cell)" in card
+    assert "accuracy of the first pass 0.000" in capsys.readouterr().out

@@ -400,7 +400,7 @@ def test_mistakes(tmp_path, finished_offline, capsys):
     assert main(["report", str(other), "--wandb"]) == 2
     assert "was not recorded for W&B" in capsys.readouterr().err
     assert main(["report", str(other), "--publish"]) == 2
-    assert "give --wandb, too" in capsys.readouterr().err
+    assert "add --wandb" in capsys.readouterr().err
     atomic_write_text(other / "wandb_id", "00")
     atomic_write_text(other / "config.yaml", "tracking: {wandb_project: mine}\n")
     assert main(["report", str(other), str(finished_offline), "--wandb"]) == 2

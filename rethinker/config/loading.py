@@ -2,7 +2,7 @@
 
 Every field says its unit and where its default comes from: "paper" (arXiv 2504.08837), "official code" or "ours".
 Unknown keys and bad values are errors that name the key, the value, what is allowed and the nearest valid key.
-Two-stage runs (the paper's VL-Reasoner, then VL-Rethinker) are one file: ``stages`` holds overrides a stage.
+Two-stage runs (the paper's VL-Reasoner, then VL-Rethinker) are one file: ``stages`` holds overrides per stage.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class RunConfig:
     """One run, resolved."""
 
     name: str = "run"
-    runs_dir: str = "runs"  # relative to the working folder, also where relative_to is another
+    runs_dir: str = "runs"  # relative to the working directory, also where relative_to is another
     # Where relative paths start: model.path, data.train, data.validation, data.test, launch.accelerate. On the command
-    # line they start in the working folder always.
+    # line they start in the working directory always.
     relative_to: Literal["working_folder", "repository"] = "working_folder"
     seed: int = option(0, min=0)
     queries_per_episode: int = option(1024, min=1)  # over all ranks (paper)
@@ -196,7 +196,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), t
     """The config of a YAML file with ``section.key=value`` overrides; every stage's settings are checked too.
 
     ``overrides`` count as lines of the file, ``typed`` ones come after them and were typed by a person: relative paths
-    in them start in the working folder, whatever ``relative_to`` is.
+    in them start in the working directory, whatever ``relative_to`` is.
 
     Raises ConfigError for an unreadable file, an unknown key or a bad value.
     """

@@ -98,7 +98,7 @@ RULES = (
     ),
     Rule("grpo.kl_coef above 0", ("grpo.kl_estimator",), stage=lambda config: config.grpo.kl_coef > 0),
     Rule(
-        "several updates an episode, or samples of earlier ones: here every ratio is 1",
+        "several updates per episode, or samples of earlier ones: here every ratio is 1",
         ("grpo.clip_low", "grpo.clip_high", "grpo.dual_clip"),
         stage=_off_policy,
     ),

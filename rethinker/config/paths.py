@@ -1,9 +1,9 @@
 """Where the relative paths of a config start, and which names may stand for something on the Hugging Face hub.
 
-A file says it itself, by ``relative_to``: the shipped configs start in the repository, wherever the command is typed;
-all others in the working folder. A path that is typed on the command line starts in the working folder always. In
-memory a ``RunConfig`` holds paths that can be opened from the working folder; in files (``portable``) those inside the
-repository are written relative to it, so that a run of a shipped config resumes in a moved checkout and on another
+A file says so, by ``relative_to``: the shipped configs start in the repository, wherever the command is typed;
+all others in the working directory. A path that is typed on the command line starts in the working directory always. In
+memory a ``RunConfig`` holds paths that can be opened from the working directory; in files (``portable``) those inside
+the repository are written relative to it, so that a run of a shipped config resumes in a moved checkout and on another
 machine.
 """
 
@@ -32,7 +32,7 @@ def data_source(text: str) -> tuple[str, str | None]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` has the form owner/name. A folder of that name in the working folder comes first."""
+    """Whether ``name`` has the form owner/name. A folder of that name in the working directory comes first."""
     return bool(_HUB_ID.fullmatch(name)) and not name.endswith(_FILES)
 
 
@@ -48,7 +48,7 @@ def start_at(folder: Path, path: str) -> str:
 def placed(sections: dict[str, dict[str, Any]], typed: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The sections of a config that is relative to the repository, with paths that can be opened from here.
 
-    ``typed``: settings that were typed on the command line; their paths start in the working folder.
+    ``typed``: settings that were typed on the command line; their paths start in the working directory.
     """
     root, here = find_repository(), Path.cwd()
     if root is None or root == here:

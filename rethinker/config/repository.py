@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def find_repository(start: str | Path | None = None) -> Path | None:
-    """The nearest folder at or above ``start`` (default: the working folder) that holds this repository.
+    """The nearest folder at or above ``start`` (default: the working directory) that holds this repository.
 
     Where there is none above: the folder that this package was installed from in editable mode; None where that is none
     either (an installed wheel outside a checkout).
@@ -21,7 +21,7 @@ def find_repository(start: str | Path | None = None) -> Path | None:
 
 
 def repository_root(start: str | Path | None = None) -> Path:
-    """``find_repository``. Raises FileNotFoundError where there is none."""
+    """``find_repository``. Raises FileNotFoundError if there is none."""
     root = find_repository(start)
     if root is None:
         raise FileNotFoundError(f"no checkout of the repository at or above {start or Path.cwd()}: start in its folder")

@@ -52,12 +52,12 @@ class RolloutConfig:
     ``dtype``: vLLM can run in bfloat16 beside a trainer in float32 (also one with model.autocast), for half the memory
     and more speed: weights are rounded when they are synchronised, and ``grpo.importance_cap`` corrects for the gap.
     The transformers engine has no weights of its own, and so no type of its own. ``canary``: the largest mean gap, in
-    nats a token, between the log-probs of engine and trainer after a synchronisation; 1e-2 is for float32 on both
+    nats per token, between the log-probs of engine and trainer after a synchronisation; 1e-2 is for float32 on both
     sides, lower precision needs more (experiments/vl_rethinker_7b.yaml has 0.3).
     """
 
     engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vLLM where installed
-    group_size: int = option(8, min=2)  # G responses a query (paper)
+    group_size: int = option(8, min=2)  # G responses per query (paper)
     temperature: float = option(1.0, min=0, exclusive=True)  # (official code)
     top_p: float = option(1.0, min=0, max=1, exclusive=True)  # (official code: 0.95)
     max_new_tokens: int = option(2048, min=1)  # a response, forced rethinking included (official code)
@@ -95,7 +95,7 @@ class ReplayConfig:
     alpha: float = option(1.0, min=0)  # exponent of abs(advantage) (official code)
     lifetime: int = option(1, min=1)  # episodes that a sample stays (paper: 1, cleared at the start of each)
     capacity: int | None = option(None, min=1)  # samples; None: no bound
-    max_rollouts: int = option(10, min=1)  # dynamic_sampling: rollouts an episode before it trains on what it has
+    max_rollouts: int = option(10, min=1)  # dynamic_sampling: rollouts per episode before it trains on what it has
 
     @property
     def outlives(self) -> bool:
@@ -133,8 +133,8 @@ class OptimConfig:
     weight_decay: float = option(0.0, min=0)
     warmup_steps: int = option(0, min=0)
     max_grad_norm: float = option(1.0, min=0, exclusive=True)
-    train_batch_size: int = option(512, min=1)  # samples a step, over all ranks, before any selection (paper)
-    micro_batch_tokens: int = option(16384, min=1)  # tokens a forward pass on one rank; a single sample may exceed it
+    train_batch_size: int = option(512, min=1)  # samples per step, over all ranks, before any selection (paper)
+    micro_batch_tokens: int = option(16384, min=1)  # tokens per forward pass on one rank; a single sample may exceed it
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class EvaluationConfig:
     """
 
     every: int = option(5, min=0)  # episodes between validations; 0: only at the ends of stages
-    samples: int = option(4, min=1)  # sampled responses a test query (pass@k)
+    samples: int = option(4, min=1)  # sampled responses per test query (pass@k)
     modes: tuple[Literal["plain", "forced", "bound"], ...] = ("plain", "forced", "bound")
 
 
@@ -171,7 +171,7 @@ class LaunchConfig:
 
     accelerate: str | None = None  # a file of `accelerate config`; None: processes on this machine
     processes: int = option(1, min=1)  # on this machine, where no accelerate file is given
-    threads: int = option(1, min=1)  # CPU threads a process
+    threads: int = option(1, min=1)  # CPU threads per process
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Reading and writing queries in ViRL39K's schema: a parquet file and a folder of images beside it.
+"""Reading and writing queries in ViRL39K's schema: a parquet file and a folder of images next to it.
 
 Columns: ``question`` (with a leading ``<image>`` for each image), ``answer`` (in ``\\boxed{}``),
 ``PassRate_32BTrained``, ``PassRate_7BBase``, ``category``, ``source``, ``qid``, ``image`` (list of paths, relative to
@@ -55,7 +55,7 @@ Faults = dict[Path, "tuple[str, str] | None"]  # of the images checked so far
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that was left out: its qid (or "row 17" where it has none), the kind of fault, and what exactly."""
+    """A row that was left out: its qid (or "row 17" if it has none), the kind of fault, and what exactly."""
 
     qid: str
     reason: str
@@ -81,10 +81,10 @@ def load_queries(
     Args:
         path: a ``.parquet`` or ``.jsonl`` file, a folder with ``<split>.parquet`` or ``<split>.jsonl``, a folder
             written by ``datasets.save_to_disk``, or the name of a data set on the Hugging Face hub ("owner/name").
-        split: which file (or split) of a folder or data set; may be left out where there is only one.
+        split: which file (or split) of a folder or data set; may be left out if there is only one.
         limit: stop after so many good queries.
         image_root: where relative image paths start; by default the folder of the file (or data set).
-        check_gold: why a gold answer cannot be graded, or None where it can; by default the grader's own check.
+        check_gold: why a gold answer cannot be graded, or None if it can; by default the grader's own check.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
@@ -115,7 +115,7 @@ def load_queries(
 
 
 def describe_dropped(dropped: Sequence[Dropped], examples: int = 3) -> str:
-    """A counted report, one line a reason, with the first few qids; empty if nothing was dropped."""
+    """A counted report, one line per reason, with the first few qids; empty if nothing was dropped."""
     by_reason: dict[str, list[Dropped]] = defaultdict(list)
     for item in dropped:
         by_reason[item.reason].append(item)

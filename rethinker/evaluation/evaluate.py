@@ -1,4 +1,5 @@
-"""Evaluation on held-out queries: one greedy and several sampled responses a query, in the modes of the paper's Fig. 7.
+"""Evaluation on held-out queries: one greedy and several sampled responses per query, in the modes of the paper's Fig.
+7.
 
 - ``plain``: the response as it is. Of a trained rethinker this is the paper's "VL-Rethinker" bar.
 - ``forced``: every response is continued after a trigger, those that reflect by themselves included. What cannot be
@@ -117,7 +118,7 @@ def validate(
     seed: int,
     grade: GradeMany = grade_many,
 ) -> Evaluation:
-    """One greedy plain response a query, for validation during training; see ``Evaluation.validation_metrics``."""
+    """One greedy plain response per query, for validation during training; see ``Evaluation.validation_metrics``."""
     firsts = _greedy(engine, policy, queries, sampling, seed, grade)
     settings = {"seed": seed, "max_new_tokens": sampling.max_new_tokens}
     return Evaluation(_rows(("plain", first) for first in firsts), ("plain",), 0, settings)

@@ -1,4 +1,4 @@
-"""The result of an evaluation: one row a response, and everything that is counted from the rows."""
+"""The result of an evaluation: one row per response, and everything that is counted from the rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODES = ("plain", "forced", "bound")
 COLUMNS = {
     "qid": "id of the query",
     "category": "kind of question",
-    "level": "difficulty, 0 where the data has none",
+    "level": "difficulty, 0 if the data set has none",
     "mode": "plain, forced or bound",
     "greedy": "decoded greedily; False: sampled",
     "index": "number of the sample of its query, from 0",
@@ -52,7 +52,7 @@ def empty_rows() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows (columns: ``COLUMNS``) of ``modes``, each with one greedy and ``samples`` sampled responses a query."""
+    """Rows (columns: ``COLUMNS``) of ``modes``, each with one greedy and ``samples`` sampled responses per query."""
 
     rows: pd.DataFrame
     modes: tuple[str, ...]
@@ -61,7 +61,7 @@ class Evaluation:
 
     @staticmethod
     def merge(parts: Sequence[Evaluation]) -> Evaluation:
-        """The evaluation of all queries from those of shards of them (one a rank).
+        """The evaluation of all queries from those of shards of them (one per rank).
 
         Raises ValueError if the parts were made differently or share a query.
         """

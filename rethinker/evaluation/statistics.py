@@ -44,7 +44,7 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
 
 
 def binomial(outcomes: Sequence[bool]) -> Estimate:
-    """The share of True among independent outcomes (one a query: greedy accuracy), Wilson's interval."""
+    """The share of True among independent outcomes (one per query: greedy accuracy), Wilson's interval."""
     n = len(outcomes)
     if n == 0:
         return Estimate(None, None, None, 0, 0)
@@ -58,7 +58,7 @@ def clustered(totals: Sequence[float], sizes: Sequence[int]) -> Estimate:
     The variance is the ratio estimator's over clusters (linearised; Cochran, Sampling Techniques, 6.3). The interval is
     Wilson's with the effective size that has this variance, share * (1 - share) / variance (Korn and Graubard 1998), at
     most the number of cases; so it stays inside [0, 1] and does not vanish at 0 and 1, where the number of clusters is
-    the size. With one case a cluster it equals the binomial interval. Below about 20 clusters it is somewhat narrow.
+    the size. With one case per cluster it equals the binomial interval. Below about 20 clusters it is somewhat narrow.
     """
     if len(totals) != len(sizes):
         raise ValueError(f"clustered: {len(totals)} totals but {len(sizes)} sizes")
@@ -112,7 +112,7 @@ def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of one value a seed and Student's t interval: (mean, low, high). The interval is not cut at any bound.
+    """Mean of one value per seed and Student's t interval: (mean, low, high). The interval is not cut at any bound.
 
     Seeds are the sample here, not queries: how far another seed's run would lie from these. Raises ValueError below 2.
     """

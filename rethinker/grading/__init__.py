@@ -54,7 +54,7 @@ def grade(response_text: str, gold: str, *, question: str = "", timeout_s: float
 def grade_many(items: Sequence[tuple[str, str, str]], *, timeout_s: float = 3.0) -> list[Grade]:
     """Grade ``(response_text, gold, question)`` triples; the i-th grade belongs to the i-th item.
 
-    Equal (answer, gold, question) triples are judged once a call; open ones go to the workers in parallel.
+    Equal (answer, gold, question) triples are judged once per call; open ones go to the workers in parallel.
     """
     keys = [(extract_boxed(text), extract_gold(gold), question) for text, gold, question in items]
     grades: dict[tuple[str | None, str, str], Grade] = {}

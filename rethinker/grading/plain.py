@@ -54,7 +54,7 @@ def parse_time(text: str) -> ClockTime | None:
 
 
 def same_time(gold: ClockTime, pred: ClockTime) -> bool:
-    """Equal under the rule at the head of this module."""
+    """Equal under the rule at the top of this module."""
     if (gold.minute, gold.second) != (pred.minute, pred.second):
         return False
     hours_gold, hours_pred = _hours(gold), _hours(pred)

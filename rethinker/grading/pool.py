@@ -99,7 +99,7 @@ class _Worker:
                 return None
 
     def cpu_seconds(self) -> float | None:
-        """CPU seconds the process has used; None where the system has no ``/proc``."""
+        """CPU seconds the process has used; None if the system has no ``/proc``."""
         try:
             fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:

@@ -142,7 +142,7 @@ def split_unit(text: str) -> tuple[str, str | None]:
 
 
 def compare_quantities(gold: Quantity, pred: Quantity) -> tuple[bool, str]:
-    """(equal, reason) under the rules at the head of this module."""
+    """(equal, reason) under the rules at the top of this module."""
     if not _same_unit(gold.unit, pred.unit):
         return False, f"unit: {pred.unit} instead of {gold.unit}"
     readings = [pred.value]

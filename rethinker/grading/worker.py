@@ -1,6 +1,6 @@
 """The killable worker: math-verify's verdict on two LaTeX answers. Run as a script by `pool`; stands on its own.
 
-Protocol: one JSON object a line. In: {"gold", "pred", "cpu_s"}. Out: {"status": "ready"} once, then for each line
+Protocol: one JSON object per line. In: {"gold", "pred", "cpu_s"}. Out: {"status": "ready"} once, then for each line
 {"status": "equal" | "different" | "failed" | "refused", "detail": str} ("failed": math-verify cannot read the gold
 answer, or crashes in the comparison). The parent kills the process at its time limit, so there
 are no signals and no timeouts in here. Text is never evaluated: only math-verify's LaTeX grammar is used, not its

@@ -35,7 +35,7 @@ PROMPTS_HELD = 4096  # prompts whose ids and positions are kept: some 25 kB each
 class PromptIds:
     """A tokenised prompt.
 
-    ``unexpanded`` has one image token an image (what vLLM wants), ``ids`` one for each merged patch (what the model
+    ``unexpanded`` has one image token per image (what vLLM wants), ``ids`` one for each merged patch (what the model
     reads). ``positions`` [3, len(ids)] int32: M-RoPE positions in time, height and width; the response continues at
     ``next_position``, the same in all three.
     """

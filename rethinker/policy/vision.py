@@ -1,4 +1,4 @@
-"""Images on their way through the vision tower: each distinct image once a forward pass, and once an episode where
+"""Images on their way through the vision tower: each distinct image once per forward pass, and once per episode where
 the tower is frozen.
 """
 

@@ -22,11 +22,11 @@ __all__ = [
 
 
 def make_engine(config: RunConfig, policy: Policy, max_images: int = 8) -> RolloutEngine:
-    """The engine that ``config.rollout.engine`` names; ``auto``: vLLM where it is installed, else transformers.
+    """The engine that ``config.rollout.engine`` names; ``auto``: vLLM if it is installed, else transformers.
 
     ``max_images``: the most images of a query (vLLM keeps room for them in its context). vLLM starts from
     ``config.model.path``: call ``sync_weights`` first where the policy has other weights by now.
-    Raises ImportError where vLLM is asked for and not installed, ConfigError for a ``rollout.dtype`` other than the
+    Raises ImportError if vLLM is asked for and not installed, ConfigError for a ``rollout.dtype`` other than the
     policy's without vLLM.
     """
     rollout = config.rollout

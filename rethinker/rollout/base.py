@@ -12,7 +12,7 @@ class RolloutEngine(Protocol):
     """Turns requests into responses with the weights it was last given."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
-        """``n`` responses a request, keyed by ``request_id``. Request ids are unique within a call."""
+        """``n`` responses per request, keyed by ``request_id``. Request ids are unique within a call."""
         ...
 
     def sync_weights(self, model: Any) -> None:

@@ -28,7 +28,7 @@ def canary_gap(
     ``forward`` is the trainer's ``PolicyForward``, bare or wrapped; where it is wrapped every rank must call. ``top_p``
     is left out of the probe's sampling, since the trainer does not apply it. About 1e-6 in float32; an engine in
     bfloat16 differs by rounding alone (2e-3 for the tiny VLM, 0.01 and more for large models), and so needs a larger
-    ``rollout.canary``. None where the engine sampled no token at all.
+    ``rollout.canary``. None if the engine sampled no token at all.
 
     Raises ValueError without probes or for greedy sampling.
     """

@@ -1,7 +1,7 @@
 """Token by token behind shared prompts: the keys and values of a prompt are held once for all samples of its query.
 
-Shapes: P prompts, L longest prompt, g rows a prompt, N = P * g rows, C tokens held a row, H query heads, Hk key heads,
-D head size, V vocabulary.
+Shapes: P prompts, L longest prompt, g rows per prompt, N = P * g rows, C tokens held per row, H query heads, Hk key
+heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Recorder:
 class Decoder:
     """The state of rows that are being written; ``logits_NV`` are those of their next tokens.
 
-    ``items``: a query and the response tokens that stand already, one an item. Every distinct prompt with its images
+    ``items``: a query and the response tokens that stand already, one per item. Every distinct prompt with its images
     is read once, and so is what the items of a query have in common. After the constructor the rows are the items and
     ``owners`` their prompts, of which there are ``prompts``; ``select`` arranges them for writing.
     """

@@ -48,7 +48,7 @@ class _Writing:
 class TransformersEngine:
     """Generates with ``policy.model`` itself.
 
-    ``batch_size``: requests a batch (times ``n`` samples). The model is used unwrapped, in evaluation mode, without
+    ``batch_size``: requests per batch (times ``n`` samples). The model is used unwrapped, in evaluation mode, without
     gradients; its mode is restored.
     """
 
@@ -140,7 +140,7 @@ def arrange(active: Sequence[Sequence[tuple[int, _Writing]]]) -> tuple[list[int]
     """Prompts and rows to continue with, from the ``active`` (row, sample) of each prompt.
 
     All prompts get equally many rows: where one has fewer samples, a row without a sample fills up, and where that
-    would waste too much, prompts are repeated, one a sample.
+    would waste too much, prompts are repeated, one per sample.
     """
     alive = [(prompt, list(rows)) for prompt, rows in enumerate(active) if rows]
     width = max(len(rows) for _, rows in alive)

@@ -44,7 +44,7 @@ class VllmEngine:
     """vLLM with the policy's weights, in this process.
 
     ``path``: the checkpoint the engine starts from (its weights are replaced at the first ``sync_weights``). The device
-    is the policy's. ``max_images``: images a prompt. ``max_new_tokens``: the longest response that will be asked for.
+    is the policy's. ``max_images``: images per prompt. ``max_new_tokens``: the longest response that will be asked for.
     ``dtype``: of weights and KV cache; the policy's weights are cast where theirs is another.
     Each of several accelerate processes has an engine of its own, on GPUs on the device of its LOCAL_RANK (after
     vLLM's documentation and source; not run by us on more than one GPU).
@@ -221,7 +221,7 @@ class VllmEngine:
     def sync_weights(self, model: Any) -> None:
         """Load the weights of ``model`` (LoRA merged), wake up, and reset the prefix and encoder caches.
 
-        Pixels do not depend on weights: what the image store holds stays. Raises RuntimeError where vLLM still runs
+        Pixels do not depend on weights: what the image store holds stays. Raises RuntimeError if vLLM still runs
         requests, whose KV cache would be that of the old weights.
         """
         wake = self._gpu and self._asleep

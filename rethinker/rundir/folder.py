@@ -73,7 +73,7 @@ def check_settings(folder: str | os.PathLike[str], file: Path, config: RunConfig
 def best_model(run: Path) -> Path:
     """The model folder of a run's best checkpoint; of its last one where there was no validation.
 
-    Raises FileNotFoundError where the run has no checkpoint yet.
+    Raises FileNotFoundError if the run has no checkpoint yet.
     """
     for name in (BEST, LAST):
         path = RunDir(run).model(name)

@@ -80,7 +80,7 @@ STEP = {
     "policy/ratio_max": "largest importance ratio",
     "policy/clip_fraction": "share of trained tokens whose ratio is clipped: with objective clip they carry no "
     "gradient, with cispo one of clipped weight",
-    "policy/approx_kl": "mean of (ratio - 1 - log ratio): KL from the behaviour policy, nats a token",
+    "policy/approx_kl": "mean of (ratio - 1 - log ratio): KL from the behaviour policy, nats per token",
     "policy/grad_norm": "norm of the gradient before clipping",
     "importance/mean": "mean truncated importance weight (trainer against engine); null if the correction is off",
     "importance/truncated": "share of trained tokens whose weight hit the cap",
@@ -118,7 +118,7 @@ ROLLOUT_COLUMNS = {
     "sample_id": "<episode>/<qid>/<index in the group>",
     "qid": "id of the query",
     "category": "kind of question",
-    "level": "difficulty, 0 where the data has none",
+    "level": "difficulty, 0 if the data set has none",
     "question": "the question's text",
     "gold": "the gold answer",
     "images": "image paths",

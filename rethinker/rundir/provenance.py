@@ -79,7 +79,7 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 
 def data_digests(config: RunConfig) -> dict[str, dict[str, str | None]]:
-    """Path as configured and sha256 of every split that the run has; None where the path is no single file."""
+    """Path as configured and sha256 of every split that the run has; None if the path is no single file."""
     splits = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
     configured = to_dict(config)["data"]
     return {split: {"path": configured[split], "sha256": _checksum(path)} for split, path in splits.items() if path}

@@ -39,7 +39,7 @@ class Sink(Protocol):
         """The summary of an evaluation."""
 
     def close(self) -> bool:
-        """Finish; False where the command ``resend`` has to send what was recorded."""
+        """Finish; False if the command ``resend`` has to send what was recorded."""
 
 
 MakeSink = Callable[[RunConfig], Sink | None]

@@ -72,7 +72,7 @@ class TraceBatches:
 
         They are the plain traces and the rethinking ones, apart because the latter are twice as long (less padding).
         Each holds input_ids, labels and decisions [B, T] (right-padded), pixel_values and image_grid_thw. Labels are
-        ``IGNORED`` where there is no loss; decisions is true where they name a decision to continue, which a cycle that
+        ``IGNORED`` if there is no loss; decisions is true where they name a decision to continue, which a cycle that
         does not hold it ignores.
         """
         thinking = round(self._settings.batch_size * cycle.rethinking_share)

@@ -37,7 +37,7 @@ TEST_QUERIES = 360
 class BaseMeasures:
     """Shares in [0, 1], NaN of nothing; "sampled" at temperature 1, the second look at ``RethinkConfig``'s temperature.
 
-    ``table``: one row a kind and level, columns category, level, queries, first, first_greedy, forced.
+    ``table``: one row per kind and level, columns category, level, queries, first, first_greedy, forced.
     """
 
     queries: int
@@ -214,7 +214,7 @@ than sampling shows, but ahead of everything except the end.
 | first responses that reflect by themselves | {reflection} |
 | first responses that end by themselves | {finished} |
 
-First pass → forced second look, sampled, by kind and level ({per_cell} queries a cell):
+First pass → forced second look, sampled, by kind and level ({per_cell} queries per cell):
 
 | kind | level 1 | level 2 | level 3 |
 |---|---|---|---|

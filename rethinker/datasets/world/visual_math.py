@@ -96,7 +96,7 @@ def make_data(out: str | Path, n_train: int = 4000, n_validation: int = 120, n_t
 
 
 def _is_made(out: Path, recipe: dict[str, Any]) -> bool:
-    """Whether ``out`` holds what ``recipe`` asks for; False where it is empty. ValueError for something else."""
+    """Whether ``out`` holds what ``recipe`` asks for; False if it is empty. ValueError for something else."""
     if (out / RECIPE).is_file():
         found = json.loads((out / RECIPE).read_text(encoding="utf-8"))
         if found == recipe:

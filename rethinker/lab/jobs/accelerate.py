@@ -46,7 +46,7 @@ def check_accelerate_file(path: str) -> int:
         raise ConfigError(f"launch.accelerate={path!r}: not a file of `accelerate config`")
     if settings.get("num_machines", 1) != 1:
         raise ConfigError(
-            f"launch.accelerate={path!r}: num_machines is {settings['num_machines']}; a run has to be on one machine"
+            f"launch.accelerate={path!r}: num_machines is {settings['num_machines']}; a run must use a single machine"
         )
     return settings.get("num_processes", 1)
 

@@ -93,7 +93,7 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
             follow(job, said)
             status = job.status()
         if status.state != "finished":
-            raise RuntimeError(f"{shown(folder)}: {status}; call again to go on with it")
+            raise RuntimeError(f"{shown(folder)}: {status}; call again to resume it")
         if not RunDir(folder).report.is_file():
             write_report(folder)
     return folder

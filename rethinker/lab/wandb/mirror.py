@@ -183,7 +183,7 @@ class Mirror:
         for name in (LAST, BEST):
             if self.folder.checkpoint(name).exists():
                 aliases.setdefault(self.folder.checkpoint(name).resolve(), []).append(name)
-        # Offline the files are copied: a run that goes on removes checkpoints before anybody has sent them.
+        # Offline the files are copied: a continuing run removes checkpoints before they are uploaded.
         policy = "mutable" if self.mode == "offline" else "immutable"
         name = artifact_name("checkpoint", self.config.name)
         with self._own_folders():
