@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(argv)
 
 
-@command("train", "Train as a config says, evaluate, and write runs/<name>/report.html.", CONFIG, settings(), RESUME)
+@command("train", "Train from a config, evaluate, and write runs/<name>/report.html.", CONFIG, settings(), RESUME)
 def train(file: str, overrides: list[str], resume: bool, traceback: bool) -> int:
     from rethinker.config import check_trainable, load_config
     from rethinker.lab import jobs
@@ -106,13 +106,11 @@ def evaluate(file: str, overrides: list[str], out: Path | None, label: str) -> i
 
 @command(
     "ablate",
-    "Run a grid of settings and seeds side by side, and collect one table.",
-    option(
-        "file", metavar="grid", help="YAML file, e.g. experiments/ablations/smoke.yaml; runs that are finished are kept"
-    ),
+    "Run a grid of settings and seeds in parallel and collect one table.",
+    option("file", metavar="grid", help="YAML file, e.g. experiments/ablations/smoke.yaml; finished runs are kept"),
     settings("for every run, e.g. optim.lr=3e-5; name= base= seeds=[0,1] slots= baseline= are the grid's own"),
     option("--slots", type=int, help="runs in parallel (default: the grid's)"),
-    option("--dry-run", action="store_true", help="check every config and say what would be run"),
+    option("--dry-run", action="store_true", help="check every config and list what would run"),
 )
 def ablate(file: str, overrides: list[str], slots: int | None, dry_run: bool) -> int:
     from rethinker.lab.ablation.grid import load_grid
@@ -126,7 +124,7 @@ def ablate(file: str, overrides: list[str], slots: int | None, dry_run: bool) ->
     try:
         outcomes = run_grid(grid, slots)
     except KeyboardInterrupt:
-        print("stopped and saved; the same command resumes", file=sys.stderr)
+        print("stopped and saved; run the same command to resume", file=sys.stderr)
         return 130
     table = save_table(grid)
     print(in_words(compare(table, grid.baseline)))
@@ -136,10 +134,10 @@ def ablate(file: str, overrides: list[str], slots: int | None, dry_run: bool) ->
 
 @command(
     "watch",
-    "Show a run in the terminal while it trains: metrics, charts, newest responses.",
+    "Show a run in the terminal while it trains: metrics, charts, latest responses.",
     FOLDER,
-    option("--once", action="store_true", help="show it as it is now and end"),
-    option("--every", type=float, default=2.0, help="seconds between looks (default: %(default)s)"),
+    option("--once", action="store_true", help="show the current state and exit"),
+    option("--every", type=float, default=2.0, help="refresh interval in seconds (default: %(default)s)"),
     option("--responses", type=int, default=3, help="responses shown (default: %(default)s)"),
 )
 def watch(folder: Path, once: bool, every: float, responses: int) -> int:
@@ -151,14 +149,14 @@ def watch(folder: Path, once: bool, every: float, responses: int) -> int:
 
 @command(
     "report",
-    "Write report.html for the folders of runs, finished or not.",
+    "Write report.html for runs, finished or not.",
     FOLDERS,
     option("--wandb", action="store_true", help="also save one W&B Report on all of them, as a draft"),
     option("--publish", action="store_true", help="with --wandb: published, not a draft"),
 )
 def report(folders: list[Path], wandb: bool, publish: bool) -> int:
     if publish and not wandb:
-        raise ValueError("--publish is for W&B Reports: give --wandb, too")
+        raise ValueError("--publish is for W&B Reports: add --wandb")
     runs = _runs(folders)
     for run in runs:
         if not RunDir(run).metrics.exists():
@@ -172,7 +170,7 @@ def report(folders: list[Path], wandb: bool, publish: bool) -> int:
     return 0
 
 
-@command("sync", "Send to Weights & Biases what runs recorded (tracking.wandb=true) and have not sent.", FOLDERS)
+@command("sync", "Upload to Weights & Biases what runs recorded (tracking.wandb=true) but have not sent yet.", FOLDERS)
 def sync(folders: list[Path]) -> int:
     from rethinker.lab.wandb.sync import sync as send
 
@@ -185,9 +183,9 @@ def sync(folders: list[Path]) -> int:
 
 @command(
     "figures",
-    "Draw the figures of a run's report as SVG and PNG, light and dark.",
+    "Save the figures of a run's report as SVG and PNG, light and dark.",
     FOLDER,
-    option("names", nargs="*", help="figures to draw; default: all that the run has data for"),
+    option("names", nargs="*", help="figures to plot; default: all that the run has data for"),
     option("--out", type=Path, required=True, help="folder for <name>-<theme>.svg and .png"),
 )
 def figures(folder: Path, names: list[str], out: Path) -> int:
@@ -203,7 +201,7 @@ def figures(folder: Path, names: list[str], out: Path) -> int:
 
 @command(
     "notebooks",
-    "Execute the notebooks by papermill with parameters from a file.",
+    "Execute the notebooks with papermill, with parameters from a file.",
     option("names", nargs="*", help="notebooks to run, such as 04; default: all"),
     option("--params", type=Path, default=Path(PARAMS), help="parameter file (default: %(default)s)"),
     option("--out", type=Path, help=f"folder for executed copies; default: {RESULTS}/<name of the folder>"),
@@ -216,13 +214,13 @@ def notebooks(names: list[str], params: Path, out: Path | None) -> int:
 
 @command(
     "make-data",
-    "Make the visual-math world in ViRL39K's schema.",
+    "Generate visual-math data in ViRL39K's schema.",
     option("--out", type=Path, default=Path("data/generated/visual_math"), help="folder (default: %(default)s)"),
     option("--train", type=int, default=4000, help="queries (default: %(default)s)"),
     option("--validation", type=int, default=120, help="queries (default: %(default)s)"),
     option("--test", type=int, default=360, help="queries (default: %(default)s)"),
     option("--seed", type=int, default=0),
-    option("--contact-sheet", type=Path, help="also draw every kind and level into this PNG"),
+    option("--contact-sheet", type=Path, help="also save a PNG that shows every kind and level"),
 )
 def make_data(out: Path, train: int, validation: int, test: int, seed: int, contact_sheet: Path | None) -> int:
     from rethinker.datasets.world import visual_math
@@ -236,7 +234,7 @@ def make_data(out: Path, train: int, validation: int, test: int, seed: int, cont
 
 @command(
     "pretrain-tiny",
-    "Make, and measure, the tiny VLM that the default experiment starts from.",
+    "Pretrain and measure the tiny VLM that the default experiment starts from.",
     option("--out", type=Path, default=Path("data/tiny-vlm"), help="folder (default: %(default)s)"),
     option("--steps", type=int, help="optimizer steps (default: those of the committed checkpoint)"),
     option("--seed", type=int, default=0),
@@ -267,7 +265,7 @@ def pretrain_tiny(out: Path, steps: int | None, seed: int, threads: int) -> int:
         made=f"{settings.steps:,} steps in {minutes:.0f} minutes on {threads} CPU thread{plural}",
     )
     first, forced = measures.first_sampled, measures.forced_sampled
-    print(f"written: {out}; right at once {first:.3f}, after a forced second look {forced:.3f}")
+    print(f"written: {out}; accuracy of the first pass {first:.3f}, after a forced second look {forced:.3f}")
     return 0
 
 
@@ -286,7 +284,7 @@ def glossary(out: Path | None) -> int:
     return 0
 
 
-@command("doctor", "Say what is installed, what is broken and how to mend it.")
+@command("doctor", "Show what is installed, what is broken and how to repair it.")
 def doctor() -> int:
     from rethinker.lab.doctor import print_checks, run_checks
 

@@ -230,7 +230,7 @@ def test_ctrl_c_stops_all_and_the_same_call_goes_on(tmp_path, train, capsys):
     assert list(ablation.collect(grid)["state"]) == ["stopped", "stopped", "not begun", "not begun"]
     assert sum("stopped after" in line for line in lines) == 2 and not any("failed" in line for line in lines)
     assert cli.main(["ablate", str(tmp_path / "small.yaml")]) == 130
-    assert "the same command resumes" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
     train("small-ssr-s0", "")
     train("small-ssr-s1", "")
     assert set(ablation.run_grid(grid, say=lines.append).values()) == {"finished"}

@@ -44,18 +44,18 @@ def option(*names: str, **details: Any) -> Option:
 
 def settings(text: str = "e.g. seed=1 optim.lr=3e-5") -> Option:
     """Settings of a config, as they are typed."""
-    text += "; relative paths start in the working folder"
+    text += "; relative paths are relative to the working directory"
     return option("overrides", nargs="*", metavar="key=value", help=text)
 
 
 CONFIG = option("file", metavar="config", help="YAML file, e.g. experiments/tiny.yaml")
 RESUME = option("--resume", action="store_true", help="resume the run of this name, if there is one")
 FOLDER = option("folder", type=Path, metavar="RUN")
-FOLDERS = option("folders", nargs="+", type=Path, metavar="RUN", help="a folder of runs stands for all of them")
+FOLDERS = option("folders", nargs="+", type=Path, metavar="RUN", help="a run, or a folder of runs")
 
 
 def run_command(argv: Sequence[str] | None) -> int:
-    """Run a command; returns the exit code. Mistakes of the user are one line on stderr and exit code 2."""
+    """Run a command; returns the exit code. User errors are one line on stderr and exit code 2."""
     given = vars(parse(argv))
     name, traceback = given.pop("command"), given["traceback"]
     run = COMMANDS[name].run
