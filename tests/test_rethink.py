@@ -95,10 +95,12 @@ def test_who_is_eligible():
         first(3, tokens=(*range(10, 23), EOS)),  # 13 + 3 + 4 = 20: just room
         first(4, tokens=(*range(10, 24), EOS)),  # one too many, whatever trigger would be drawn
         first(5, text="Wait, no. \\boxed{4}"),
+        first(6),
     ]
-    assert [plan.sample_id[-1] for plan in choose_all(samples)] == ["0", "3", "5"]
-    assert [plan.sample_id[-1] for plan in choose_all(samples, skip_reflective=True)] == ["0", "3"]
-    assert len(choose_all(samples, eos_token_id=(EOS, 7))) == 3
+    assert [plan.sample_id[-1] for plan in choose_all(samples)] == ["0", "3", "5", "6"]
+    assert [plan.sample_id[-1] for plan in choose_all(samples, skip_reflective=True)] == ["0", "3", "6"]
+    assert len(choose_all(samples, eos_token_id=(EOS, 7))) == 4
+    assert choose_all(samples, max_new_tokens=1) == []
     assert choose_all(samples, 0.0) == []
 
 
@@ -110,6 +112,9 @@ def test_the_choice_depends_on_the_sample_alone():
     assert sorted(plans, key=lambda plan: plan.sample_id) == sorted(in_halves, key=lambda plan: plan.sample_id)
     reordered = choose_all(samples, 0.5, trigger_ids=dict(reversed(TRIGGER_IDS.items())))
     assert reordered == plans
+    # From one machine and Python to the next, too: the generator's numbers are part of its definition.
+    kinds = ["self-questioning", "self-correction", "self-correction", "self-correction", "self-verification"]
+    assert [(plan.sample_id[-1], plan.trigger) for plan in plans[:5]] == list(zip("01345", kinds, strict=True))
     assert choose_all(samples, 0.5, seed=2) != plans
     assert choose_all([replace(sample, episode=6) for sample in samples], 0.5) != plans
     # The draw is blind: it is the same whether the answers are right or wrong.
@@ -130,6 +135,8 @@ def test_trigger_by_correctness_is_the_official_variant():
     samples = [first(index, correct=index % 2 == 0) for index in range(8)]
     plans = choose_all(samples, trigger_choice="by_correctness")
     assert [plan.trigger for plan in plans] == ["self-verification", "self-correction"] * 4
+    two = {kind: TRIGGER_IDS[kind] for kind in ("self-correction", "self-verification")}
+    assert choose_all(samples, trigger_choice="by_correctness", trigger_ids=two) == plans
 
 
 def test_choose_rejects_bad_input():
@@ -137,8 +144,9 @@ def test_choose_rejects_bad_input():
     bad_settings = [
         ({"fraction": 1.5}, "fraction"),
         ({"min_second_look_tokens": 0}, "min_second_look_tokens"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"trigger_ids": {}}, "at least one"),
-        ({"trigger_ids": {"self-correction": ()}}, "needs token ids"),
+        ({"trigger_ids": {"self-correction": (), "self-questioning": (1,)}}, "needs token ids"),
         ({"trigger_ids": {"doubt": (1,)}}, "unknown triggers"),
         ({"trigger_choice": "oracle"}, "trigger_choice must be one of"),
         ({"trigger_choice": "by_correctness", "trigger_ids": {"self-questioning": (1,)}}, "needs the triggers"),
@@ -198,7 +206,7 @@ def test_keep_replaces_the_first_right_ones_in_group_order():
     group = make_group()
     verdicts = {4: True, 1: False, 2: True, 3: True, 0: True}  # candidates come in any order
     candidates = [force(group.samples[i], correct=c, finished=i != 0) for i, c in verdicts.items()]
-    marked = mark_kept(group, candidates, 2)
+    marked = mark_kept(group, candidates)  # the paper's: at most 2 a query
     result = keep(group, marked)
     assert [s.rethinking is not None for s in result.samples] == [False, False, True, True, False]
     assert [s.sample_id for s in result.samples] == [s.sample_id for s in group.samples]
