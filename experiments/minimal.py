@@ -136,7 +136,7 @@ def loss_of(policy: Policy, forward: PolicyForward, part: list[Sample], batch: l
     behavior_BT, rollout_BT = rows([x.behavior_logprobs for x in part]), rows([x.response.logprobs for x in part])
     loss, _ = policy_loss(
         logprobs_BT,
-        torch.where(sampled_BT, behavior_BT, logprobs_BT.detach()),  # nobody sampled the trigger: its ratio is 1
+        torch.where(sampled_BT, behavior_BT, logprobs_BT.detach()),  # the trigger was not sampled: its ratio is 1
         torch.tensor([x.advantage for x in part]),
         mask_BT,
         clip_low=0.2,

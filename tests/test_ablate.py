@@ -685,13 +685,13 @@ def test_curves_wait_for_every_run():
 def test_figures(finished, theme):
     table = ablation.collect(finished)
     drawing = figures.draw(table, "fig5", theme, "filter")
-    assert "n\u00a0=\u00a08 validation queries a point" in drawing.caption and "Seeds: 0, 1." in drawing.caption
+    assert "n\u00a0=\u00a08 validation queries per point" in drawing.caption and "Seeds: 0, 1." in drawing.caption
     assert "1 of 4 runs are not finished." in drawing.caption
     (axis,) = drawing.figure.axes
     assert len(axis.lines) == 4 + 2 and [text.get_text() for text in axis.get_legend().get_texts()] == ["ssr", "filter"]
     assert ElementTree.fromstring(plots.render(drawing, "svg")).tag.endswith("svg")
     drawing = figures.draw(table, "table3", theme, "filter")
-    assert "8 queries, n\u00a0=\u00a032 to 64 responses a label" in drawing.caption
+    assert "8 queries, n\u00a0=\u00a032 to 64 responses per label" in drawing.caption
     assert "Student's t over seeds (ticks: single runs) or of the one run over queries" in drawing.caption
     assert [len(axis.get_yticklabels()) for axis in drawing.figure.axes] == [2, 2]
 
@@ -720,7 +720,7 @@ def test_captions_say_what_is_there():
     words = figures.draw(table, "table3").caption
     assert "Seeds: ssr 0, 1, 2; filter 0, 1, 2; grpo 1." in words and "Right:" not in words
     words = figures.draw(table, "table3", baseline="filter").caption
-    assert "1 to 3 pairs a label, with its t interval over the pairs." in words
+    assert "1 to 3 pairs per label, with its t interval over the pairs." in words
     assert "All 7 runs are finished." in words
     with pytest.raises(ValueError, match="no figure 'pie'"):
         figures.draw(table, "pie")

@@ -49,14 +49,14 @@ def test_without_roll_outs_the_reason_is_given(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", stages=(1, 2), queries=4, held_out=6)
     shutil.rmtree(run / "rollouts")
     for name in ("vanishing_kinds", "vanishing_map", "waste", "reflection", "pays", "words"):
-        with pytest.raises(plots.NoData, match="no roll-out file"):
+        with pytest.raises(plots.NoData, match="no rollout file"):
             plots.draw(run, name)
-    assert "no roll-out files" in plots.draw(run, "vanishing").caption
+    assert "no rollout files" in plots.draw(run, "vanishing").caption
     assert re.search(r"[1-9]\d* forced in \d episode", plots.draw(run, "rethinking").caption)
 
 
 def test_captions_give_the_numbers(run: Path) -> None:
-    assert "16 held-out queries, n\u00a0=\u00a064 responses a bar" in plots.draw(run, "fig7").caption
+    assert "16 held-out queries, n\u00a0=\u00a064 responses per bar" in plots.draw(run, "fig7").caption
     assert "95% Wilson interval" in plots.draw(run, "validation").caption
     assert "n\u00a0=\u00a010 queries an episode" in plots.draw(run, "vanishing").caption
 

@@ -1,7 +1,8 @@
 """Prompts and responses as what one forward pass reads.
 
 ``shared`` packs one row of prefix trees: every prompt with its images once, every common beginning of its responses
-once. ``plain`` packs a row for each response, as everybody does; it is the reference of the first and an option.
+once. ``plain`` packs a row for each response, as is usual; it is the reference that ``shared`` is tested against, and
+an option.
 
 Shapes: B responses, T response positions (right-padded), R packed rows of length S, U scored tokens.
 """

@@ -48,7 +48,7 @@ def append_json_line(path: str | Path, record: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where it is missing. Raises ValueError, with the path, for a broken one."""
+    """The object in a JSON file; {} if it is missing. Raises ValueError, with the path, for a broken one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

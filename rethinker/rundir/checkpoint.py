@@ -79,7 +79,7 @@ def prune(checkpoints: Path) -> None:
 
 
 def load_trainer_state(folder: Path) -> dict[str, Any]:
-    """The ``trainer_state`` that was saved. Raises FileNotFoundError where ``folder`` holds no checkpoint."""
+    """The ``trainer_state`` that was saved. Raises FileNotFoundError if ``folder`` holds no checkpoint."""
     return json.loads((folder / "trainer.json").read_text(encoding="utf-8"))["trainer"]
 
 

@@ -42,7 +42,7 @@ def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
     With ``resume`` the last stage of an unfinished run may get more episodes; and a run that has trained nothing yet,
     e.g. because it ran out of memory, may get any settings.
 
-    Raises RunExists where the folder holds a run and ``resume`` is False, or one with other settings.
+    Raises RunExists if the folder holds a run and ``resume`` is False, or one with other settings.
     """
     folder = RunDir(config.folder)
     last = folder.checkpoint(LAST)
@@ -58,7 +58,7 @@ def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
 
 
 def check_settings(folder: str | os.PathLike[str], file: Path, config: RunConfig, *, longer: bool = False) -> None:
-    """Raises RunExists where ``config`` differs from ``file``, a config of the folder; the message names the settings.
+    """Raises RunExists if ``config`` differs from ``file``, a config of the folder; the message names the settings.
 
     ``longer``: the last stage may have more episodes than it had.
     """
@@ -134,7 +134,7 @@ def differences(before: Any, after: Any, where: str = "") -> str:
 def exclusive_writer(folder: str | os.PathLike[str]) -> Iterator[int | None]:
     """Hold the run's writer lock in its main process, so that no other process writes the run: not even where its
     launcher was killed and the run is started again. Yields the lock's descriptor for ``check_writer``; None in the
-    other ranks. Raises RunExists where another process holds it."""
+    other ranks. Raises RunExists if another process holds it."""
     if int(os.environ.get("RANK", "0")):
         yield None
         return
@@ -150,7 +150,7 @@ def exclusive_writer(folder: str | os.PathLike[str]) -> Iterator[int | None]:
 
 
 def check_writer(folder: str | os.PathLike[str], lock: int | None) -> None:
-    """Raises RunMoved where ``lock``, of ``exclusive_writer``, is no longer that of ``folder``: a run of the same name
+    """Raises RunMoved if ``lock``, of ``exclusive_writer``, is no longer that of ``folder``: a run of the same name
     that is started now would find no lock there, and two runs would write one folder."""
     if lock is not None and not locks.is_lock_of(lock, RunDir(folder).writer_lock):
         raise RunMoved(f"{folder} was removed or moved while this run wrote it: the run ends here")

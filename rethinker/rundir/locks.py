@@ -24,7 +24,7 @@ def take(path: Path, patience: float = PATIENCE) -> int | None:
     """The descriptor that holds the lock of ``path`` (made, with its folder, where missing); None: another holds it.
 
     ``patience``: seconds to try for. ``os.close`` of the descriptor, or the end of the process, frees the lock. Raises
-    NoLocks where the file system has none.
+    NoLocks if the file system has none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -105,7 +105,7 @@ class RunDir(os.PathLike[str]):
 
     @property
     def job_exit_code(self) -> Path:
-        """How its processes ended; missing while they live, and where nobody waited for them."""
+        """How its processes ended; missing while they live, or if no process waited for them."""
         return self.folder / "job" / "exit_code"
 
     @property

@@ -35,12 +35,12 @@ def record_start(config: RunConfig, *, engine: str, processes: int, anew: bool) 
 
 
 def check_engine(folder: str | os.PathLike[str], engine: str) -> None:
-    """Raises ValueError where the run in ``folder`` was made with another rollout engine."""
+    """Raises ValueError if the run in ``folder`` was made with another rollout engine."""
     before = read_json(RunDir(folder).provenance).get("engine", engine)
     if before != engine:
         raise ValueError(
             f"{folder} was made with {before} and cannot be resumed with {engine} (rollout.engine=auto takes vLLM "
-            "where it is installed): resume it with the same engine, or choose another name=..."
+            "if it is installed): resume it with the same engine, or choose another name=..."
         )
 
 

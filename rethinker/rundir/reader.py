@@ -155,5 +155,5 @@ def load_settings(run: str | Path) -> dict[str, Any]:
 
 
 def run_seed(run: str | Path) -> int | None:
-    """The seed that provenance.json records; None where it does not say."""
+    """The seed that provenance.json records; None if it does not say."""
     return read_json(RunDir(run).provenance).get("seed")

@@ -88,7 +88,7 @@ def make_data(out: str | Path, n_train: int = 4000, n_validation: int = 120, n_t
         try:
             drawn.rename(place)  # over an empty folder, but never over a full one
         except OSError:
-            if not _is_made(out, recipe):  # else somebody was faster
+            if not _is_made(out, recipe):  # else another process was faster
                 raise
     finally:
         shutil.rmtree(drawn, ignore_errors=True)

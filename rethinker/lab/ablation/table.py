@@ -89,7 +89,7 @@ def run_rows(config: RunConfig) -> list[dict[str, Any]]:
                 rows.append(at | {"measure": measure, "value": float(value), "n": len(values)})
     for stage, summary in load_evaluations(folder).items():
         if stage not in ends:
-            continue  # somebody's `rethinker evaluate --label`: no point in the run's time
+            continue  # from a manual `rethinker evaluate --label`: no point in the run's time
         for mode, result in summary["modes"].items():
             for name in ("greedy", "pass@1", "reflection"):
                 if name in result:

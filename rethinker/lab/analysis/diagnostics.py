@@ -48,11 +48,11 @@ KEYS = ("category", "level")  # what tables can be split by
 
 
 def vanishing(run: str | Path, by: str | Sequence[str] | None = None, windows: int | None = None) -> pd.DataFrame:
-    """Fig. 2 from the roll-outs: shares of queries by their first responses, an episode.
+    """Fig. 2 from the rollouts: shares of queries by their first responses, an episode.
 
-    ``by``: category, level or both. ``windows``: cut the run into so many spans of (about) equally many episodes, with
-    the columns window (from 1), first and last (episodes) in the place of episode and stage. A query counts once an
-    episode. effective + all_correct + all_incorrect = 1. ``wasted_tokens``: share of the tokens of first responses
+    ``by``: category, level or both. ``windows``: cut the run into that many spans of (about) equally many episodes,
+    with the columns window (from 1), first and last (episodes) in the place of episode and stage. A query counts once
+    an episode. effective + all_correct + all_incorrect = 1. ``wasted_tokens``: share of the tokens of first responses
     that were generated for queries without signal.
     """
     split = _split_keys(by)
@@ -94,7 +94,7 @@ def _windows(episodes: pd.Series, count: int) -> pd.DataFrame:
 
 @lru_cache(maxsize=2)  # several figures ask
 def _first_queries(run: Path, stamps: tuple[Stamp, ...]) -> pd.DataFrame:
-    """A row a query and episode: how its first responses went. ``stamps``: the files that this was read from."""
+    """A row per query and episode: how its first responses went. ``stamps``: the files that this was read from."""
     keys = ["episode", "stage", "qid", "category", "level"]
     rows = load_rollouts(run, [*keys, "pass", "correct", "tokens"])
     rows = rows[rows["pass"] == "first"]
@@ -113,7 +113,7 @@ FATES = ("signal", "no_signal", "not_kept")
 
 @lru_cache(maxsize=2)
 def _token_fates(run: Path, stamps: tuple[Stamp, ...]) -> pd.DataFrame:
-    """Generated tokens of every response and what became of them: a row a response with ``generated`` and ``fate``.
+    """Generated tokens of every response and what became of them: one row per response with ``generated`` and ``fate``.
 
     signal: in a sample with an advantage other than zero; not_kept: a forced second look that was thrown away;
     no_signal: everything else, also responses of groups that dynamic sampling refused. A y1 that gave way to its kept
@@ -175,7 +175,7 @@ def _fate_tokens(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def advantage_histograms(run: str | Path) -> pd.DataFrame:
-    """Fig. 6: a row a bin: episode, stage, which (before: all samples, after: trained ones), left, right, count."""
+    """Fig. 6: one row per bin: episode, stage, which (before: all samples, after: trained ones), left, right, count."""
     rows = []
     for record in load_metrics(run).episodes.to_dict("records"):
         for which in ("before", "after"):

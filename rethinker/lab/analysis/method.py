@@ -15,7 +15,7 @@ CONTENTS = {
     "config.yaml": "every setting, resolved",
     "provenance.json": "commit, versions, machine, seed, checksums of the data",
     "status.json": "running, stopped or finished, and how far",
-    "metrics.jsonl": "a line an episode, an optimiser step, a validation",
+    "metrics.jsonl": "one line per episode, optimiser step and validation",
     "rollouts": "every response of every episode, graded",
     "evaluation": "held-out queries: summaries and every response",
     "checkpoints": "Hugging Face folders, and what going on needs",
@@ -36,7 +36,7 @@ def run_contents(run: str | Path) -> pd.DataFrame:
 
 
 def buffer_life(run: str | Path) -> pd.DataFrame:
-    """The replay buffer of a run, a row an episode: its size, the trained share that came from it, and its ages."""
+    """The replay buffer of a run, a row per episode: its size, the trained share that came from it, and its ages."""
     rows = load_metrics(run).episodes
     names = ("buffer_size", "effective_before", "effective_after", "share", "age_mean", "age_max", "batch_fill")
     table = rows[["episode", "stage", *(f"replay/{name}" for name in names)]]
@@ -49,7 +49,7 @@ def draws_by_advantage(run: str | Path) -> pd.DataFrame:
     samples, draws with the 95% interval of their number (Wilson's, of their share of all), ``expected``: the draws that
     fell on an episode's own samples, given to them by abs(A) ** alpha with the stage's ``replay.alpha``. That is exact
     where an episode is one step; of several, samples of the first step can be drawn in the later ones too. The last two
-    columns are the same by sample. Empty where nothing was drawn.
+    columns are the same by sample. Empty if nothing was drawn.
     """
     rows = load_rollouts(run, ["episode", "stage", "advantage", "replays"]).dropna(subset=["advantage"])
     rows = rows[rows["advantage"] != 0]

@@ -1,6 +1,6 @@
 """Tables about reflection, from run files: how often, where, in which words, and whether it pays.
 
-A first response y1 reflects when it holds a word of ``rethink.REFLECTION_PATTERN`` that nobody forced. Intervals are
+A first response y1 reflects when it holds a word of ``rethink.REFLECTION_PATTERN`` that was not forced. Intervals are
 95% and take queries as clusters. Files that are missing or broken raise what ``rethinker/rundir/reader.py`` raises.
 """
 
@@ -38,7 +38,7 @@ STOP_WORDS = frozenset(_STOP.split())
 
 @lru_cache(maxsize=2)  # several figures ask
 def _first_responses(run: Path, stamps: tuple[Stamp, ...]) -> pd.DataFrame:
-    """A row a first response; ``stamps``: the files that this was read from."""
+    """One row per first response; ``stamps``: the files that this was read from."""
     rows = load_rollouts(run, ["episode", "stage", "qid", "category", "level", "pass", "correct", "reflects"])
     rows = rows[rows["pass"] == "first"].drop(columns="pass")
     return rows.astype({"correct": float, "reflects": bool}).reset_index(drop=True)
@@ -207,7 +207,7 @@ def reflection_words(run: str | Path, count: int = 40) -> pd.DataFrame:
     ``before`` (share of the same responses that hold it before the reflection begins) and ``forced`` (share of the
     forced second looks that hold it after the trigger's words, up to a reflection of their own; NaN if there is none).
     ``attrs``: reflecting and queries (responses that reflect, and their queries), forced (second looks).
-    A word counts once a response; STOP_WORDS, numbers, single letters and LaTeX commands are left out.
+    A word counts once per response; STOP_WORDS, numbers, single letters and LaTeX commands are left out.
     """
     return _words(Path(run), rollout_stamps(run), count).copy()
 

@@ -15,7 +15,7 @@ SHARES = {"no answer": "grader/no_answer", "truncated": "rollout/truncated"}  # 
 
 
 def vital_signs(runs: Mapping[str, str | Path]) -> pd.DataFrame:
-    """A row a run and episode: its label, the metrics above, and ``skipped``, the steps without any signal.
+    """A row per run and episode: its label, the metrics above, and ``skipped``, the steps without any signal.
 
     Metrics of steps are NaN where an episode made no update.
     """

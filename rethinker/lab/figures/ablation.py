@@ -38,7 +38,7 @@ MARKERS = ("o", "D", "s", "^", "v", "P")
 def draw(table: pd.DataFrame, name: str, theme: Theme = LIGHT, baseline: str | None = None) -> Drawing:
     """Figure ``name`` of ``FIGURES`` from the table of ``ablation.run.collect``; ``baseline``: see ``compare``.
 
-    Raises NoData where the runs have not come so far, ValueError for an unknown figure or baseline.
+    Raises NoData if the runs have not come so far, ValueError for an unknown figure or baseline.
     """
     if name not in FIGURES:
         raise ValueError(f"no figure {name!r}; there are {', '.join(FIGURES)}")
@@ -72,7 +72,7 @@ def _style(table: pd.DataFrame, theme: Theme) -> dict[str, dict[str, Any]]:
 
 
 def fig5(table: pd.DataFrame, theme: Theme, baseline: str | None) -> Drawing:
-    """Fig. 5: greedy validation accuracy over episodes, a thin line a run, a thick one a label.
+    """Fig. 5: greedy validation accuracy over episodes, a thin line per run, a thick one per label.
 
     The paper has optimiser steps; here runs may skip some, and a mean over seeds needs a time that all of them share.
     """
@@ -104,7 +104,7 @@ def fig5(table: pd.DataFrame, theme: Theme, baseline: str | None) -> Drawing:
     return Drawing(
         figure,
         f"Accuracy during training (the paper's Fig. 5, which has optimiser steps where this has episodes): greedy, "
-        f"n = {_numbers(rows['queries'])} validation queries a point. {band}Seeds: {_seeds(rows)}.",
+        f"n = {_numbers(rows['queries'])} validation queries per point. {band}Seeds: {_seeds(rows)}.",
     )
 
 
@@ -140,20 +140,20 @@ def table3(table: pd.DataFrame, theme: Theme, baseline: str | None) -> Drawing:
         axes[1].xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}" if value else "0")
         words = (
             f" Right: difference from {baseline} of runs with the same seed, "
-            f"{_numbers(comparison.loc[comparison['difference'].notna(), 'pairs'])} pairs a label"
+            f"{_numbers(comparison.loc[comparison['difference'].notna(), 'pairs'])} pairs per label"
             f"{', with its t interval over the pairs' if comparison['difference_low'].notna().any() else ''}."
         )
     kind = "one sampled response (pass@1) to" if measure == TEST else "the greedy response to"
     return Drawing(
         figure,
         f"Results at the end of training (the paper's Table 3): accuracy of {kind} "
-        f"{_numbers(comparison['queries'])} queries, n = {_numbers(comparison['n'])} responses a label. Lines: 95% "
+        f"{_numbers(comparison['queries'])} queries, n = {_numbers(comparison['n'])} responses per label. Lines: 95% "
         f"interval, {_intervals(comparison)}.{words} Seeds: {_seeds(runs)}.",
     )
 
 
 def _dot(axis: Axes, at: int, row: dict[str, Any], name: str, style: dict[str, Any], sign: str = "") -> None:
-    """The mean, its interval (where there is one) and the number in percent."""
+    """The mean, its interval (if there is one) and the number in percent."""
     prefix = "difference_" if name == "difference" else ""
     value, low, high = row[name], row[f"{prefix}low"], row[f"{prefix}high"]
     color, marker = style["color"], style["marker"]

@@ -1,7 +1,7 @@
 """The figures of a run, each drawn from its files alone, light or dark, as SVG or PNG.
 
 Intervals are 95%. A figure whose data a run does not have (yet) raises ``NoData`` with the reason. What a figure shows
-is in ``figures/``, a module a topic; how it looks, in ``figures.style``.
+is in ``figures/``, one module per topic; how it looks, in ``figures.style``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from rethinker.lab.figures.style import Drawing, NoData, Theme, legend, panels, 
 
 
 def one_measure(table: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
-    """The rows of one measure, its name, and words for the evaluations that lack it ("" where none does).
+    """The rows of one measure, its name, and words for the evaluations that lack it ("" if none does).
 
     pass@1 where an evaluation has it, for sampled responses are what training is about; else the greedy response.
     """
@@ -61,9 +61,9 @@ def fig7(run: Path, theme: Theme) -> Drawing:
     return Drawing(
         figure,
         f"Second looks at test time (the paper's Fig. 7): accuracy of {kind}; "
-        f"{count_range(table['clusters'])} held-out queries, n = {count_range(table['n'])} responses a bar; lines: 95% "
-        f"interval with queries as clusters. plain: the model as it is; forced: every response continued after a "
-        f"trigger; bound: wrong responses only, which needs the label. Below: share of plain responses that reflect by "
+        f"{count_range(table['clusters'])} held-out queries, n = {count_range(table['n'])} responses per bar; lines: "
+        f"95% intervals with queries as clusters. plain: the model as it is; forced: every response continued after a "
+        f"trigger; bound: only wrong responses (needs the label). Below: share of plain responses that reflect by "
         f"themselves. {lacking}".strip(),
     )
 

@@ -1,4 +1,4 @@
-"""Healthy and unhealthy runs over their episodes, a panel a metric."""
+"""Healthy and unhealthy runs over their episodes, a panel per metric."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def alpha_sweep(table: pd.DataFrame, draws: int, seed: int, theme: Theme = LIGHT
 
 
 def buffer_life(run: str | Path, theme: Theme = LIGHT) -> Drawing:
-    """What replay adds to the batches of a run, and how old it is. NoData where nothing was ever kept for replay."""
+    """What replay adds to the batches of a run, and how old it is. NoData if nothing was ever kept for replay."""
     table = method_tables.buffer_life(run)
     if table.empty or not table["buffer_size"].astype(float).max() > 0:
         raise NoData("The run has kept no sample for replay: replay.mode is not ssr, or no sample had an advantage.")
@@ -181,7 +181,7 @@ def buffer_life(run: str | Path, theme: Theme = LIGHT) -> Drawing:
 
 
 def triggers(run: str | Path, theme: Theme = LIGHT) -> Drawing:
-    """What a second look does to wrong and to right answers, by trigger. NoData where nothing was forced."""
+    """What a second look does to wrong and to right answers, by trigger. NoData if nothing was forced."""
     table, config = method_tables.trigger_table(run), load_config(RunDir(run).config)
     if table.empty:
         raise NoData("Nothing was forced to rethink: no stage with rethink.fraction > 0 has had an episode yet.")

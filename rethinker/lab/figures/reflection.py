@@ -74,14 +74,14 @@ def rethinking(run: Path, theme: Theme) -> Drawing:
         f"Forced Rethinking during training. Left: first and final verdict of forced responses, as shares of all "
         f"first responses (n = {count:,.0f} forced in {len(forced)} "
         f"{'episode' if len(forced) == 1 else 'episodes'}); over all of them a second look turned {rescued} of wrong "
-        f"answers right and {lost} of right answers wrong, queries as clusters. Right: reflection that nobody forced, "
+        f"answers right and {lost} of right answers wrong, queries as clusters. Right: unforced reflection, "
         f"and what was forced and kept."
         f"{smoothing(len(rows))}",
     )
 
 
 def _changes(run: Path, rows: pd.DataFrame, forced: pd.DataFrame) -> tuple[float, str, str]:
-    """Forced responses, and the words for the shares that were rescued and lost; intervals need the roll-outs."""
+    """Forced responses, and the words for the shares that were rescued and lost; intervals need the rollouts."""
     try:
         looks = diagnostics.load_rollouts(run, ["qid", "pass", "first_correct", "correct"])
     except FileNotFoundError:
@@ -130,7 +130,7 @@ def reflection(run: Path, theme: Theme) -> Drawing:
     ]
     return Drawing(
         figure,
-        f"Reflection that nobody forced: share of sampled first responses with a word of a second look, by kind of "
+        f"Unforced reflection: share of sampled first responses with a word of a second look, by kind of "
         f"question and by difficulty. {'; '.join(stages)}; queries as clusters.{_only(notes)}{smoothing(len(rows))}",
     )
 
@@ -248,7 +248,7 @@ def words(run: Path, theme: Theme) -> Drawing:
         figure,
         f"The words of reflection (the paper's Fig. 3): the {len(table)} most frequent words from the first "
         f"word of a second look on, in first responses of training that reflect by themselves; a word counts "
-        f"once a response, frequent function words are left out. Left: area by frequency, down to a least size; "
+        f"once per response, frequent function words are left out. Left: area by frequency, down to a least size; "
         f"purple: by itself a word of reflection. Right: n = {table.attrs['reflecting']:,} reflecting responses to "
         f"{table.attrs['queries']:,} queries; “{named['word']}” is in {named['share']:.0%}"
         f"{interval(named['low'], named['high'])}, queries as clusters; diamonds: the same responses before their "

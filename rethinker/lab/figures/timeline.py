@@ -25,7 +25,7 @@ def episodes(run: Path) -> pd.DataFrame:
 def need_rollouts(run: Path) -> None:
     """Raises NoData if no episode has written its responses yet."""
     if not rollout_stamps(run):
-        raise NoData("There is no roll-out file (rollouts/episode-*.parquet) yet.")
+        raise NoData("There is no rollout file (rollouts/episode-*.parquet) yet.")
 
 
 def time_axis(axis: Axes, run: Path) -> None:

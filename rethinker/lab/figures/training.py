@@ -35,13 +35,13 @@ def overview(run: Path, theme: Theme) -> Drawing:
     return Drawing(
         figure,
         f"Training at a glance. Accuracy: {words}. Reflection: share of sampled first responses with a reflection "
-        f"word that nobody forced. Effective: queries whose first responses are neither all right nor all wrong, and "
+        f"word that was not forced. Effective: queries whose first responses are neither all right nor all wrong, and "
         f"trained samples with an advantage other than zero ({queries_words(run)}).{_last(run)}{smoothing(len(rows))}",
     )
 
 
 def _last(run: Path) -> str:
-    """The last episode's effective share with its interval; nothing without roll-outs."""
+    """The last episode's effective share with its interval; nothing without rollouts."""
     try:
         row = diagnostics.vanishing(run).iloc[-1]
     except FileNotFoundError:

@@ -36,7 +36,7 @@ def vanishing(run: Path, theme: Theme) -> Drawing:
     try:
         total = diagnostics.vanishing(run)
     except FileNotFoundError:
-        right.text(0.5, 0.5, "no roll-out files", transform=right.transAxes, ha="center", color=theme.muted)
+        right.text(0.5, 0.5, "no rollout files", transform=right.transAxes, ha="center", color=theme.muted)
     else:
         went, words = (
             share_words(round(item.effective * item.queries), item.queries) for item in (total.iloc[0], total.iloc[-1])
@@ -114,7 +114,7 @@ def vanishing_kinds(run: Path, theme: Theme) -> Drawing:
         figure,
         f"Vanishing advantages by kind of question and by difficulty. Shares of queries whose first responses are all "
         f"wrong, mixed (effective) or all right, in {parts[0][1]['window'].max()} spans of the run; a query counts "
-        f"once an episode, n = {int(whole['queries']):,} in all, {sizes.min()} to {sizes.max()} a bar "
+        f"once per episode, n = {int(whole['queries']):,} in all, {sizes.min()} to {sizes.max()} a bar "
         f"({widths(sizes)})."
         f"{' Shown are the ' + ' and the '.join(notes) + '.' if notes else ''}",
     )
@@ -148,7 +148,7 @@ def vanishing_map(run: Path, theme: Theme) -> Drawing:
         figure,
         f"Where the signal is: share of effective queries by kind and difficulty, in the first and the last third of "
         f"the run. In small print the number of queries and the main reason for the rest. n = {sizes.sum():,} queries "
-        f"(once an episode), {sizes.min()} to {sizes.max()} a cell; {widths(sizes)}.{rest}",
+        f"(once per episode), {sizes.min()} to {sizes.max()} a cell; {widths(sizes)}.{rest}",
     )
 
 

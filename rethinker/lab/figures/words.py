@@ -13,7 +13,7 @@ from rethinker.lab.analysis import diagnostics
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """The words "(95% interval 36 to 69%)"; nothing where there is no interval."""
+    """The words "(95% interval 36 to 69%)"; empty if there is no interval."""
     if low is None or high is None or np.isnan(low) or np.isnan(high):
         return ""
     return f" (95% interval {100 * low:.0f} to {100 * high:.0f}%)"
@@ -48,6 +48,6 @@ def queries_words(run: Path) -> str:
     try:
         table = diagnostics.vanishing(run)
     except FileNotFoundError:
-        return "number of queries unknown: no roll-out files"
+        return "number of queries unknown: no rollout files"
     low, high = int(table["queries"].min()), int(table["queries"].max())
-    return f"n = {low if low == high else f'{low} to {high}'} queries an episode"
+    return f"n = {low if low == high else f'{low} to {high}'} queries per episode"

@@ -31,7 +31,7 @@ PartName = Literal["y1", "trigger", "y2", "end"]
 class Token(NamedTuple):
     """A token of a trajectory: its text, its id, the part that it belongs to and the engine's log-prob (nats).
 
-    ``logprob`` is None where nobody sampled the token: the trigger, and a y1 that was typed.
+    ``logprob`` is None for tokens that were not sampled: the trigger, and a typed y1.
     """
 
     text: str
@@ -77,7 +77,7 @@ class SecondLooks:
         )
 
     def written(self, query: Query, text: str) -> Group:
-        """A y1 that somebody typed, as a group of one; its log-probs are 0.0, because nobody sampled it.
+        """A typed y1 as a group of one; its log-probs are 0.0, because it was not sampled.
 
         ValueError where it has no token or leaves no room within ``max_new_tokens``.
         """

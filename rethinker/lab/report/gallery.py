@@ -43,7 +43,7 @@ def changed_responses(run: str | Path, n: int) -> pd.DataFrame:
     First what the last evaluation's plain responses did by themselves, then forced second looks on held-out queries,
     then those of training, latest first. Three quarters wrong->right where there are enough right->wrong for the
     rest, at least one of each if there is one. Within these the kinds of question take turns in order of qid: not
-    hand-picked. Raises ValueError where ``n`` is below 1.
+    hand-picked. Raises ValueError if ``n`` is below 1.
     """
     if n < 1:
         raise ValueError(f"{n} responses cannot be shown: give 1 or more")

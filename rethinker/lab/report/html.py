@@ -23,7 +23,7 @@ class Picture(NamedTuple):
 
 
 def picture(path: str | Path) -> Picture | None:
-    """A query's image as a data URI; None where it cannot be read."""
+    """A query's image as a data URI; None if it cannot be read."""
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")

@@ -63,7 +63,7 @@ def cards(run: Path) -> list[dict[str, Any]]:
 
 
 def gains(run: Path, labels: list[str]) -> str:
-    """Differences between evaluations of the same queries, each query its own control; "" where there are none."""
+    """Differences between evaluations of the same queries, each query its own control; "" if there are none."""
     paired, remarks = [], []
     means = {label: _means(run, label) for label in labels}
     pairs = list(pairwise(labels))
@@ -93,7 +93,7 @@ def _means(run: Path, label: str) -> tuple[bool, dict[str, float]]:
 
 
 def absent(run: Path) -> str:
-    """Which evaluations there should be and are not, in words; "" where none is absent."""
+    """Which evaluations there should be and are not, in words; "" if none is absent."""
     evaluations = diagnostics.load_evaluations(run)
     stages = [str(stage.get("name")) for stage in load_settings(run).get("stages") or []]
     lacking = [label for label in ["start", *stages] if label not in evaluations]
@@ -101,7 +101,7 @@ def absent(run: Path) -> str:
 
 
 def evaluation_tables(run: Path, metrics: Metrics) -> dict[str, Any]:
-    """The section "Tables": modes, outcomes, kinds by what they are split by, validations; None where there is none."""
+    """The section "Tables": modes, outcomes, kinds by what they are split by, validations; None if there is none."""
     modes, outcomes = diagnostics.fig7_table(run), diagnostics.evaluation_outcomes(run)
     kinds = {}
     for by in ("category", "level") if len(modes) else ():

@@ -104,7 +104,7 @@ def report_blocks(runs: Sequence[Path], *, entity: str, project: str) -> list[An
         ),
         wr.H2("Accuracy during training (Fig. 5)"),
         wr.MarkdownBlock(
-            "Greedy accuracy on the validation queries with its 95% Wilson interval (low, high); beside it the mean "
+            "Greedy accuracy on the validation queries with its 95% Wilson interval (low, high); next to it the mean "
             "correctness of sampled first responses on training queries."
         ),
         grid(
@@ -127,7 +127,7 @@ def report_blocks(runs: Sequence[Path], *, entity: str, project: str) -> list[An
         ),
         grid(wr.BarPlot(title="Held-out accuracy", metrics=fig7_keys(runs), range_x=(0.0, 1.0))),
         *(wr.MarkdownBlock(fig7_words(run)) for run in runs),
-        wr.H2("Reflection that nobody forced"),
+        wr.H2("Unforced reflection"),
         grid(
             line("Share of first responses that reflect", "reflection/share"),
             line("Forced, kept", "rethink/forced", "rethink/kept"),
@@ -215,7 +215,7 @@ def _own_measures(table: pd.DataFrame) -> pd.DataFrame:
 
 def _per_episode(runs: Sequence[Path]) -> str:
     sizes = sorted({run_config(run).queries_per_episode for run in runs})
-    return f"n = {' or '.join(map(str, sizes))} queries an episode."
+    return f"n = {' or '.join(map(str, sizes))} queries per episode."
 
 
 def _estimate(estimate: dict[str, Any]) -> str:

@@ -68,7 +68,7 @@ def _figure(run: Path, name: str) -> dict[str, Any]:
 
 
 def _provenance(path: Path) -> str:
-    """Its text, indented; "" where it is missing."""
+    """Its text, indented; "" if it is missing."""
     if not path.is_file():
         return ""
     try:

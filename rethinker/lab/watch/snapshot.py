@@ -35,7 +35,7 @@ class ShownResponse:
     gold: str
     images: tuple[str, ...]  # paths as the run knows them
     first: str  # y1
-    second: str | None  # trigger and second look; None where nothing was forced
+    second: str | None  # trigger and second look; None if nothing was forced
     first_correct: bool
     correct: bool  # of the whole
 

@@ -129,7 +129,7 @@ def follow(
     """Show a run in the terminal until it ends; ``once``: as it is now. Ctrl-C ends the watching only. What is printed
     once, an ended run's view too, has its responses in full.
 
-    Raises FileNotFoundError where ``run`` is not the folder of a run.
+    Raises FileNotFoundError if ``run`` is not the folder of a run.
     """
     console = console or Console(highlight=False)
     job = Job(run)
