@@ -46,7 +46,7 @@ CUT_DOWN = (
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch) -> Path:
-    """An empty working folder outside the repository."""
+    """An empty working directory outside the repository."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -64,7 +64,7 @@ def rethinker(*arguments: object, folder: Path) -> subprocess.CompletedProcess[s
 def test_a_shipped_config_is_relative_to_the_repository(elsewhere):
     config = load_config(TINY)
     assert Path(config.model.path) == MODEL and Path(config.data.train).is_relative_to(ROOT / "data" / "generated")
-    assert config.folder == Path("runs/tiny")  # results belong to the working folder
+    assert config.folder == Path("runs/tiny")  # results belong to the working directory
     assert config.for_stage(1).model.path == config.model.path
     assert load_config(ROOT / "experiments" / "vl_rethinker_7b.yaml").model.path == "Qwen/Qwen2.5-VL-7B-Instruct"
 
@@ -156,7 +156,7 @@ def test_a_missing_model(elsewhere):
     assert f"no folder {elsewhere}/owner/model, so it was taken for a model on the Hugging Face hub" in hub
     assert "not in this machine's cache" in hub
     ours = problem("model.path=data/tiny-vlm")  # no name on the hub: the repository has it
-    assert f"the repository has {MODEL}: relative_to=repository" in ours and "hub:" not in ours
+    assert f"the repository has {MODEL}: set relative_to=repository" in ours and "hub:" not in ours
     (elsewhere / "file").touch()
     assert "is a file; give the folder of a checkpoint" in problem("model.path=file")
 
@@ -193,7 +193,7 @@ def test_a_run_is_no_model(elsewhere):
         ("no/such/file.parquet", "no file or folder {here}/no/such/file.parquet; give a parquet or JSON lines file"),
         ("data/one.parquet", "no file or folder {here}/data/one.parquet; give"),  # not owner/name
         ("owner/name", "no file or folder {here}/owner/name, so it was taken for a data set on the Hugging Face hub"),
-        ("data/visual_math", f"the repository has {SAMPLE.parent}: relative_to=repository"),
+        ("data/visual_math", f"the repository has {SAMPLE.parent}: set relative_to=repository"),
         ("broken.parquet", "broken.parquet"),
         ("text.csv", "can read .parquet and .jsonl files"),
         (f"{SAMPLE}:test", "is a file, which has no splits"),
@@ -222,9 +222,7 @@ def test_generated_data_may_be_missing(monkeypatch, tmp_path):
 def test_a_full_disk(elsewhere, monkeypatch):
     free = 10 * 2**20
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))
-    assert problem().startswith(
-        f"runs_dir=runs: 10 MiB are free on the disk of {elsewhere}, a run needs at least 200 MiB"
-    )
+    assert problem().startswith(f"runs_dir=runs: 10 MiB free on the disk of {elsewhere}, a run needs at least 200 MiB")
     free = preflight.LEAST_FREE + 1
     (warning,) = preflight.preflight(load_config(None, [f"model.path={MODEL}", f"data.train={SAMPLE}"]))
     assert "the checkpoints of this run may take" in warning and "runs_dir=..." in warning

@@ -339,7 +339,7 @@ def test_an_interrupt_while_starting_ends_it(config, foreground_fake, capsys):
 
     assert foreground_fake("starting", meanwhile) == foreground.INTERRUPTED
     assert not Job(config.folder).alive and Job(config.folder).status().exit_code == foreground.INTERRUPTED
-    assert "ended before it began to train" in capsys.readouterr().err
+    assert "stopped before training began" in capsys.readouterr().err
 
 
 def test_the_second_interrupt_kills(config, foreground_fake, capsys):
@@ -350,7 +350,7 @@ def test_the_second_interrupt_kills(config, foreground_fake, capsys):
         interrupt()
 
     assert foreground_fake("deaf", meanwhile) == foreground.INTERRUPTED
-    assert not Job(config.folder).alive and "killed; the last checkpoint is as it was" in capsys.readouterr().err
+    assert not Job(config.folder).alive and "killed; the last checkpoint is unchanged" in capsys.readouterr().err
 
 
 def test_a_run_in_the_foreground_is_killed_from_elsewhere(config, foreground_fake):
@@ -463,7 +463,7 @@ def test_what_cannot_be_killed_is_said(config, fake, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(processes, "PATIENCE", 0.2)
         for change, words in (
-            ({"mark": "another start's"}, "does not die: end the processes"),
+            ({"mark": "another start's"}, "could not be killed: end the processes"),
             ({"host": "elsewhere"}, "runs on elsewhere: kill it there"),
         ):
             job.files.job_record.write_text(json.dumps(real | change))

@@ -1,1 +1,1 @@
-"""Grids of runs: side by side, resumable, and their table."""
+"""Grids of runs: in parallel and resumable, and their table."""

@@ -12,7 +12,7 @@ from rethinker.lab.jobs.accelerate import check_accelerate_file
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that CUDA would show, as CUDA_VISIBLE_DEVICES names them; [] where it shows none.
+    """The GPUs that CUDA would show, as CUDA_VISIBLE_DEVICES names them; [] if it shows none.
 
     As CUDA does, the list is read up to its first entry that names no GPU ("-1" hides them all).
     """
@@ -28,13 +28,13 @@ def visible_gpus() -> list[str]:
 def slot_gpus(gpus: Sequence[str], slots: int) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each of ``slots`` slots: equal and disjoint parts of ``gpus``; "" without GPUs.
 
-    Raises ConfigError where there are GPUs, but fewer than slots: two runs in one GPU's memory end one another.
+    Raises ConfigError if there are GPUs, but fewer than slots: two runs in one GPU's memory end one another.
     """
     if slots < 1:
         raise ConfigError(f"slots={slots}: needs at least 1")
     share = len(gpus) // slots
     if gpus and not share:
-        raise ConfigError(f"slots={slots}, but {len(gpus)} GPUs are visible: at most one slot a GPU")
+        raise ConfigError(f"slots={slots}, but {len(gpus)} GPUs are visible: at most one slot per GPU")
     return [",".join(gpus[slot * share : (slot + 1) * share]) for slot in range(slots)]
 
 

@@ -6,7 +6,7 @@ A grid file names a base config, axes whose points are labelled lists of overrid
     axes:
       replay: {ssr: [replay.mode=ssr], filter: [replay.mode=filter]}
     seeds: [0, 1, 2]
-    slots: 2                      # runs side by side
+    slots: 2                      # runs in parallel
     common: [launch.processes=1]
     baseline: filter              # paired differences are taken against it
 
@@ -36,11 +36,12 @@ class GridFile:
 
     name: str = ""  # of the grid; default: the file's
     base: str = ""  # YAML config of a run
-    # Where base and the paths in common and axes start; what is typed on the command line starts in the working folder.
+    # Where base and the paths in common and axes start; what is typed on the command line starts in the working
+    # directory.
     relative_to: Literal["working_folder", "repository"] = "working_folder"
     axes: dict[str, Any] = field(default_factory=dict)  # axis -> label -> list of key=value
     seeds: tuple[int, ...] = option((0,), min=0)
-    slots: int = option(1, min=1)  # runs side by side
+    slots: int = option(1, min=1)  # runs in parallel
     common: tuple[str, ...] = ()  # key=value, for every run
     baseline: str | None = None  # label (of several axes: joined by "-") that differences are taken against
 

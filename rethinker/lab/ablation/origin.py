@@ -26,7 +26,7 @@ _COMMIT = re.compile(r"\b([0-9a-f]{7})[0-9a-f]{33}\b")
 def origin(folder: Path) -> dict[str, Any]:
     """``ORIGIN`` of the run in ``folder``, from its provenance.json; None each before its first start.
 
-    ``commit`` names those of all its starts, ``data`` is one checksum over its splits (None where they are no files).
+    ``commit`` names those of all its starts, ``data`` is one checksum over its splits (None if they are no files).
     """
     path = RunDir(folder).provenance
     if not path.exists():
@@ -69,7 +69,7 @@ class CurrentProvenance:
 
 
 def mixture(table: pd.DataFrame) -> str:
-    """What the runs of a table have not in common of their ``ORIGIN``, as a sentence; "" where they have all."""
+    """What the runs of a table have not in common of their ``ORIGIN``, as a sentence; "" if they have all."""
     runs = table.groupby("run", sort=False).first().dropna(subset=["commit"])
     parts = []
     for column in ORIGIN:

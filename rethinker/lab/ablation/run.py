@@ -24,10 +24,10 @@ FINISHED, BUSY = "nothing: finished", "wait: another job writes it"
 
 
 def plan(grid: Grid) -> pd.DataFrame:
-    """A row a run: name, labels, seed, episodes, what would happen (start, resume, wait, nothing), what changed since
-    it was made (code, data; "" for nothing), its settings.
+    """One row per run: name, labels, seed, episodes, what would happen (start, resume, wait, nothing), what changed
+    since it was made (code, data; "" for nothing), its settings.
 
-    Raises RunExists where a folder of that name holds a run with other settings.
+    Raises RunExists if a folder of that name holds a run with other settings.
     """
     rows, now = [], CurrentProvenance()
     for run in grid.runs:
@@ -55,8 +55,8 @@ def run_grid(grid: Grid, slots: int | None = None, *, say: Callable[[str], None]
     their episode, with checkpoints, and raises KeyboardInterrupt; the same call resumes them. What was made by other
     code or from other data is used and said.
 
-    Raises, before anything is started: RunExists where a run's folder holds a run with other settings, GridBusy where
-    another process looks after this grid, ConfigError where the slots do not fit the GPUs.
+    Raises, before anything is started: RunExists if a run's folder holds a run with other settings, GridBusy if
+    another process looks after this grid, ConfigError if the slots do not fit the GPUs.
     """
     planned = plan(grid).set_index("run")
     _warn(grid, planned["changed since"], say)
@@ -102,10 +102,11 @@ def _warn(grid: Grid, changed: pd.Series, say: Callable[[str], None]) -> None:
 
 
 def collect(grid: Grid) -> pd.DataFrame:
-    """What the runs' files say, a row a run and measure: the columns of ``ablation.table.COLUMNS``, one of each axis.
+    """What the runs' files say, one row per run and measure: the columns of ``ablation.table.COLUMNS``, one of each
+    axis.
 
     ``state`` tells how each run stands; one that has not begun has its progress, 0 episodes, only.
-    Raises RunExists where a run's folder holds a run with other settings, ValueError for a broken file.
+    Raises RunExists if a run's folder holds a run with other settings, ValueError for a broken file.
     """
     rows = []
     for run in grid.runs:

@@ -63,7 +63,7 @@ class Slots:
     def run(self) -> bool:
         """True if no interrupt came, which leaves runs undone: SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM (a
         scheduler) start nothing more, and the runs in the slots save and stop after their episode; the second one kills
-        them. To be called in the main thread, by the holder of ``exclusive``."""
+        them. Call in the main thread, by the holder of ``exclusive``."""
         with counted_interrupts() as interrupts:
             for job in self._living():
                 gpus = job.record.get("gpus")

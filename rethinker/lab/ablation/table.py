@@ -155,7 +155,7 @@ def final(table: pd.DataFrame, stage: str | None = None) -> pd.DataFrame:
 
 
 def _check_lengths(rows: pd.DataFrame) -> None:
-    """Raises ValueError where the runs of a label end at different episodes: their means would mix them."""
+    """Raises ValueError if the runs of a label end at different episodes: their means would mix them."""
     for label, ends in rows.groupby(["label", "run"], sort=False)["episode"].max().groupby("label", sort=False):
         lengths = sorted({int(end) for end in ends})
         if len(lengths) > 1:

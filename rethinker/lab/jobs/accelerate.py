@@ -32,7 +32,7 @@ def launch_command(config: RunConfig, config_file: Path, *, resume: bool) -> lis
 
 
 def check_accelerate_file(path: str) -> int:
-    """The processes that a file of `accelerate config` (``launch.accelerate``) asks for. Raises ConfigError where it is
+    """The processes that a file of `accelerate config` (``launch.accelerate``) asks for. Raises ConfigError if it is
     no such file, or one for many machines."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -12,9 +12,9 @@ from pathlib import Path
 from rethinker.lab.command_line import CONFIG, FOLDER, RESUME, command, option, settings
 
 
-@command("launch", "Train as a config says, in the background: it outlives the terminal.", CONFIG, settings(), RESUME)
+@command("launch", "Train from a config in the background; the run outlives the terminal.", CONFIG, settings(), RESUME)
 def launch(file: str, overrides: list[str], resume: bool) -> int:
-    """Start a run and say how to look after it."""
+    """Start a run and print the commands that control it."""
     from rethinker.config import load_config
     from rethinker.lab.jobs.job import start
     from rethinker.lab.jobs.preflight import preflight
@@ -41,11 +41,11 @@ def launch(file: str, overrides: list[str], resume: bool) -> int:
 
 @command(
     "jobs",
-    "List runs and how they stand.",
+    "List runs and their state.",
     option("runs", nargs="?", type=Path, default=Path("runs"), help="a folder of runs, or one run's"),
 )
 def jobs(runs: Path) -> int:
-    """A line a run, and the last words of those that failed."""
+    """One line per run, and the last words of those that failed."""
     from rethinker.lab.jobs.job import Job, find
 
     found = find(runs)
@@ -60,13 +60,13 @@ def jobs(runs: Path) -> int:
 
 @command(
     "tail",
-    "Show the end of what a run in the background has printed.",
+    "Show the last output of a run in the background.",
     FOLDER,
     option("-n", "--lines", type=int, default=20, help="lines (default: %(default)s)"),
-    option("-f", "--follow", action="store_true", help="and what it prints from now on, until it ends"),
+    option("-f", "--follow", action="store_true", help="keep printing new output until the run ends"),
 )
 def tail(folder: Path, lines: int, follow: bool) -> int:
-    """Exit code 1 where a run that was followed has failed. Ctrl-C ends the following only."""
+    """Exit code 1 if a run that was followed has failed. Ctrl-C ends the following only."""
     from rethinker.lab.jobs.job import Job
 
     job = Job(folder)
@@ -84,12 +84,12 @@ def tail(folder: Path, lines: int, follow: bool) -> int:
 
 @command(
     "stop",
-    "Ask a run to save and end after its episode.",
+    "Ask a run to save and stop after the current episode.",
     FOLDER,
-    option("--kill", action="store_true", help="kill it, without a checkpoint"),
+    option("--kill", action="store_true", help="kill it without saving a checkpoint"),
 )
 def stop(folder: Path, kill: bool) -> int:
-    """Exit code 1 where the run cannot be ended from here."""
+    """Exit code 1 if the run cannot be ended from here."""
     from rethinker.lab.jobs.job import Job
 
     job = Job(folder)

@@ -60,7 +60,7 @@ def note_signal(who: str, number: int) -> None:
 
 
 def _note(words: str, text: str = "") -> bool:
-    """Add an entry to the file, in one write; False where there is no such file, or its folder is gone."""
+    """Add an entry to the file, in one write; False if there is no such file, or its folder is gone."""
     try:
         file = os.open(os.environ[ERRORS_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except (KeyError, OSError):

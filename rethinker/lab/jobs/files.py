@@ -38,7 +38,7 @@ def planned_episodes(file: Path) -> int:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The object of a JSON file; {} where it is missing."""
+    """The object of a JSON file; {} if it is missing."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 

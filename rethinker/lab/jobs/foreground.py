@@ -1,4 +1,4 @@
-"""Start training and wait for it: ``accelerate launch`` in a process group of its own, stopped in good order.
+"""Start training and wait for it: ``accelerate launch`` in a process group of its own, stopped in an orderly way.
 
 ``rethinker train`` is little more than ``train``, and ``job.start`` runs that command in the background. Both leave the
 same files in ``runs/<name>/job/``, so a run can be found again whoever started it. Nothing here is from the paper.
@@ -25,7 +25,7 @@ INTERRUPTED = 130  # exit code of a run that an interrupt has ended without a ch
 
 
 def train(config: RunConfig, *, resume: bool = False, tracebacks: bool = False) -> int:
-    """Run ``config`` to its end; returns the exit code. Raises what ``claim`` does. To be called in the main thread.
+    """Run ``config`` to its end; returns the exit code. Raises what ``claim`` does. Call in the main thread.
 
     ``failures.first_failure`` tells why it failed. ``tracebacks``: those of its processes go to the terminal too, not
     only to the run's ``errors.log``.
@@ -71,12 +71,12 @@ def _run(config: RunConfig, lock: int, mark: str, *, resume: bool, tracebacks: b
 
 
 def _kills(files: RunDir, interrupts: int) -> bool:
-    """Answer an interrupt; True where it ends the run without a checkpoint."""
+    """Answer an interrupt; True if it ends the run without a checkpoint."""
     if interrupts > 1:
-        print("killed; the last checkpoint is as it was", file=sys.stderr)
+        print("killed; the last checkpoint is unchanged", file=sys.stderr)
         return True
     if run_state(files.folder) == "starting":
-        print("ended before it began to train: there was nothing to save", file=sys.stderr)
+        print("stopped before training began; nothing to save", file=sys.stderr)
         return True
     with suppress(FileNotFoundError):  # the folder was moved: it ends by itself
         files.stop_request.touch()

@@ -59,7 +59,7 @@ class Job:
     """The run in a folder, running or ended, whoever started it."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Raises FileNotFoundError where ``folder`` is not the folder of a run."""
+        """Raises FileNotFoundError if ``folder`` is not the folder of a run."""
         self.folder = Path(folder).resolve()
         self.files = RunDir(self.folder)
         if not is_run(self.folder):
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Who started it last (``ownership.write_record``); {} where neither `rethinker train` nor ``start`` did."""
+        """Who started it last (``ownership.write_record``); {} if neither `rethinker train` nor ``start`` did."""
         return read_object(self.files.job_record)
 
     @property
@@ -107,14 +107,14 @@ class Job:
         )
 
     def tail(self, n: int = 20) -> list[str]:
-        """The last ``n`` lines of what it printed since it was last started; [] where that went to a terminal."""
+        """The last ``n`` lines of what it printed since it was last started; [] if that went to a terminal."""
         with self._log() as log:
             lines = log.read().decode("utf-8", errors="replace").splitlines()
         return lines[-n:] if n > 0 else []
 
     def follow(self, n: int = 0) -> Iterator[str]:
         """The last ``n`` lines of what it printed since it was last started, then every line as it comes, until the job
-        ends. None where that went to a terminal."""
+        ends. None if that went to a terminal."""
         with self._log() as log:
             *lines, rest = log.read().split(b"\n")
             lines = lines[-n:] if n > 0 else []
@@ -160,7 +160,7 @@ class Job:
     def kill(self) -> JobStatus:
         """Kill it: what came after the last checkpoint is lost, and its state is "failed".
 
-        Raises RuntimeError where it runs on another machine, or does not die.
+        Raises RuntimeError if it runs on another machine, or does not die.
         """
         kill(self.folder)
         return self.status()
@@ -185,8 +185,8 @@ def start(config: RunConfig, resume: bool = False, *, home: str | Path = "", gpu
 
     ``home``: the job's working directory, where relative paths of ``config`` start; "": this process's.
     ``gpus``: its CUDA_VISIBLE_DEVICES; None: this process's.
-    ``resume``: resume the run of this name if there is one; a finished one is left as it is. Raises RunBusy where
-    another job writes the folder, RunExists where it holds a run (with ``resume``: one with other settings),
+    ``resume``: resume the run of this name if there is one; a finished one is left as it is. Raises RunBusy if
+    another job writes the folder, RunExists if it holds a run (with ``resume``: one with other settings),
     ConfigError for settings that cannot be trained.
     """
     check_trainable(config)
@@ -239,7 +239,7 @@ def ensure(config: RunConfig) -> Job:
 def find(path: str | Path) -> Job | list[Job]:
     """The job of a run's folder; of a folder of runs, all of them by name, running and ended.
 
-    Raises FileNotFoundError where there is no such folder.
+    Raises FileNotFoundError if there is no such folder.
     """
     path = Path(path)
     if not path.is_dir():

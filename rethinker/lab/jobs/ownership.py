@@ -37,7 +37,7 @@ def claim(config: RunConfig, *, resume: bool, home: str | Path = "") -> int:
 
     ``home``: where relative paths of ``config`` start; "": in the working directory.
 
-    Raises RunBusy where another job has the lock, RunExists as ``check_folder`` does, ConfigError for a bad
+    Raises RunBusy if another job has the lock, RunExists as ``check_folder`` does, ConfigError for a bad
     ``launch.accelerate``.
     """
     if config.launch.accelerate:

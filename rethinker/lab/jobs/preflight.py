@@ -1,4 +1,4 @@
-"""What is looked at before any process of a run starts: model, data, disk. Every error is one line that says what was
+"""Checks made before any process of a run starts: model, data, disk. Every error is one line that says what was
 not found, where it was looked for and what to do. Imports no torch. Nothing here is from the paper.
 """
 
@@ -15,14 +15,14 @@ from rethinker.config.paths import is_hub_id
 from rethinker.config.repository import find_repository
 from rethinker.config.schema import ConfigError
 
-GENERATED = Path("data", "generated")  # in the repository: what is drawn where it is missing
+GENERATED = Path("data", "generated")  # in the repository: what is drawn if it is missing
 LEAST_FREE = 200 * 2**20  # bytes; a run of the tiny VLM takes some 50 MB
 CHECKPOINTS = 4  # that a run of two stages keeps for a moment: last, best, the end of a stage, the one being written
 STATES = 3  # weights and AdamW's two moments
 
 
 def preflight(config: RunConfig) -> list[str]:
-    """Warnings for a run of ``config``. Raises ConfigError where it could not start: no model or data where they
+    """Warnings for a run of ``config``. Raises ConfigError if it could not start: no model or data where they
     should be (data that ``missing_generated`` names aside), or no room on the disk of ``runs_dir``."""
     weights = check_model(config)
     to_draw = missing_generated([config])
@@ -33,7 +33,7 @@ def preflight(config: RunConfig) -> list[str]:
 
 
 def check_model(config: RunConfig) -> int | None:
-    """The bytes of the weights at ``model.path``; None for one on the hub. Raises ConfigError where there is none."""
+    """The bytes of the weights at ``model.path``; None for one on the hub. Raises ConfigError if there is none."""
     path = config.model.path
     folder = Path(path)
     if folder.is_dir():
@@ -52,7 +52,7 @@ def check_model(config: RunConfig) -> int | None:
         if isinstance(error, LocalEntryNotFoundError):
             why = "it is not in this machine's cache, and the hub cannot be reached"
         elif isinstance(error, HfHubHTTPError):
-            why = f"the hub does not give it ({type(error).__name__}): is the name right, and are you logged in?"
+            why = f"the hub refused it ({type(error).__name__}): is the name right, and are you logged in?"
         raise ConfigError(
             f"model.path={path}: {_no('folder', path)}, so it was taken for a model on the Hugging Face hub: {why}"
         ) from error
@@ -86,7 +86,7 @@ def _check_checkpoint(folder: Path) -> int:
 
 
 def check_data(key: str, source: str) -> None:
-    """Raises ConfigError where an entry of ``data`` names no data that can be opened; its rows are not read."""
+    """Raises ConfigError if an entry of ``data`` names no data that can be opened; its rows are not read."""
     from rethinker.datasets.rows import open_rows
 
     path, split = data_source(source)
@@ -118,14 +118,14 @@ def check_disk(config: RunConfig, weights: int | None) -> Iterator[str]:
     free = shutil.disk_usage(there).free
     if free < LEAST_FREE:
         raise ConfigError(
-            f"runs_dir={config.runs_dir}: {_size(free)} are free on the disk of {there}, a run needs at least "
+            f"runs_dir={config.runs_dir}: {_size(free)} free on the disk of {there}, a run needs at least "
             f"{_size(LEAST_FREE)}; make room, or give another runs_dir=..."
         )
     trained = STATES if not config.model.lora_rank else 1
     need = LEAST_FREE + CHECKPOINTS * trained * (weights or 0)
     if free < need:
         yield (
-            f"{_size(free)} are free on the disk of {there}; the checkpoints of this run may take {_size(need)}: "
+            f"{_size(free)} free on the disk of {there}; the checkpoints of this run may take {_size(need)}: "
             "make room, or give another runs_dir=..."
         )
 
@@ -140,18 +140,18 @@ def missing_generated(configs: Iterable[RunConfig]) -> list[Path]:
 
 
 def make_missing(configs: Iterable[RunConfig], say: Callable[[str], None]) -> None:
-    """Make the generated data of the repository that these runs name and that are missing. Raises ConfigError where
+    """Make the generated data of the repository that these runs name and that are missing. Raises ConfigError if
     its folder cannot be written."""
     for folder in missing_generated(configs):
         from rethinker.datasets.world.visual_math import make_data
 
-        say(f"making the visual-math world in {folder}")
+        say(f"generating the visual-math data in {folder}")
         try:
             make_data(folder)
         except OSError as error:
             raise ConfigError(
-                f"the visual-math world cannot be made in {folder} ({error}); make it elsewhere (rethinker make-data "
-                "--out FOLDER) and set data.train=FOLDER/train.parquet, data.validation and data.test, too"
+                f"cannot generate the visual-math data in {folder} ({error}); generate it elsewhere (rethinker "
+                "make-data --out FOLDER) and set data.train=FOLDER/train.parquet, data.validation and data.test as well"
             ) from error
 
 
@@ -161,7 +161,7 @@ def _sources(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _in_repository(path: str) -> Path | None:
-    """Where the repository has what the working folder has not."""
+    """Where the repository has what the working directory has not."""
     root = find_repository()
     return root / path if root and not os.path.isabs(path) and (root / path).exists() else None
 
@@ -170,7 +170,7 @@ def _no(kind: str, path: str) -> str:
     """That there is no such thing at ``path``, where it was looked for, and where the repository has it."""
     text = f"no {kind} {Path(path).absolute()}"
     if ours := _in_repository(path):
-        text += f" (relative paths start in the working folder; the repository has {ours}: relative_to=repository)"
+        text += f" (relative to the working directory; the repository has {ours}: set relative_to=repository)"
     return text
 
 

@@ -35,7 +35,7 @@ def new_mark(lock: int) -> str:
 def kill_marked(mark: str) -> None:
     """SIGKILL for the processes of a start, but this one. A process that has ended meanwhile is left alone, also where
     another one has its number."""
-    for process in psutil.process_iter(["environ"]):  # environ: None where it may not be read
+    for process in psutil.process_iter(["environ"]):  # environ: None if it may not be read
         if (process.info["environ"] or {}).get(MARK) == mark and process.pid != os.getpid():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -44,7 +44,7 @@ def kill_marked(mark: str) -> None:
 def kill(folder: Path) -> None:
     """Kill the run in ``folder``, without a checkpoint, and wait until it has ended.
 
-    Raises RuntimeError where it runs on another machine, or does not die.
+    Raises RuntimeError if it runs on another machine, or does not die.
     """
     files, deadline = RunDir(folder), time.monotonic() + PATIENCE
     while is_alive(folder):
@@ -52,7 +52,7 @@ def kill(folder: Path) -> None:
         if record.get("host", socket.gethostname()) != socket.gethostname():
             raise RuntimeError(f"{folder.name} runs on {record['host']}: kill it there, or stop() it from here")
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{folder.name} does not die: end the processes of {folder} by hand")
+            raise RuntimeError(f"{folder.name} could not be killed: end the processes of {folder} by hand")
         if "mark" in record:
             kill_marked(record["mark"])
         if locks.is_held(files.writer_lock):  # accelerate was started by hand: the other ranks die with this one
@@ -64,7 +64,7 @@ def kill(folder: Path) -> None:
 @contextmanager
 def counted_interrupts() -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM (what a scheduler sends) are noted instead of raised, so that none can come between a start
-    and its record. A Ctrl-C that a shell has switched off stays off. To be called in the main thread."""
+    and its record. A Ctrl-C that a shell has switched off stays off. Call in the main thread."""
     seen: list[int] = []
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda received, _: seen.append(received)) for number in numbers}

@@ -1,7 +1,7 @@
 """Finished runs for notebooks: a small one that is made once, and any config's.
 
-``demo_run`` is the default experiment in small: both stages, fewer and smaller episodes, a higher learning rate. It is
-long enough for reflection to appear, and too small for its numbers to mean anything else.
+``demo_run`` is the default experiment in miniature: both stages, fewer and smaller episodes, a higher learning rate. It
+is long enough for reflection to appear, and too small for its numbers to mean anything else.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ SETTINGS = (
 
 
 def demo_run(runs_dir: str | Path = "runs", name: str = "demo") -> Path:
-    """The folder of a small finished run, made where it is missing (about 45 seconds on two CPU cores).
+    """The folder of a small finished run, made if it is missing (about 45 seconds on two CPU cores).
 
     28 episodes of 16 queries x 8 responses by the transformers engine in two processes, 36 validation and 36 test
-    queries of the visual-math world, ``report.html``. Safe to call from several notebooks at once: the first makes it,
-    the others wait. ValueError where the folder holds a run with other settings; RuntimeError where training failed.
+    queries of the visual-math world, ``report.html``. Safe to call from several notebooks at the same time: the first
+    makes it, the others wait. ValueError if the folder holds a run with other settings; RuntimeError if training
+    failed.
     """
     root = repository_root()
     data = Path(runs_dir) / ".data" / name  # relative, as it may be: a checkout can be moved
@@ -59,7 +60,7 @@ def demo_run(runs_dir: str | Path = "runs", name: str = "demo") -> Path:
 
 
 def run_or_demo(run: str | Path, runs_dir: str | Path = "runs") -> Path:
-    """The folder of ``run``, or the demo's where ``run`` is "". FileNotFoundError where it is no run's folder."""
+    """The folder of ``run``, or the demo's where ``run`` is "". FileNotFoundError if it is no run's folder."""
     if not str(run):
         return demo_run(runs_dir)
     folder = repository_root() / run
@@ -69,12 +70,12 @@ def run_or_demo(run: str | Path, runs_dir: str | Path = "runs") -> Path:
 
 
 def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """The folder of the finished run of ``config`` with ``overrides`` (key=value), trained where it is missing.
+    """The folder of the finished run of ``config`` with ``overrides`` (key=value), trained if it is missing.
 
-    A run that was interrupted goes on, one that another notebook has started is waited for, a finished one with the
+    A run that was interrupted is resumed, one that another notebook has started is waited for, a finished one with the
     same settings is loaded. Relative paths start at the repository's root. What the run says from now on is printed. An
     interrupt (the kernel's stop button) saves and stops it; a kernel that dies leaves it running.
-    Raises ValueError where the folder holds a run with other settings, RuntimeError where training failed or stopped.
+    Raises ValueError if the folder holds a run with other settings, RuntimeError if training failed or stopped.
     """
     root = repository_root()
     run = load_config(root / config, list(overrides))

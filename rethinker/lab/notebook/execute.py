@@ -32,7 +32,7 @@ class ParameterError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a notebook went. ``error`` is "" where all went well, else the failing cell and its message."""
+    """How a notebook went. ``error`` is "" if all went well, else the failing cell and its message."""
 
     notebook: str
     seconds: float
@@ -43,7 +43,7 @@ class Result:
 def find_notebooks(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
     """The notebooks in ``folder`` (default: the repository's), in order; those of ``names`` where given.
 
-    A name is a stem or the beginning of one ("04"). ParameterError where it names none, or several.
+    A name is a stem or the beginning of one ("04"). ParameterError if it names none, or several.
     """
     folder = folder or repository_root() / FOLDER
     there = {path.stem: path for path in sorted(folder.glob("[0-9]*.ipynb"))}

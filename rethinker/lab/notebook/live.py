@@ -39,10 +39,10 @@ def watch(
 ) -> JobStatus:
     """Show ``run``, a job or the folder of one, until it ends; returns how it stands then.
 
-    ``timeout``: for so many seconds at most; ``until``: until this episode has ended. Three outputs are renewed in
+    ``timeout``: for at most this many seconds; ``until``: until this episode has ended. Three outputs are renewed in
     place: where the run is, its figures, and ``responses`` responses of the newest episode; looks come ``every``
     seconds, and what has not changed is not sent again. Interrupting the cell ends the watching, not the run. Raises
-    FileNotFoundError where ``run`` is not the folder of a run.
+    FileNotFoundError if ``run`` is not the folder of a run.
     """
     job = run if isinstance(run, Job) else Job(run)
     theme = THEMES[theme] if isinstance(theme, str) else theme

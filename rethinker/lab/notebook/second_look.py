@@ -79,7 +79,7 @@ class SecondLooks:
     def written(self, query: Query, text: str) -> Group:
         """A typed y1 as a group of one; its log-probs are 0.0, because it was not sampled.
 
-        ValueError where it has no token or leaves no room within ``max_new_tokens``.
+        ValueError if it has no token or leaves no room within ``max_new_tokens``.
         """
         ids = tuple(self.policy.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ids or len(ids) >= self.sampling.max_new_tokens:
@@ -117,7 +117,7 @@ class SecondLooks:
     def force(self, group: Group, trigger: str = "") -> list[Sample]:
         """The trajectories y1 + trigger + y2 of every response of ``group`` that can be forced; the kept ones marked.
 
-        ValueError where none can be (``obstacle`` says why).
+        ValueError if none can be (``obstacle`` says why).
         """
         plans = self.plans(group.samples, trigger)
         if not plans:
@@ -133,7 +133,7 @@ class SecondLooks:
         return mark_kept(group, list(trajectories.values()), self.options.max_per_query, self.options.nll_on)
 
     def obstacle(self, sample: Sample) -> str:
-        """Why ``choose`` would not force this first response; "" where it can."""
+        """Why ``choose`` would not force this first response; "" if it can."""
         if self.plans([sample]):
             return ""
         response = sample.response
@@ -165,7 +165,7 @@ class SecondLooks:
 
 
 def kept_table(candidates: Sequence[Sample]) -> pd.DataFrame:
-    """A row a forced trajectory: trigger, answers and verdicts before and after, whether it is kept, and why."""
+    """One row per forced trajectory: trigger, answers and verdicts before and after, whether it is kept, and why."""
     rows = []
     for sample in candidates:
         rethinking = sample.rethinking
@@ -197,7 +197,7 @@ def _why(sample: Sample) -> str:
 
 
 def first_table(looks: SecondLooks, group: Group) -> pd.DataFrame:
-    """A row a first response: its text and verdict, and what keeps it from being forced ("": nothing)."""
+    """One row per first response: its text and verdict, and what keeps it from being forced ("": nothing)."""
     rows = [
         {
             "sample": sample.sample_id,
@@ -213,7 +213,7 @@ def first_table(looks: SecondLooks, group: Group) -> pd.DataFrame:
 
 
 def parts_table(looks: SecondLooks, sample: Sample) -> pd.DataFrame:
-    """A row a part of a trajectory: its tokens, how many were sampled, and how many the NLL term covers."""
+    """One row per part of a trajectory: its tokens, how many were sampled, and how many the NLL term covers."""
     nll = sample.nll_mask or (False,) * len(sample.response.token_ids)
     rows = [
         {"part": token.part, "tokens": 1, "sampled": sampled, "under the NLL": covered}
@@ -223,7 +223,7 @@ def parts_table(looks: SecondLooks, sample: Sample) -> pd.DataFrame:
 
 
 def placement_table(before: Group, after: Group, scale: Scale) -> pd.DataFrame:
-    """A row a place in the group: reward and advantage of the first responses, and with the kept trajectories.
+    """One row per place in the group: reward and advantage of the first responses, and with the kept trajectories.
 
     With ``placement`` replace they take the places of their y1; with append they come behind, where before was nothing
     (NaN).

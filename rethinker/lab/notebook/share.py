@@ -42,8 +42,8 @@ def share_folder(run: Path, *, data: str = "", queries: int = 0, samples: int = 
     """Make ``shared/<run>``: the run's files and a config that says how its checkpoints are to be evaluated.
 
     ``data``: held-out queries (a file, as for ``data.test``); ``queries``: the first so many of them; ``samples``:
-    sampled responses a query beside the greedy one; "" or 0: as the run's config says. What the run has written since
-    an earlier call is copied; evaluations and recordings stay. Raises ValueError where the run has no held-out queries,
+    sampled responses per query beside the greedy one; "" or 0: as the run's config says. What the run has written since
+    an earlier call is copied; evaluations and recordings stay. Raises ValueError if the run has no held-out queries,
     or the folder is not one of these; ConfigError for a bad value.
     """
     overrides = [f"name={run.name}", f"runs_dir={run.parent / SHARED}", f"tracking.wandb_mode={wandb_mode}"]
@@ -72,7 +72,7 @@ def evaluate_stages(run: Path, folder: Path) -> None:
 
     Every evaluation is a process of its own (a notebook's kernel stays off the GPU) and leaves a log beside its result.
     One of the same weights, queries and settings is kept, another of its name is replaced. Raises RuntimeError with the
-    last words of an evaluation that failed, FileNotFoundError where ``run`` has no checkpoint of a stage yet.
+    last words of an evaluation that failed, FileNotFoundError if ``run`` has no checkpoint of a stage yet.
     """
     config = load_config(RunDir(folder).config)
     models = {"start": config.model.path}
@@ -118,10 +118,10 @@ def results(folder: Path) -> pd.DataFrame:
 def record(folder: Path) -> str:
     """Record a run on W&B from its files: metrics, responses, evaluations; returns what to do next, in words.
 
-    As ``tracking.wandb_mode`` (or WANDB_MODE) says, offline or at once. What was recorded to its end is not recorded
-    again, unless the files have changed since: then it becomes another run on W&B, which cannot forget. A recording
-    that was never sent is moved to ``wandb/superseded`` in that case, as is one that was interrupted. Raises what
-    ``Mirror`` does.
+    As ``tracking.wandb_mode`` (or WANDB_MODE) says, offline or immediately. What was recorded to its end is not
+    recorded again, unless the files have changed since: then it becomes another run on W&B, which cannot forget. A
+    recording that was never sent is moved to ``wandb/superseded`` in that case, as is one that was interrupted. Raises
+    what ``Mirror`` does.
     """
     config = load_config(RunDir(folder).config)
     digest, recorded = _recording_digest(folder), _state(folder).get("recorded", {})

@@ -55,7 +55,7 @@ def shown(path: str | Path) -> str:
 def show_report(run: str | Path) -> None:
     """Where a run's report is: a link that JupyterLab opens, and the path.
 
-    It is written where it is missing; where the run's files do not allow that, the reason in words.
+    It is written if it is missing; where the run's files do not allow that, the reason in words.
     """
     report = RunDir(run).report
     try:

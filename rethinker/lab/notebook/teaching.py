@@ -33,7 +33,7 @@ GRADING_CASES = (
 
 
 def query_at(queries: Sequence[Query], place: int) -> Query:
-    """Query number ``place``, from 0. ValueError where there is none."""
+    """Query number ``place``, from 0. ValueError if there is none."""
     if not 0 <= place < len(queries):
         raise ValueError(f"query={place}: {len(queries)} queries were read; places are 0 to {len(queries) - 1} (limit)")
     return queries[place]
@@ -85,7 +85,7 @@ def gold_check(queries: Sequence[Query]) -> pd.DataFrame:
 
 
 def group_table(rewards_PG: Tensor, **advantages_PG: Tensor) -> pd.DataFrame:
-    """A row a group: its rewards, their mean, and its advantages by the name of their scale."""
+    """One row per group: its rewards, their mean, and its advantages by the name of their scale."""
 
     def words(row: Sequence[float], form: str) -> str:
         return "  ".join(format(value, form) if value else "0" for value in row)
@@ -99,7 +99,7 @@ def group_table(rewards_PG: Tensor, **advantages_PG: Tensor) -> pd.DataFrame:
 
 
 def token_table(mask_BT: Tensor, **columns_BT: Tensor) -> pd.DataFrame:
-    """A row a token where the mask is True: its response, its place, and its value in every column."""
+    """One row per token where the mask is True: its response, its place, and its value in every column."""
     response, token = mask_BT.nonzero(as_tuple=True)
     columns = {name: values[mask_BT].tolist() for name, values in columns_BT.items()}
     return pd.DataFrame({"response": response.tolist(), "token": token.tolist(), **columns}).round(4)
@@ -121,7 +121,7 @@ def toy_sample(name: str, advantage: float) -> Sample:
 
 
 def batch_table(samples: Sequence[Sample]) -> pd.DataFrame:
-    """A row a sample of a batch: its name, the size of its advantage, and whether replay drew it."""
+    """One row per sample of a batch: its name, the size of its advantage, and whether replay drew it."""
     return pd.DataFrame(
         {
             "sample": [sample.sample_id for sample in samples],
@@ -136,7 +136,7 @@ def draws_table(
     probabilities: Mapping[float, NDArray[np.float64]],
     drawn: Mapping[float, Mapping[str, int]],
 ) -> pd.DataFrame:
-    """Draws beside the distribution that they follow, a row a sample and alpha (the keys of both mappings).
+    """Draws beside the distribution that they follow, one row per sample and alpha (the keys of both mappings).
 
     ``drawn``: how often a sample was drawn, by its name. share: of all draws, with its 95% Wilson interval; z: its
     distance from the probability in standard errors.

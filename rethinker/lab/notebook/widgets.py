@@ -73,7 +73,7 @@ def _query_menu(queries: Sequence[Query]) -> ipywidgets.Dropdown:
 
 
 def _form(fields: Sequence[ipywidgets.Widget], label: str, show: Callable[[], None]) -> ipywidgets.Widget:
-    """The fields, a button, and below them what ``show`` displays; a mistake of the reader's is shown as one line."""
+    """The fields, a button, and below them what ``show`` displays; a user error is shown as one line."""
     button, output = ipywidgets.Button(description=label, button_style="primary"), ipywidgets.Output()
 
     def clicked(_: object) -> None:

@@ -1,8 +1,8 @@
 """A run's twin on Weights & Biases: what the files hold, mirrored while they are written. wandb is imported on use.
 
-Recorded in the run's folder (``wandb/``), and with ``tracking.wandb_mode=online`` sent at once; what was recorded
+Recorded in the run's folder (``wandb/``), and with ``tracking.wandb_mode=online`` sent immediately; what was recorded
 offline, or did not arrive, is sent by ``rethinker sync``. W&B cannot forget: episodes that a killed process had after
-its last checkpoint stand there twice once the run has gone on.
+its last checkpoint stand there twice once the run is resumed.
 
 W&B keeps a line of history only if its step is above all that it has, so the steps count on from process to process.
 """
@@ -60,7 +60,7 @@ class Mirror:
 
     The key stays where W&B keeps it: in no config and no file.
 
-    The twin's id is random and kept in ``wandb_id``: a new run of an old name must not go on in the old one's twin.
+    The twin's id is random and kept in ``wandb_id``: a new run of an old name must not continue in the old one's twin.
     Raises ValueError where WANDB_MODE=disabled; here and in its methods ``mirror_errors`` where W&B fails.
     """
 
@@ -150,7 +150,7 @@ class Mirror:
     def close(self) -> bool:
         """Add the checkpoints, where they are wanted, and finish: online, wait until all has arrived. False: offline.
 
-        Raises TimeoutError where it has not after FINISH_SECONDS (with checkpoints: FINISH_SECONDS_CHECKPOINTS).
+        Raises TimeoutError if it has not after FINISH_SECONDS (with checkpoints: FINISH_SECONDS_CHECKPOINTS).
         """
         if self.config.tracking.wandb_checkpoints:
             self._log_checkpoints()

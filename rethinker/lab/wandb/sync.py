@@ -94,7 +94,7 @@ def check_key(config: RunConfig) -> None:
 
 
 def _credentials(host: str) -> Any:
-    """wandb's own search: environment, netrc, settings; None where it finds nothing."""
+    """wandb's own search: environment, netrc, settings; None if it finds nothing."""
     from wandb.sdk.lib import wbauth
 
     # Not wandb.login(): it refuses where WANDB_MODE=offline, which says how to record, not where to send.
@@ -123,7 +123,7 @@ def recordings(run: Path) -> list[Path]:
 def waiting(run: Path) -> list[Path]:
     """The recordings that are to be sent, oldest first: neither sent nor cut short.
 
-    Raises FileNotFoundError where ``run`` is no run, WandbError where nothing was recorded, or where something waits
+    Raises FileNotFoundError if ``run`` is no run, WandbError where nothing was recorded, or where something waits
     that was recorded in another place than it is in now.
     """
     if not RunDir(run).config.is_file():
@@ -210,7 +210,7 @@ def run_config(run: Path) -> RunConfig:
 
 
 def run_id(run: Path) -> str:
-    """The id of the run's W&B twin. Raises WandbError where it has none."""
+    """The id of the run's W&B twin. Raises WandbError if it has none."""
     file = RunDir(run).wandb_id
     if not file.is_file():
         raise WandbError(f"{run} was not recorded for W&B (tracking.wandb=true)")
