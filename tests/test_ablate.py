@@ -249,7 +249,7 @@ def test_the_second_interrupt_kills(tmp_path, train):
 @pytest.mark.parametrize("finishes", [True, False])
 @pytest.mark.parametrize("lock", ["job_lock", "writer_lock"])
 def test_a_run_that_lives_outside_the_slots_is_waited_for(tmp_path, train, monkeypatch, lock, finishes):
-    """By whom and on which GPUs nobody knows: nothing is started, and it goes on if it ended unfinished."""
+    """By whom and on which GPUs is unknown: nothing is started, and it is resumed if it ended unfinished."""
     grid = load_grid(write_grid(tmp_path, slots=3))
     config = grid.runs[3].config
     held = locks.take(getattr(RunDir(config.folder), lock))
@@ -305,7 +305,7 @@ def test_a_run_keeps_its_slot_when_the_kernel_is_restarted(tmp_path, train, monk
 
     assert ablation.run_grid(grid, say=say) == {run.config.name: "finished" for run in grid.runs}
     assert lines[0] == "[1/4] small-ssr-s0: is running already; it keeps its slot"
-    assert "[1/4] small-ssr-s0: finished" in lines  # by its own last word, and nobody started it again
+    assert "[1/4] small-ssr-s0: finished" in lines  # by its own last word, and it was not started again
     assert sorted(begun(tmp_path)) == sorted(run.config.name for run in grid.runs)
     used = {run.config.name: (run.config.folder / "gpus").read_text() for run in grid.runs}
     assert [used[name] for name in ("small-ssr-s0", "small-ssr-s1", "small-filter-s0")] == ["2", "3", "3"]

@@ -295,7 +295,7 @@ def test_the_cause_is_told_from_its_consequences(tmp_path, monkeypatch, exits, t
 
 
 def test_an_exception_is_noted_and_shown_where_it_must_be(tmp_path):
-    """On demand; and where there is no place for it: the run's folder is gone, or the run was started otherwise."""
+    """On demand; and if there is no place for it: the run's folder is gone, or the run was started otherwise."""
     code = "from rethinker.lab.jobs import failures\nfailures.note_exceptions('rank 3')\n"
     code += "raise ValueError('a\\nb ' + 900 * 'x')"
     noted = {failures.ERRORS_VARIABLE: str(tmp_path / "errors.log")}
@@ -356,7 +356,7 @@ def test_a_rank_that_is_killed(elsewhere):
 def test_a_run_from_another_folder_and_its_resume_from_a_third(tmp_path, elsewhere, monkeypatch):
     done = rethinker("train", TINY, *CUT_DOWN, folder=elsewhere)
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in elsewhere.iterdir()] == ["runs"]  # no data beside it
+    assert [path.name for path in elsewhere.iterdir()] == ["runs"]  # no data next to it
     run = elsewhere / "runs" / "tiny"
     assert (run / "report.html").is_file() and not (run / "errors.log").exists()
     for name in ("config.yaml", "provenance.json", "job/config.yaml"):

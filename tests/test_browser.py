@@ -1,6 +1,6 @@
 """Notebooks in JupyterLab and the report, in a real browser: headless Chromium, driven by Playwright.
 
-Chromium is Debian's package; the tests are skipped where it is missing (.ci/run installs it). Screenshots stay
+Chromium is Debian's package; the tests are skipped if it is missing (.ci/run installs it). Screenshots stay
 in ``tests/artifacts/`` (or in the folder that RETHINKER_ARTIFACTS names).
 """
 

@@ -1,4 +1,4 @@
-"""A config survives its own YAML, whatever its settings: what a run saved is what it goes on with."""
+"""A config survives its own YAML, whatever its settings: a run resumes with exactly what it saved."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ SETTINGS = st.fixed_dictionaries(
 
 
 def loaded(folder, chosen: dict) -> RunConfig | None:
-    """The config of a file with these settings; None where they do not go together, or refer to each other (``${``)."""
+    """The config of a file with these settings; None if they do not go together, or refer to each other (``${``)."""
     file = folder / "config.yaml"
     file.write_text(json.dumps(chosen), encoding="utf-8")  # JSON is YAML
     try:

@@ -1,4 +1,4 @@
-"""environment.yml and pyproject.toml describe one environment; the set-up script finds a way to install it."""
+"""environment.yml and pyproject.toml describe one environment; the setup script finds a way to install it."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_set_up_takes_the_cpu_builds_that_it_can_get(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """torchvision's where there is one; vLLM without it; the transformers engine, in words, without vLLM."""
+    """torchvision's if there is one; vLLM without it; the transformers engine, in words, without vLLM."""
 
     def can_get(python: Path, requirements: list[str], args: list[str]) -> bool:
         names = {requirement.partition("==")[0] for requirement in requirements}

@@ -202,7 +202,7 @@ def test_a_crash_is_a_failure_with_its_last_words(config, fake, what, code, word
     status = jobs.start(config).wait(20)
     assert (status.state, status.exit_code, status.error) == ("failed", code, words)
     fake("episodes")
-    assert jobs.ensure(config).wait(20).state == "finished"  # what was wrong has been mended: the same call goes on
+    assert jobs.ensure(config).wait(20).state == "finished"  # the cause has been fixed: the same call resumes
 
 
 def test_a_killed_job_is_a_failure_and_frees_the_folder(config, fake):

@@ -35,7 +35,7 @@ from rethinker.lab.notebook.execute import (
 ROOT = Path(__file__).parents[1]
 SOURCES = find_notebooks()
 KINDS = ("int", "float", "str", "bool")
-LONGEST = 20  # lines a cell; the style asks for about 15
+LONGEST = 20  # lines per cell; the style asks for about 15
 LOGIC = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.While, ast.Try)  # belongs into rethinker/
 
 

@@ -46,7 +46,7 @@ def test_every_token_is_predicted_by_the_one_before(group):
 @settings(max_examples=100, deadline=None)
 def test_lengths(group):
     """Shared: every prompt once, every distinct beginning once, but for last tokens, which predict nothing; every
-    distinct beginning is scored once. Plain: a row a response."""
+    distinct beginning is scored once. Plain: one row per response."""
     lengths, items = group
     policy = stub_policy(lengths)
     shared, plain = pack(policy, items, "shared"), pack(policy, items, "plain")

@@ -58,7 +58,7 @@ def test_without_roll_outs_the_reason_is_given(tmp_path: Path) -> None:
 def test_captions_give_the_numbers(run: Path) -> None:
     assert "16 held-out queries, n\u00a0=\u00a064 responses per bar" in plots.draw(run, "fig7").caption
     assert "95% Wilson interval" in plots.draw(run, "validation").caption
-    assert "n\u00a0=\u00a010 queries an episode" in plots.draw(run, "vanishing").caption
+    assert "n\u00a0=\u00a010 queries per episode" in plots.draw(run, "vanishing").caption
 
 
 def test_forced_responses_are_counted(run: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_packed_tree(theme):
 
 
 def test_vital_signs(run, tmp_path):
-    """Two updates an episode average; a run without updates has gaps; counts become shares of the responses."""
+    """Two updates per episode average; a run without updates has gaps; counts become shares of the responses."""
     rows = load_metrics(run)
     still = shutil.copytree(run, tmp_path / "still")
     metrics = still / "metrics.jsonl"

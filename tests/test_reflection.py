@@ -130,7 +130,7 @@ def test_stages_come_in_order_and_levels_in_theirs(tmp_path: Path) -> None:
 
 def test_self_corrections(run: Path) -> None:
     table = reflection.self_corrections(run).set_index("label")
-    assert table.loc["start", "responses"] == 0  # nobody reflects before training
+    assert table.loc["start", "responses"] == 0  # no reflection before training
     last = table.loc["rethinker"]
     assert last[list(reflection.OUTCOMES)].sum() == last["responses"] > 60
     rows = pd.read_parquet(run / "evaluation" / "rethinker.parquet")

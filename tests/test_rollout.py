@@ -1,4 +1,4 @@
-"""Roll-out engines: the scripted one, the transformers one, the canary. (vLLM: test_vllm.py.)"""
+"""Rollout engines: the scripted one, the transformers one, the canary. (vLLM: test_vllm.py.)"""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_what_does_not_change_an_evaluation_keeps_it(run, evaluated, told):
 
 
 def test_no_two_evaluations_of_different_queries(run, evaluated, monkeypatch):
-    """Where the first of the new ones fails, the old ones do not stand beside it."""
+    """Where the first of the new ones fails, the old ones do not stand next to it."""
     folder = share.share_folder(run, queries=3)
     share.evaluate_stages(run, folder)
 

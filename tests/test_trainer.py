@@ -555,7 +555,7 @@ def test_images_are_counted(tiny_folder, four, tmp_path, overrides, encoded):
 
 @pytest.mark.parametrize(("frozen", "encoded"), [(True, 4), (False, 4 + 4 + 4)])
 def test_a_frozen_tower_encodes_an_image_once_an_episode(tiny_folder, four, tmp_path, frozen, encoded):
-    """Roll-outs by the policy's own engine, log-probs and updates, which change the language model."""
+    """Rollouts by the policy's own engine, log-probs and updates, which change the language model."""
     policy = tiny_policy(tiny_folder)
     if frozen:
         policy.model.model.visual.requires_grad_(False)

@@ -168,7 +168,7 @@ def test_micro_batches_add_up_to_one_batch(policy, tiny_folder, samples, aggrega
         parts, several = run(policy, samples, *options, *other, reference=reference)
         assert distance(parts, whole) < EXACT, other
         for name, value in one.items():
-            if name != "batch/images":  # an image is read once a micro-batch
+            if name != "batch/images":  # an image is read once per micro-batch
                 assert several[name] == pytest.approx(value, rel=EXACT, abs=EXACT), (other, name)
     assert one["loss/nll"] is not None and one["loss/kl"] is not None and one["policy/clip_fraction"]
     assert (one["batch/samples"], one["batch/replayed"], one["batch/images"]) == (11.0, 1.0, 4.0)

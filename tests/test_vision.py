@@ -1,4 +1,4 @@
-"""The vision tower: each distinct image once a forward pass, and once an episode where it is not trained."""
+"""The vision tower: each distinct image once per forward pass, and once per episode where it is not trained."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def live(config: RunConfig, episodes: range, image_files: list[str]) -> None:
 
 
 def all_arrived(server: WandbServer) -> None:
-    """Nothing was dropped, every artifact was committed, and everybody was understood."""
+    """Nothing was dropped, every artifact was committed, and every request was understood."""
     assert server.unknown == [] and server.refused == []
     assert server.artifacts and all(artifact.committed for artifact in server.artifacts)
     for run in server.runs.values():
@@ -190,7 +190,7 @@ def test_offline_recordings_are_sent_later(tmp_path, server, image_files, capsys
     assert list(server.runs) == [name]
     found = [line["episode"] for line in server.runs[name].history if "queries/effective" in line]
     assert found == [1, 2, 3]
-    assert [line["_step"] for line in server.runs[name].history] == list(range(9))  # two lines and a table an episode
+    assert [line["_step"] for line in server.runs[name].history] == list(range(9))  # two lines and a table per episode
     check_table(server, name, len(ROLLOUT_COLUMNS))
     assert any(name in artifact.used_by for artifact in named(server, "data-"))
     before = dict(server.operations)
@@ -384,7 +384,7 @@ def test_without_key_or_network(home, finished_offline, monkeypatch, capsys, com
 
 @pytest.fixture
 def finished_offline(tmp_path):
-    """A run with something to send, which nobody looks into."""
+    """A run with something to send, which is never read."""
     folder = write_run(tmp_path / "runs" / "made-up", stages=(1,), queries=3, held_out=4)
     atomic_write_text(folder / "wandb_id", "0123456789abcdef")
     atomic_write_text(folder / "wandb" / "offline-run-20260101_000000-0123456789abcdef" / "run.wandb", "")

@@ -53,7 +53,7 @@ def fresh_process() -> Iterator[None]:
 
 
 def small_config(folder: Path, *overrides: str) -> RunConfig:
-    """4 queries of 4 responses an episode, two batches of 8."""
+    """4 queries of 4 responses per episode, two batches of 8."""
     return load_config(None, [f"runs_dir={folder}", "queries_per_episode=4", *SMALL, *overrides])
 
 

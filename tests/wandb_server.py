@@ -83,7 +83,7 @@ class WandbServer:
         self.projects: list[str] = []
         self.operations: Counter[str] = Counter()
         self.refused: list[str] = []  # requests without the key
-        self.unknown: list[str] = []  # what nobody has taught the stand-in
+        self.unknown: list[str] = []  # requests that the stand-in does not know
         self.lock = threading.RLock()
 
     # ----- files
@@ -212,7 +212,7 @@ class WandbServer:
         return {"useArtifact": {"artifact": {"id": given["input"]["artifactID"]}}}
 
     def on_ArtifactType(self, given: dict[str, Any]) -> Any:
-        return {"project": {"artifact": None}}  # nobody has said yet of which type it is
+        return {"project": {"artifact": None}}  # its type is not known yet
 
     def on_Run(self, given: dict[str, Any]) -> Any:
         run = self.runs.get(given["name"])
