@@ -33,6 +33,8 @@ def test_advantages_by_hand():
     assert group_advantages(torch.tensor([[1, 0, 0, 0]]), scale="none").tolist() == [[0.75, -0.25, -0.25, -0.25]]
     with_eps = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64), eps=0.5)
     assert with_eps.tolist() == [[0.75, -0.25, -0.25, -0.25]]
+    # TRL's eps by default: 0.75 / (0.5 + 1e-6), in float64.
+    assert group_advantages(torch.tensor([[1.0, 0, 0, 0]]).double())[0, 0].item() == pytest.approx(1.499997, abs=1e-9)
 
 
 @pytest.mark.parametrize("scale", ["std", "none"])
@@ -224,6 +226,7 @@ def test_default_denominators_are_the_batch_itself():
     assert masked_aggregate(values_BT, mask_BT, "sequence_mean").item() == (2.0 + 5.0) / 2
     assert masked_aggregate(values_BT, mask_BT, "token_mean").item() == 9.0 / 3
     assert masked_aggregate(values_BT, mask_BT, "constant", max_length=3).item() == 9.0 / 6
+    assert masked_aggregate(values_BT, mask_BT, "constant", max_length=1).item() == 9.0 / 2
     assert masked_aggregate(values_BT, mask_BT, "token_mean", global_tokens=30).item() == pytest.approx(0.3)
     assert masked_aggregate(values_BT, mask_BT, "sequence_mean", global_sequences=70).item() == pytest.approx(0.1)
 
@@ -304,11 +307,13 @@ def test_kl_estimators_by_hand_and_in_the_mean():
 
 def test_importance_weights_are_capped_detached_and_one_outside_the_mask():
     trainer_BT = torch.tensor([[math.log(0.9), math.log(0.2), math.log(0.5), -9.0]], requires_grad=True)
-    rollout_BT = torch.tensor([[math.log(0.1), math.log(0.4), math.log(0.5), 0.0]])
-    mask_BT = torch.tensor([[True, True, True, False]])
+    rollout_BT = torch.tensor([[math.log(0.1), math.log(0.4), math.log(0.5), 0.0]], requires_grad=True)
+    mask_BT = torch.tensor([[1, 1, 1, 0]])
     weights_BT = truncated_importance_weights(trainer_BT, rollout_BT, mask_BT, cap=2.0)
     torch.testing.assert_close(weights_BT, torch.tensor([[2.0, 0.5, 1.0, 1.0]]))
     assert not weights_BT.requires_grad
+    capped_BT = truncated_importance_weights(trainer_BT, rollout_BT, mask_BT, cap=1.0)
+    torch.testing.assert_close(capped_BT, torch.tensor([[1.0, 0.5, 1.0, 1.0]]))
     with pytest.raises(ValueError, match="cap"):
         truncated_importance_weights(trainer_BT, rollout_BT, mask_BT, cap=0.0)
 
@@ -337,11 +342,45 @@ def test_policy_loss_rejects_bad_input():
     with pytest.raises(ValueError, match="aggregation must be one of"):
         policy_loss(logprobs_BT, logprobs_BT, advantages_B, mask_BT, aggregation="mean", **CLIP)
     with pytest.raises(ValueError, match="dual_clip"):
-        policy_loss(logprobs_BT, logprobs_BT, advantages_B, mask_BT, dual_clip=0.9, **CLIP)
+        policy_loss(logprobs_BT, logprobs_BT, advantages_B, mask_BT, dual_clip=1.0, **CLIP)
     with pytest.raises(ValueError, match="dual_clip"):
         policy_loss(logprobs_BT, logprobs_BT, advantages_B, mask_BT, dual_clip=3.0, objective="cispo", **CLIP)
     with pytest.raises(ValueError, match="clip_low"):
         policy_loss(logprobs_BT, logprobs_BT, advantages_B, mask_BT, clip_low=-0.1, clip_high=0.2)
+
+
+def test_a_clip_range_of_nothing():
+    """Bounds of 0 are allowed: whatever would leave 1 in the direction of its gain is clipped there."""
+    logprobs_BT, zeros_BT = torch.tensor([[0.5, -0.5]]), torch.zeros(1, 2)
+    loss, stats = policy_loss(logprobs_BT, zeros_BT, torch.ones(1), torch.ones(1, 2), clip_low=0.0, clip_high=0.0)
+    assert loss.item() == pytest.approx(-(1.0 + math.exp(-0.5)) / 2) and stats["clipped_high"] == 1
+
+
+def test_no_gradient_reaches_the_reference():
+    reference_BT = torch.zeros(1, 2, requires_grad=True)
+    assert not any(kl_penalty(torch.ones(1, 2), reference_BT, name).requires_grad for name in ("k1", "k2", "k3"))
+
+
+def test_unknown_names_and_other_shapes_are_errors():
+    """Nothing is broadcast, and a misspelt option is not the default."""
+    values_BT, mask_BT = torch.zeros(2, 3), torch.ones(2, 3)
+    for name in ("ratio", "objective"):
+        with pytest.raises(ValueError, match=f"{name} must be one of"):
+            policy_loss(values_BT, values_BT, torch.zeros(2), mask_BT, **CLIP, **{name: "tokens"})
+    with pytest.raises(ValueError, match="estimator must be one of"):
+        kl_penalty(values_BT, values_BT, "k4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reference_logprobs_BT must have shape"):
+        kl_penalty(values_BT, values_BT[:1])
+    with pytest.raises(ValueError, match="max_length"):
+        masked_aggregate(values_BT, mask_BT, "constant", max_length=0)
+    with pytest.raises(ValueError, match="mask_BT must have shape"):
+        masked_aggregate(values_BT, mask_BT[:1], "token_mean")
+    with pytest.raises(ValueError, match=r"expected tensors of shape \(samples, positions\)"):
+        nll_loss(values_BT[0], mask_BT[0])
+    with pytest.raises(ValueError, match="rollout_logprobs_BT must have shape"):
+        truncated_importance_weights(values_BT, values_BT[:1], mask_BT, cap=2.0)
+    with pytest.raises(ValueError, match="importance_weights_BT must have shape"):
+        policy_loss(values_BT, values_BT, torch.zeros(2), mask_BT, **CLIP, importance_weights_BT=torch.ones(2, 1))
 
 
 def test_check_finite_names_the_place():
