@@ -1,4 +1,4 @@
-"""Set-up from a bare Python: one virtual environment with the package in it. Called by the Makefile; needs no package.
+"""Setup from a bare Python: one virtual environment with the package in it. Called by the Makefile; needs no package.
 
     python3.11 scripts/install.py --venv .venv --extra cpu [--dev] [--pip-args="--extra-index-url URL"]
 
@@ -28,7 +28,7 @@ NOISE = "is ignored: it is neither a file nor a directory"  # pip on machines wi
 
 
 def say(text: str) -> None:
-    print(f"set-up: {text}", flush=True)
+    print(f"setup: {text}", flush=True)
 
 
 def make_venv(folder: Path, extra: str) -> Path:
@@ -36,9 +36,7 @@ def make_venv(folder: Path, extra: str) -> Path:
     two distributions of one module. Only virtual environments are ever cleared."""
     python, chosen = folder / "bin" / "python", folder / CHOSEN_EXTRA
     if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
-        raise SystemExit(
-            f"set-up: {folder} is there and is not a virtual environment: choose another, make VENV=FOLDER"
-        )
+        raise SystemExit(f"setup: {folder} is there and is not a virtual environment: choose another, make VENV=FOLDER")
     if chosen.exists() and chosen.read_text().strip() != extra:
         say(f"{folder} was made for {chosen.read_text().strip()}: making it again for {extra}")
     elif python.exists() and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0:
@@ -91,7 +89,7 @@ def pip_install(python: Path, extras: Sequence[str], wheels: Sequence[str], pip_
     if code:
         lines = [line for line in log.read_text(errors="replace").splitlines() if NOISE not in line]
         print("\n".join(lines[-20:]), file=sys.stderr)
-        raise SystemExit(f"set-up: pip failed with exit code {code}; its whole output is in {log}")
+        raise SystemExit(f"setup: pip failed with exit code {code}; its whole output is in {log}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if sys.version_info[:2] not in SUPPORTED:
         raise SystemExit(
-            f"set-up: Python 3.11 or 3.12 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11"
+            f"setup: Python 3.11 or 3.12 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11"
         )
 
     start = time.monotonic()
@@ -115,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     extras += DEV_EXTRAS if options.dev else ()
     pip_install(python, extras, wheels, pip_args, options.venv / "pip-install.log")
     if subprocess.run([python, ROOT / "scripts" / "repair_torchvision.py"]).returncode:
-        raise SystemExit("set-up: torchvision does not work and could not be repaired, see above")
+        raise SystemExit("setup: torchvision does not work and could not be repaired, see above")
     (options.venv / CHOSEN_EXTRA).write_text(options.extra + "\n")
     say(f"done in {time.monotonic() - start:.0f} s")
     return 0

@@ -13,7 +13,7 @@ script changes the environment of the Python that runs it:
 
 The file lists what was done. Called by scripts/install.py; running it again does nothing, and where torchvision has
 come to work without the file, the file is removed. The way without a repair is torchvision's own CPU build, from
-https://download.pytorch.org/whl/cpu, which set-up installs where it can be had. Standard library only.
+https://download.pytorch.org/whl/cpu, which setup installs where it can be had. Standard library only.
 """
 
 from __future__ import annotations

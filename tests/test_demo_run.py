@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,21 +21,17 @@ ROOT = Path(__file__).parents[1]
 
 
 class PretendedJob:
-    """Prints two lines and ends in ``state``; one of which ``ended`` is said has done so long ago."""
+    """Has printed a line, prints another when it is followed, and ends in ``state``; where ``ended``, long ago."""
 
     def __init__(self, state: str, *, ended: bool = False):
-        self.state, self.looks = state, 3 * ended
+        self.state, self.ended = state, ended
 
-    @property
-    def alive(self) -> bool:
-        self.looks += 1
-        return self.looks < 3
-
-    def tail(self, n: int) -> list[str]:
-        return ["episode 1", "episode 2"][: min(self.looks, n)]
+    def follow(self, n: int) -> Iterator[str]:
+        self.ended = True
+        yield from ["episode 1", "episode 2"][0 if n else 1 :]
 
     def status(self) -> SimpleNamespace:
-        return SimpleNamespace(state=self.state if self.looks >= 3 else "running", episode=28)
+        return SimpleNamespace(state=self.state if self.ended else "running", episode=28)
 
 
 def pretend_training(monkeypatch, state: str = "finished") -> list:
@@ -53,7 +50,6 @@ def pretend_training(monkeypatch, state: str = "finished") -> list:
         return PretendedJob(state)
 
     monkeypatch.setattr(demo_run.jobs, "start", start)
-    monkeypatch.setattr(demo_run, "POLL", 0.0)
     monkeypatch.setattr(demo_run, "write_report", lambda folder: (folder / "report.html").write_text("page"))
     return calls
 
@@ -105,7 +101,7 @@ def test_another_run_in_the_folder_is_an_error(tmp_path, monkeypatch):
 
 def test_a_stopped_run_is_an_error_and_goes_on(tmp_path, monkeypatch):
     pretend_training(monkeypatch, "stopped")
-    with pytest.raises(RuntimeError, match="call again to go on"):
+    with pytest.raises(RuntimeError, match="call again to resume"):
         demo_run.demo_run(tmp_path)
     calls = pretend_training(monkeypatch)
     assert demo_run.demo_run(tmp_path).is_dir() and len(calls) == 1
@@ -120,7 +116,6 @@ def test_a_run_that_another_kernel_started_is_waited_for(tmp_path, monkeypatch, 
     """From where it is: what it had said by then is not repeated."""
     folder = demo_run_folder(tmp_path, monkeypatch)
     running = PretendedJob("finished")
-    running.looks = 1
 
     def busy(*_, **__):
         raise RunBusy("somebody")
@@ -140,30 +135,39 @@ def demo_run_folder(tmp_path, monkeypatch) -> Path:
 def test_an_interrupt_saves_and_stops(tmp_path, monkeypatch, capsys):
     pretend_training(monkeypatch)
     done: list[str] = []
-    job = PretendedJob("stopped")
-    job.stop, job.wait = lambda: done.append("stop"), lambda: done.append("wait")
-    monkeypatch.setattr(demo_run.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    class Interrupted(PretendedJob):
+        def follow(self, n: int) -> Iterator[str]:
+            raise KeyboardInterrupt
+            yield
+
+        def stop(self) -> None:
+            done.append("stop")
+
+        def wait(self) -> None:
+            done.append("wait")
+
+    monkeypatch.setattr(demo_run.jobs, "start", lambda *_, **__: Interrupted("stopped"))
     with pytest.raises(KeyboardInterrupt):
-        demo_run.follow(job, 0)
+        demo_run.demo_run(tmp_path)
     assert done == ["stop", "wait"] and "saving and stopping" in capsys.readouterr().out
 
 
-def test_one_at_a_time(tmp_path):
+def test_two_notebooks_at_a_time_make_one_run(tmp_path, monkeypatch):
     """The second waits for the first; threads with files of their own exclude each other as processes do."""
-    lock, order = tmp_path / "deep" / ".lock", []
+    calls = pretend_training(monkeypatch)
+    start = demo_run.jobs.start
 
-    def work(name: str) -> None:
-        with demo_run.alone(lock):
-            order.append(f"{name} in")
-            time.sleep(0.05)
-            order.append(f"{name} out")
+    def slow_start(config, **options):
+        state = run_state(config.folder)
+        time.sleep(0.2)  # long enough for another that does not wait to see the same state
+        assert run_state(config.folder) == state
+        return start(config, **options)
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert order in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
+    monkeypatch.setattr(demo_run.jobs, "start", slow_start)
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(demo_run.demo_run, [tmp_path, tmp_path])) == {tmp_path / "demo"}
+    assert len(calls) == 1
 
 
 def test_the_root_is_found_from_anywhere(tmp_path, monkeypatch):

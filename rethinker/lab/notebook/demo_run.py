@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,6 @@ from rethinker.lab.report.write import write_report
 from rethinker.rundir import locks
 from rethinker.rundir.paths import RunDir
 
-POLL = 0.5  # seconds between looks at a job
 CONFIG = "experiments/tiny.yaml"
 TEST = "data/visual_math/test.parquet"  # 36 committed queries: two of each kind and level
 TRAIN_QUERIES, VALIDATION_QUERIES, DATA_SEED = 360, 36, 2505
@@ -54,7 +52,7 @@ def demo_run(runs_dir: str | Path = "runs", name: str = "demo") -> Path:
     splits = {"train": data / "train.parquet", "validation": data / "validation.parquet", "test": TEST}
     overrides = [*SETTINGS, f"name={name}", f"runs_dir={runs_dir}"]
     overrides += [f"data.{split}={path}" for split, path in splits.items()]
-    with alone(root / data.parent / f"{name}.lock"):
+    with _alone(root / data.parent / f"{name}.lock"):
         make_data(root / data, TRAIN_QUERIES, VALIDATION_QUERIES, 0, DATA_SEED)
     return finished_run(CONFIG, overrides)
 
@@ -80,18 +78,17 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     root = repository_root()
     run = load_config(root / config, list(overrides))
     folder = root / run.folder
-    with alone(folder.parent / f".{run.name}.lock"):
-        said = 0
+    with _alone(folder.parent / f".{run.name}.lock"):
+        before = sys.maxsize  # lines of its log that are printed first: all
         try:
             job = jobs.start(run, resume=True, home=root)
         except jobs.RunBusy:  # of a kernel that is no more: its job lives on
-            job = jobs.Job(folder)
-            said = len(_lines(job))
+            job, before = jobs.Job(folder), 0
         status = job.status()
         if status.state == "finished":
             print(f"{shown(folder)}: loaded, {status.episode} episodes")
         else:
-            follow(job, said)
+            _follow(job, before)
             status = job.status()
         if status.state != "finished":
             raise RuntimeError(f"{shown(folder)}: {status}; call again to resume it")
@@ -100,13 +97,11 @@ def finished_run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
-def follow(job: jobs.Job, said: int) -> None:
-    """Print what a job says until it ends, without its first ``said`` lines."""
+def _follow(job: jobs.Job, before: int) -> None:
+    """Print the last ``before`` lines of a job's log, and what it adds until it ends."""
     try:
-        while job.alive:
-            said += _print_from(job, said)
-            time.sleep(POLL)
-        _print_from(job, said)
+        for line in job.follow(before):
+            print(line, flush=True)
     except KeyboardInterrupt:
         job.stop()
         print("saving and stopping after this episode")
@@ -114,20 +109,8 @@ def follow(job: jobs.Job, said: int) -> None:
         raise
 
 
-def _print_from(job: jobs.Job, line: int) -> int:
-    """Print the lines of a job's output from number ``line`` on; returns how many."""
-    lines = _lines(job)[line:]
-    if lines:
-        print("\n".join(lines), flush=True)
-    return len(lines)
-
-
-def _lines(job: jobs.Job) -> list[str]:
-    return job.tail(sys.maxsize)
-
-
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def _alone(lock: Path) -> Iterator[None]:
     """One process at a time, however long the others take."""
     descriptor = locks.take(lock, patience=math.inf)
     assert descriptor is not None

@@ -143,9 +143,7 @@ def _replay(config: RunConfig) -> None:
     run = RunDir(config.folder)
     with closing(Mirror(config, job_type="share")) as mirror:
         text = run.metrics.read_text(encoding="utf-8") if run.metrics.is_file() else ""
-        for whole in text.split("\n")[
-            :-1
-        ]:  # behind the last newline there may be half a line, of a run that is training
+        for whole in text.split("\n")[:-1]:  # after the last newline: half a line, of a run that is training
             line = json.loads(whole)
             mirror.log(line)
             rollouts = run.rollouts(line["episode"])

@@ -110,14 +110,14 @@ def evaluation_tables(run: Path, metrics: Metrics) -> dict[str, Any]:
         if plain[by].nunique() > 1:
             kinds[by] = _by_kind(plain, by)
     return {
-        "modes": _by_mode(modes) if len(modes) else None,
+        "modes": by_mode(modes) if len(modes) else None,
         "outcomes": _outcomes(outcomes) if len(outcomes) else None,
         "kinds": kinds,
         "validations": _validations(metrics.validations) if len(modes) and len(metrics.validations) else None,
     }
 
 
-def _by_mode(rows: pd.DataFrame) -> Table:
+def by_mode(rows: pd.DataFrame) -> Table:
     """A line for each evaluation and mode, a column for each measure, and of how many responses they are."""
     measures = list(rows["measure"].unique())
     lines = []

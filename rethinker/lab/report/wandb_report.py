@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from rethinker.lab.analysis import diagnostics
-from rethinker.lab.report.results import absent, gains, progress
+from rethinker.lab.report.results import absent, by_mode, cards, gains, progress
 from rethinker.lab.wandb.mirror import RESPONSES, evaluation_key
 from rethinker.lab.wandb.sync import Account, WandbError, connect, run_config, run_id
 from rethinker.rundir.diagnosis import diagnose
@@ -144,44 +142,34 @@ def report_blocks(runs: Sequence[Path], *, entity: str, project: str) -> list[An
 def headline(run: Path) -> str:
     """The run's headline numbers as Markdown: those of report.html."""
     metrics = metrics_so_far(run)
-    status = progress(run, metrics) or "no episode has ended yet"
-    lines = [f"**{run.resolve().name}**: {status}", *metrics.notes]
+    lines = [f"**{run.resolve().name}**: {progress(run, metrics) or 'no episode has ended yet'}", *metrics.notes]
     lines += map(str, diagnose(metrics.episodes.to_dict("records"), load_settings(run)))
-    evaluations = diagnostics.load_evaluations(run)
-    labels = [label for label, summary in evaluations.items() if "plain" in summary["modes"]]
-    for label in labels:
-        plain = evaluations[label]["modes"]["plain"]
-        measure = "pass@1" if "pass@1" in plain else "greedy"
-        when = "before training" if label == "start" else f"after {label}"
-        lines.append(
-            f"{when}: **{_estimate(plain[measure])}** ({measure}, plain), greedy {_estimate(plain['greedy'])}, "
-            f"{_estimate(plain['rethinking'])} reflect by themselves; n = {evaluations[label]['queries']} "
-            "held-out queries"
-        )
-    gained = gains(run, labels) if labels else ""
-    return "\n\n".join([*lines, *([gained] if gained else [])])
+    evaluations = cards(run)
+    lines += [f"{card['name']}: **{card['value']}**; {'; '.join(card['remarks'])}" for card in evaluations]
+    if evaluations:
+        lines.append(gains(run, [card["label"] for card in evaluations]))
+    return "\n\n".join(filter(None, lines))
 
 
 def fig7_keys(runs: Sequence[Path]) -> list[str]:
-    """The names under which the runs' summaries hold the bars of Fig. 7, each once."""
+    """The names under which the runs' summaries hold the bars of Fig. 7, each once: pass@1, greedy without samples."""
     keys = []
     for run in runs:
-        table = diagnostics.fig7_table(run)
-        for row in _own_measures(table).to_dict("records"):
-            keys.append(evaluation_key(row["label"], row["mode"], row["measure"]))
+        for label, summary in diagnostics.load_evaluations(run).items():
+            for mode, measures in summary["modes"].items():
+                keys.append(evaluation_key(label, mode, "pass@1" if "pass@1" in measures else "greedy"))
     return list(dict.fromkeys(keys))
 
 
 def fig7_words(run: Path) -> str:
     """The numbers of Fig. 7 with intervals, as a Markdown table."""
-    table = diagnostics.fig7_table(run)
-    if table.empty:
+    evaluated = diagnostics.fig7_table(run)
+    if evaluated.empty:
         return f"{run.resolve().name}: no evaluation has been made yet."
-    lines = [f"| {run.resolve().name} | mode | measure | accuracy | queries | responses |", "|---|---|---|---|---|---|"]
-    for row in _own_measures(table).to_dict("records"):
-        counts = f"{row['clusters']:.0f} | {row['n']:.0f}"
-        lines.append(f"| {row['label']} | {row['mode']} | {row['measure']} | {_estimate(row)} | {counts} |")
-    return "\n".join(lines)
+    table = by_mode(evaluated)
+    lines = [[run.resolve().name, *table.headers[1:]], ["---"] * len(table.headers)]
+    lines += [["{} ({})".format(*cell) if isinstance(cell, tuple) else str(cell) for cell in row] for row in table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def caveats(runs: Sequence[Path]) -> list[str]:
@@ -207,21 +195,9 @@ def caveats(runs: Sequence[Path]) -> list[str]:
     return found
 
 
-def _own_measures(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of pass@1, and for an evaluation without sampled responses those of greedy; their names say which."""
-    sampled = table["label"].isin(table.loc[table["measure"] == "pass@1", "label"])
-    return table[table["measure"] == sampled.map({True: "pass@1", False: "greedy"})]
-
-
 def _per_episode(runs: Sequence[Path]) -> str:
     sizes = sorted({run_config(run).queries_per_episode for run in runs})
     return f"n = {' or '.join(map(str, sizes))} queries per episode."
-
-
-def _estimate(estimate: dict[str, Any]) -> str:
-    if estimate["value"] is None or estimate["value"] != estimate["value"]:
-        return "–"
-    return f"{estimate['value']:.1%} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
 def _check_sent(run: Path, account: Account, project: str) -> None:
