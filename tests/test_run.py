@@ -241,7 +241,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, world, guesser):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "stopping after this episode, with a checkpoint (Ctrl-C again: at once)" in err and "Traceback" not in err
+    assert (
+        "stopping after this episode, with a checkpoint (Ctrl-C again: immediately, without one)" in err
+        and "Traceback" not in err
+    )
     again = f"{sys.executable} -m rethinker.cli train '{config_file}' tracking.save_every=0 --resume"
     assert f"stopped and saved; resume with: {again}" in out
     assert "episode    1/1000  step" in out

@@ -16,6 +16,8 @@ from typing import Any
 import pandas as pd
 
 from rethinker.config import DataConfig, RunConfig
+from rethinker.rundir import provenance
+from rethinker.rundir.atomic import read_json
 from rethinker.rundir.paths import RunDir
 
 ORIGIN = ("commit", "engine", "processes", "data")  # columns of the table
@@ -28,10 +30,9 @@ def origin(folder: Path) -> dict[str, Any]:
 
     ``commit`` names those of all its starts, ``data`` is one checksum over its splits (None if they are no files).
     """
-    path = RunDir(folder).provenance
-    if not path.exists():
+    facts = read_json(RunDir(folder).provenance)
+    if not facts:
         return dict.fromkeys(ORIGIN)
-    facts = json.loads(path.read_text(encoding="utf-8"))
     commits = dict.fromkeys(_commit(start["git"]) for start in facts["starts"])
     values = (" then ".join(commits), facts["engine"], facts["processes"], _checksum(facts["data"]))
     return dict(zip(ORIGIN, values, strict=True))
@@ -41,9 +42,7 @@ class CurrentProvenance:
     """The code and the data as they are now."""
 
     def __init__(self) -> None:
-        from rethinker.rundir.provenance import git_state  # here: it imports torch, which takes seconds
-
-        self._commit = _commit(git_state(Path(__file__).parent))
+        self._commit = _commit(provenance.git_state(Path(__file__).parent))
         self._data: dict[DataConfig, str | None] = {}
 
     def differs(self, config: RunConfig) -> str:
@@ -61,10 +60,8 @@ class CurrentProvenance:
         return short("; ".join(words))
 
     def _checksum(self, config: RunConfig) -> str | None:
-        from rethinker.rundir.provenance import data_digests
-
         if config.data not in self._data:
-            self._data[config.data] = _checksum(data_digests(config))
+            self._data[config.data] = _checksum(provenance.data_digests(config))
         return self._data[config.data]
 
 

@@ -37,11 +37,6 @@ def planned_episodes(file: Path) -> int:
     return sum(stage.get("episodes", 1) for stage in stages) if stages else 1
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The object of a JSON file; {} if it is missing."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
 def last_line(file: Path) -> dict[str, Any]:
     """The last whole line of metrics.jsonl; {} before the first."""
     if not file.exists():

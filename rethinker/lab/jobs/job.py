@@ -21,9 +21,10 @@ from typing import Any, BinaryIO, Literal
 
 from rethinker.config import RunConfig, check_trainable, load_config
 from rethinker.lab.jobs.failures import first_failure
-from rethinker.lab.jobs.files import config_file, is_alive, is_run, last_line, planned_episodes, read_object
+from rethinker.lab.jobs.files import config_file, is_alive, is_run, last_line, planned_episodes
 from rethinker.lab.jobs.ownership import RunBusy, claim, write_record
 from rethinker.lab.jobs.processes import MARK, POLL, kill, new_mark
+from rethinker.rundir.atomic import read_json
 from rethinker.rundir.folder import check_settings, run_state
 from rethinker.rundir.paths import RunDir
 
@@ -78,7 +79,7 @@ class Job:
     @property
     def record(self) -> dict[str, Any]:
         """Who started it last (``ownership.write_record``); {} if neither `rethinker train` nor ``start`` did."""
-        return read_object(self.files.job_record)
+        return read_json(self.files.job_record)
 
     @property
     def alive(self) -> bool:

@@ -20,10 +20,9 @@ from typing import Any
 
 from rethinker.config import RunConfig, to_yaml
 from rethinker.lab.jobs.accelerate import check_accelerate_file
-from rethinker.lab.jobs.files import read_object
 from rethinker.lab.jobs.processes import MARK, new_mark
 from rethinker.rundir import locks
-from rethinker.rundir.atomic import atomic_write_text
+from rethinker.rundir.atomic import atomic_write_text, read_json
 from rethinker.rundir.folder import check_folder, run_state
 from rethinker.rundir.paths import RunDir
 
@@ -47,7 +46,7 @@ def claim(config: RunConfig, *, resume: bool, home: str | Path = "") -> int:
     lock = locks.take(files.job_lock)
     try:
         if lock is None or locks.is_held(files.writer_lock):
-            record = read_object(files.job_record)
+            record = read_json(files.job_record)
             who = " (process {pid} on {host}, started {started})".format_map(record) if "pid" in record else ""
             choice = f"wait for it, end it (rethinker stop {files}), or choose another name=..."
             raise RunBusy(f"{files} is being written by another job{who}: {choice}")

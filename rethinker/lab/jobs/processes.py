@@ -18,8 +18,9 @@ from pathlib import Path
 
 import psutil
 
-from rethinker.lab.jobs.files import is_alive, read_object
+from rethinker.lab.jobs.files import is_alive
 from rethinker.rundir import locks
+from rethinker.rundir.atomic import read_json
 from rethinker.rundir.paths import RunDir
 
 MARK = "RETHINKER_JOB"  # the variable: "<word of this start>:<descriptor of the lock that is handed down>"
@@ -48,7 +49,7 @@ def kill(folder: Path) -> None:
     """
     files, deadline = RunDir(folder), time.monotonic() + PATIENCE
     while is_alive(folder):
-        record = read_object(files.job_record)
+        record = read_json(files.job_record)
         if record.get("host", socket.gethostname()) != socket.gethostname():
             raise RuntimeError(f"{folder.name} runs on {record['host']}: kill it there, or stop() it from here")
         if time.monotonic() > deadline:

@@ -4,7 +4,6 @@ sent, and the words and numbers of ``report.html`` from the runs' files. wandb-w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rethinker.lab.analysis import diagnostics
 from rethinker.lab.report.results import absent, by_mode, cards, gains, progress
 from rethinker.lab.wandb.mirror import RESPONSES, evaluation_key
 from rethinker.lab.wandb.sync import Account, WandbError, connect, run_config, run_id
+from rethinker.rundir.atomic import read_json
 from rethinker.rundir.diagnosis import diagnose
 from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import load_settings, metrics_so_far
@@ -183,11 +183,11 @@ def caveats(runs: Sequence[Path]) -> list[str]:
             f"{', '.join(map(str, seeds))}. Intervals are over held-out queries, not over seeds."
         )
     for run in runs:
-        file = RunDir(run).provenance
-        if not file.is_file():
+        facts = read_json(RunDir(run).provenance)
+        if not facts:
             found.append(f"{run.resolve().name}: provenance.json is missing: code and machine are not recorded.")
             continue
-        git = json.loads(file.read_text(encoding="utf-8")).get("git", {})
+        git = facts.get("git", {})
         changed = ", with changes that are not committed" if git.get("changed") else ""
         found.append(f"{run.resolve().name}: code of commit {git.get('commit') or 'unknown'}{changed}.")
     if len(runs) > 1:

@@ -15,7 +15,7 @@ from rethinker.lab.figures import catalogue
 from rethinker.lab.report.gallery import changed_responses
 from rethinker.lab.report.html import environment
 from rethinker.lab.report.results import absent, cards, evaluation_tables, failure_tables, gains, progress
-from rethinker.rundir.atomic import atomic_write_text
+from rethinker.rundir.atomic import atomic_write_text, read_json
 from rethinker.rundir.diagnosis import diagnose
 from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import load_settings, metrics_so_far
@@ -69,9 +69,5 @@ def _figure(run: Path, name: str) -> dict[str, Any]:
 
 def _provenance(path: Path) -> str:
     """Its text, indented; "" if it is missing."""
-    if not path.is_file():
-        return ""
-    try:
-        return json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=2, ensure_ascii=False)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    facts = read_json(path)
+    return json.dumps(facts, indent=2, ensure_ascii=False) if facts else ""
