@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rethinker import cli
+from rethinker import cli  # noqa: F401  registers the commands
+from rethinker.lab import command_line
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +36,7 @@ def test_the_commands_parse():
     lines = re.findall(r"^    \.venv/bin/rethinker ([^#\n]+?)\s*(?:#.*)?$", TEXT, flags=re.MULTILINE)
     assert len(lines) >= 4
     for line in lines:
-        cli.parse(line.split())
+        command_line.parse(line.split())
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
