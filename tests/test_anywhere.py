@@ -77,14 +77,14 @@ def test_every_shipped_config_is_relative_to_the_repository():
             assert values["relative_to"] == "repository", path
 
 
-def test_a_config_of_ones_own_is_relative_to_the_working_folder(elsewhere):
+def test_a_config_of_ones_own_is_relative_to_the_working_directory(elsewhere):
     (elsewhere / "deep").mkdir()
     (elsewhere / "deep" / "mine.yaml").write_text("{model: {path: model}, data: {train: a.parquet}}")
     config = load_config("deep/mine.yaml", typed=["data.test=b.parquet"])
     assert (config.model.path, config.data.train, config.data.test) == ("model", "a.parquet", "b.parquet")
 
 
-def test_what_is_typed_is_relative_to_the_working_folder(elsewhere):
+def test_what_is_typed_is_relative_to_the_working_directory(elsewhere):
     typed = [
         "data.test=b/c.parquet",
         "data.validation=owner/name:test",

@@ -39,7 +39,7 @@ class RunConfig:
     runs_dir: str = "runs"  # relative to the working directory, also where relative_to is another
     # Where relative paths start: model.path, data.train, data.validation, data.test, launch.accelerate. On the command
     # line they start in the working directory always.
-    relative_to: Literal["working_folder", "repository"] = "working_folder"
+    relative_to: Literal["working_directory", "repository"] = "working_directory"
     seed: int = option(0, min=0)
     queries_per_episode: int = option(1024, min=1)  # over all ranks (paper)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -38,7 +38,7 @@ class GridFile:
     base: str = ""  # YAML config of a run
     # Where base and the paths in common and axes start; what is typed on the command line starts in the working
     # directory.
-    relative_to: Literal["working_folder", "repository"] = "working_folder"
+    relative_to: Literal["working_directory", "repository"] = "working_directory"
     axes: dict[str, Any] = field(default_factory=dict)  # axis -> label -> list of key=value
     seeds: tuple[int, ...] = option((0,), min=0)
     slots: int = option(1, min=1)  # runs in parallel
