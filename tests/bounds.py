@@ -34,13 +34,13 @@ PIXELS = 4 * 4 * 2**-24  # four roundings of (value / 255 - mean) / std, divided
 LOGPROB = 10.0  # nats: how large the log-probs and logits of the random tiny models are
 
 
-def rounding(magnitude: float = 1.0, *, steps: int = STEPS, terms: int = TERMS, dtype: torch.dtype = torch.float32):
-    """The difference between two computations in ``dtype`` of a number whose terms are about ``magnitude`` large.
+def rounding(magnitude: float = 1.0, *, steps: int = STEPS, terms: int = TERMS) -> float:
+    """The difference between two float32 computations of a number whose terms are about ``magnitude`` large.
 
     Rounding a sum of n terms moves it by about sqrt(n) half units; ``steps`` of them one after another add up at most
-    linearly. In float32, for the log-probs of a tiny model (magnitude 10): 4.6e-4.
+    linearly. For the log-probs of a tiny model (magnitude 10): 4.6e-4.
     """
-    return magnitude * steps * sqrt(terms) * torch.finfo(dtype).eps / 2
+    return magnitude * steps * sqrt(terms) * torch.finfo(torch.float32).eps / 2
 
 
 def _bfloat16_fault() -> str:

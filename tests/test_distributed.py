@@ -84,6 +84,8 @@ def test_the_weights_are_the_same(runs):
 
 
 def test_the_metrics_are_the_same(runs):
+    """Within what the weights' distance makes of them (see above): about 1 %, and of nothing a unit of float32."""
+    apart = rounding(steps=3 * STEPS) ** 0.5
     # Of one rank, of what both ranks have to see, or of rounding.
     local = (
         "time/",
@@ -102,7 +104,8 @@ def test_the_metrics_are_the_same(runs):
                 if name == "seconds" or name.startswith(local):
                     continue
                 if isinstance(value, float):
-                    assert second[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (record, first["step"], name)
+                    close = pytest.approx(value, rel=apart, abs=rounding())
+                    assert second[name] == close, (record, first["step"], name)
                 else:
                     assert second[name] == value, (record, first["step"], name)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import rounding
 from tiny_training import fresh_process
 
 from rethinker.config import load_config
@@ -73,7 +74,8 @@ def test_losses_draws_and_weights_are_those_of_the_trainer(minimal, tmp_path):
         assert batches == expected_batches
         assert any(len(set(batch)) < len(batch) for batch in batches)  # replay has drawn
         assert rethought  # and kept second looks were trained on
-        assert losses == pytest.approx(expected_losses, rel=1e-6)  # a float32 sum, in another order
+        # A float32 sum of 16 samples with advantages of about 2, in another order; it may be near 0.
+        assert losses == pytest.approx(expected_losses, rel=0, abs=rounding(2.0, steps=2, terms=16))
         ours, theirs = policy.model.state_dict(), run.policy.model.state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
         run.engine.close()
