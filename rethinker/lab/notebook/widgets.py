@@ -18,7 +18,7 @@ from rethinker.lab.notebook.teaching import grade_table
 from rethinker.rethink import TRIGGERS
 from rethinker.types import Query
 
-MENU = 300  # queries in a menu: a browser draws a longer one slowly, and is unreadable
+MENU = 300  # queries in a menu: browsers draw a longer one slowly
 WIDE = {"layout": ipywidgets.Layout(width="60em"), "style": {"description_width": "7em"}}
 
 
