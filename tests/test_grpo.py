@@ -66,6 +66,10 @@ def test_policy_loss_by_hand():
     up, stats = policy_loss(logprobs_BT, behavior_BT, torch.tensor([1.0]), mask_BT, **CLIP)
     assert up.item() == pytest.approx(-(1.35 + 0.5) / 2)
     assert stats["clipped_high"] == 1 and stats["clipped_low"] == 0 and stats["clipped_dual"] == 0
+    same, stats = policy_loss(logprobs_BT, behavior_BT, torch.tensor([1.0]), mask_BT, dual_clip=1.5, **CLIP)
+    assert same == up and stats["clipped_dual"] == 0  # it acts where A < 0
+    _, stats = policy_loss(logprobs_BT, behavior_BT, torch.tensor([0.0]), mask_BT, dual_clip=1.5, **CLIP)
+    assert stats["clipped_low"] == stats["clipped_high"] == stats["clipped_dual"] == 0  # no gain, nothing clipped
     down, stats = policy_loss(logprobs_BT, behavior_BT, torch.tensor([-1.0]), mask_BT, **CLIP)
     assert down.item() == pytest.approx((2.0 + 0.8) / 2)
     assert stats["clipped_high"] == 0 and stats["clipped_low"] == 1
@@ -126,7 +130,7 @@ def test_loss_and_gradient_equal_trl(loss_type, level, objective, delta, weighte
     old = [[value - rng.gauss(0.0, 0.4) for value in row] for row in lp]
     mask = [[int(t < n) for t in range(width)] for n in lengths]
     mask[0][2] = 0  # a forced token inside
-    advantages = [1.2, -0.7, -1.5, 2.0, 0.0]
+    advantages = [1.2, -0.7, -1.5, 2.0, 0.8]
     weights = [[rng.uniform(0.5, 2.0) for _ in range(width)] for _ in lengths] if weighted else None
 
     def reference(row):
@@ -356,9 +360,22 @@ def test_a_clip_range_of_nothing():
     assert loss.item() == pytest.approx(-(1.0 + math.exp(-0.5)) / 2) and stats["clipped_high"] == 1
 
 
-def test_no_gradient_reaches_the_reference():
+@pytest.mark.parametrize("objective", ["clip", "cispo"])
+def test_gradients_reach_the_policy_alone(objective):
     reference_BT = torch.zeros(1, 2, requires_grad=True)
     assert not any(kl_penalty(torch.ones(1, 2), reference_BT, name).requires_grad for name in ("k1", "k2", "k3"))
+    constants = [torch.full(shape, 0.5, requires_grad=True) for shape in ((1, 2), (1,), (1, 2))]
+    behavior_BT, advantages_B, weights_BT = constants
+    loss, _ = policy_loss(
+        torch.ones(1, 2),
+        behavior_BT,
+        advantages_B,
+        torch.ones(1, 2),
+        objective=objective,
+        importance_weights_BT=weights_BT,
+        **CLIP,
+    )
+    assert not loss.requires_grad
 
 
 def test_unknown_names_and_other_shapes_are_errors():
