@@ -66,8 +66,13 @@ def test_policy_loss_by_hand():
     up, stats = policy_loss(logprobs_BT, behavior_BT, torch.tensor([1.0]), mask_BT, **CLIP)
     assert up.item() == pytest.approx(-(1.35 + 0.5) / 2)
     assert stats["clipped_high"] == 1 and stats["clipped_low"] == 0 and stats["clipped_dual"] == 0
-    same, stats = policy_loss(logprobs_BT, behavior_BT, torch.tensor([1.0]), mask_BT, dual_clip=1.5, **CLIP)
-    assert same == up and stats["clipped_dual"] == 0  # it acts where A < 0
+    half, stats = policy_loss(logprobs_BT, behavior_BT, torch.tensor([0.5]), mask_BT, dual_clip=1.5, **CLIP)
+    assert half.item() == pytest.approx(up.item() / 2) and stats["clipped_dual"] == 0  # it acts where A < 0
+    for advantage in (0.5, -0.5):  # ratios inside the range: 1.1 and 0.9
+        inside_BT = torch.tensor([[1.1, 0.9]], dtype=torch.float64).log()
+        _, stats = policy_loss(inside_BT, behavior_BT, torch.tensor([advantage]), mask_BT, **CLIP)
+        assert stats["clipped_low"] == stats["clipped_high"] == 0
+        assert stats["approx_kl_sum"].item() == pytest.approx(1.1 - 1 - math.log(1.1) + 0.9 - 1 - math.log(0.9))
     _, stats = policy_loss(logprobs_BT, behavior_BT, torch.tensor([0.0]), mask_BT, dual_clip=1.5, **CLIP)
     assert stats["clipped_low"] == stats["clipped_high"] == stats["clipped_dual"] == 0  # no gain, nothing clipped
     down, stats = policy_loss(logprobs_BT, behavior_BT, torch.tensor([-1.0]), mask_BT, **CLIP)
@@ -290,6 +295,12 @@ def test_nothing_to_train_on_is_zero_with_a_gradient(aggregation):
     (loss + nll_loss(logprobs_BT, mask_BT, global_tokens=0)).backward()
     assert loss.item() == 0.0 and (logprobs_BT.grad == 0).all()
     assert all(value == 0.0 for value in stats.values())
+
+
+def test_a_batch_without_positions_has_finite_statistics():
+    empty_BT = torch.zeros(2, 0)
+    loss, stats = policy_loss(empty_BT, empty_BT, torch.ones(2), empty_BT, **CLIP)
+    assert loss.item() == 0.0 and all(value == 0.0 for value in stats.values())
 
 
 def test_kl_estimators_by_hand_and_in_the_mean():
