@@ -67,7 +67,8 @@ def test_policy_loss_by_hand():
     assert up.item() == pytest.approx(-(1.35 + 0.5) / 2)
     assert stats["clipped_high"] == 1 and stats["clipped_low"] == 0 and stats["clipped_dual"] == 0
     half, stats = policy_loss(logprobs_BT, behavior_BT, torch.tensor([0.5]), mask_BT, dual_clip=1.5, **CLIP)
-    assert half.item() == pytest.approx(up.item() / 2) and stats["clipped_dual"] == 0  # it acts where A < 0
+    assert half.item() == pytest.approx(up.item() / 2)
+    assert stats["clipped_low"] == stats["clipped_dual"] == 0  # they act where A < 0
     for advantage in (0.5, -0.5):  # ratios inside the range: 1.1 and 0.9
         inside_BT = torch.tensor([[1.1, 0.9]], dtype=torch.float64).log()
         _, stats = policy_loss(inside_BT, behavior_BT, torch.tensor([advantage]), mask_BT, **CLIP)
