@@ -16,6 +16,7 @@ settings=(
     "ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2"
     "ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2"
     "ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2"
+    "ONEDNN_MAX_CPU_ISA=AVX512_CORE OMP_NUM_THREADS=2"
 )
 failed=0
 for setting in "${settings[@]}"; do
