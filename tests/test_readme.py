@@ -70,7 +70,6 @@ def test_results_of_the_default_runs(run: dict):
             assert " / ".join(f"{modes[mode]['pass@1'][0]:.3f}" for mode in ("plain", "forced", "bound")) in WORDS
 
 
-@pytest.mark.xfail(strict=True, reason="the runs of seed 1 are not in default_runs.json")
 def test_every_default_run_has_its_numbers():
     assert sorted(RESULTS) == sorted(map(run_name, RUNS))
     assert f"{max(run['gap_max'] for run in RUNS):.1e}".replace("e-0", "e-") in numbers(section("Results"))
