@@ -235,6 +235,7 @@ def test_default_denominators_are_the_batch_itself():
     mask_BT = torch.tensor([[1, 1, 0], [1, 0, 0]])
     assert masked_aggregate(values_BT, mask_BT, "sequence_mean").item() == (2.0 + 5.0) / 2
     assert masked_aggregate(values_BT, mask_BT, "token_mean").item() == 9.0 / 3
+    assert masked_aggregate(values_BT[1:], mask_BT[1:], "token_mean").item() == 5.0
     assert masked_aggregate(values_BT, mask_BT, "constant", max_length=3).item() == 9.0 / 6
     assert masked_aggregate(values_BT, mask_BT, "constant", max_length=1).item() == 9.0 / 2
     assert masked_aggregate(values_BT, mask_BT, "token_mean", global_tokens=30).item() == pytest.approx(0.3)
