@@ -423,7 +423,7 @@ def test_gap_is_that_of_first_responses(policy, four, tmp_path):
 
 def test_an_engine_with_other_weights_is_found_out(policy, four, tmp_path):
     run = Run(small_config(tmp_path, "rollout.canary=0.01"), policy, four, script())
-    with pytest.raises(RuntimeError, match=r"after the weight sync of episode 1 .* needs a larger rollout\.canary"):
+    with pytest.raises(RuntimeError, match=r"after the weight sync of episode 1 .* raise rollout\.canary"):
         run.episode()
 
 
