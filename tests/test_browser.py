@@ -109,7 +109,8 @@ class Lab:
     folder: Path
 
     def place(self, name: str, parameters: dict[str, object]) -> str:
-        """A copy of a notebook of the repository with other parameters; returns its address."""
+        """A copy of a notebook of the repository with other parameters, and its pictures; returns its address."""
+        shutil.copytree(ROOT / "notebooks" / "images", self.folder / "images", dirs_exist_ok=True)
         notebook = papermill.iorw.load_notebook_node(str(ROOT / "notebooks" / name))
         papermill.iorw.write_ipynb(
             papermill.parameterize.parameterize_notebook(notebook, parameters), str(self.folder / name)
@@ -238,7 +239,7 @@ def test_notebook_03(browser: sync_api.Browser, lab: Lab, run: Path) -> None:
         wait_until_done(found.page, 120)
         sizes = found.page.eval_on_selector_all(".jp-OutputArea-output img", SIZES)
         shot_of_cells(found, "notebook-03")
-        assert len(sizes) == 5 and all(width > 300 and height > 100 for width, height in sizes)
+        assert len(sizes) == 6 and all(width > 300 and height > 100 for width, height in sizes)
         assert found.page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
         assert found.complaints() == []
 

@@ -66,7 +66,7 @@ def test_a_report_that_is_missing_is_written(displayed, run):
 def test_a_report_that_cannot_be_written(displayed, run):
     (run / "metrics.jsonl").write_text("broken\n")
     show.show_report(run)
-    assert displayed[-1].data.startswith("No report: ") and "not valid JSON" in displayed[-1].data
+    assert displayed[-1].data.startswith("No report: ") and "not a record of a run" in displayed[-1].data
     show.show_report(run.parent)
     assert "is not the folder of a run" in displayed[-1].data
 
