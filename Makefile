@@ -50,7 +50,7 @@ train: $(RUN_READY)
 
 test: lint
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline \
-		$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+		$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-portable: $(DEV_READY)
 	@scripts/test_portable.sh $(BIN)/python -n $(TEST_WORKERS) $(PYTEST_ARGS)

@@ -26,6 +26,15 @@ settings.register_profile(
 settings.load_profile("rethinker")
 
 
+# Files by how long they take, longest first, so that xdist's workers (a file each, in this order) end together.
+LONG = ("notebooks", "browser", "jobs", "kernel", "forward", "distributed", "anywhere", "benchmarks", "ablate", "cpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
+
 def random_weights(model, seed: int = 0) -> None:
     """Weights large enough that images and contexts matter to the output (freshly initialised ones are almost flat)."""
     import torch

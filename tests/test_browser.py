@@ -100,6 +100,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("world") / "synthetic", stages=(5, 8), queries=24, held_out=48)
 
 
+@pytest.fixture(scope="module")
+def report(run: Path) -> Path:
+    return write_report(run)
+
+
 @dataclass
 class Lab:
     """A JupyterLab server whose files are ``folder``."""
@@ -244,8 +249,8 @@ def test_notebook_03(browser: sync_api.Browser, lab: Lab, run: Path) -> None:
         assert found.complaints() == []
 
 
+@pytest.mark.usefixtures("report")  # which the notebook links to
 def test_notebook_08(browser: sync_api.Browser, lab: Lab, run: Path) -> None:
-    write_report(run)
     with tab(browser) as found:
         open_and_run(found, lab, "08_reflection.ipynb", {"run": str(run)})
         wait_until_done(found.page, 120)
@@ -289,8 +294,7 @@ def test_notebook_06(browser: sync_api.Browser, lab: Lab, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_report(browser: sync_api.Browser, run: Path, scheme: str) -> None:
-    report = write_report(run)
+def test_report(browser: sync_api.Browser, report: Path, scheme: str) -> None:
     with tab(browser, scheme=scheme) as found:
         found.page.goto(report.as_uri())
         sizes = found.page.eval_on_selector_all("figure img", SIZES)
@@ -305,8 +309,7 @@ def test_report(browser: sync_api.Browser, run: Path, scheme: str) -> None:
         assert found.errors == []  # its content security policy forbids nothing that it needs
 
 
-def test_report_on_a_phone(browser: sync_api.Browser, run: Path) -> None:
-    report = write_report(run)
+def test_report_on_a_phone(browser: sync_api.Browser, report: Path) -> None:
     with tab(browser, width=390, height=844) as found:
         found.page.goto(report.as_uri())
         wide = found.page.evaluate("() => document.documentElement.scrollWidth")
