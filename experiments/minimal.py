@@ -23,6 +23,7 @@ from rethinker.datasets.io import load_queries
 from rethinker.datasets.order import QueryOrder
 from rethinker.grading import grade_many
 from rethinker.grpo import group_advantages, nll_loss, policy_loss, truncated_importance_weights
+from rethinker.looks import joiner
 from rethinker.policy.batching import arrange, micro_batches
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import Policy, load_policy
@@ -87,6 +88,7 @@ def force_rethinking(engine: TransformersEngine, policy: Policy, groups: list[Gr
         max_new_tokens=s.max_new_tokens,
         seed=s.seed,
         skip_reflective=True,
+        join=joiner(policy),
     )
     requests = [
         Request(p.sample_id, firsts[p.sample_id].query, stable_seed(s.seed, "second", p.sample_id), 1, p.prefix_ids)

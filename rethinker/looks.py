@@ -8,14 +8,15 @@ call nor on the number of ranks; results are paired by id, never by position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 from rethinker.config import RethinkConfig
 from rethinker.grading import grade_many
 from rethinker.policy.loading import Policy
-from rethinker.rethink import TRIGGERS, RethinkPlan, choose, splice
+from rethinker.policy.seam import before_answer, natural_seam
+from rethinker.rethink import TRIGGERS, Join, RethinkPlan, choose, eligible, mark_kept, splice
 from rethinker.rollout.base import RolloutEngine
 from rethinker.types import Grade, Group, Query, Request, Sample, Sampling
 
@@ -83,13 +84,43 @@ def plan_second_looks(
         firsts,
         options.fraction if fraction is None else fraction,
         trigger_ids={kind: encode_trigger(policy, kind) for kind in triggers},
-        eos_token_id=policy.eos_id,
-        min_second_look_tokens=options.min_second_look_tokens,
-        max_new_tokens=max_new_tokens,
         seed=seed,
         trigger_choice=options.trigger_choice,
-        skip_reflective=options.skip_reflective,
+        cut_answer=options.cut_answer,
+        join=joiner(policy, options.seam),
+        **_limits(policy, options, max_new_tokens),
     )
+
+
+def count_eligible(policy: Policy, firsts: Sequence[Sample], options: RethinkConfig, max_new_tokens: int) -> int:
+    """How many first responses ``plan_second_looks`` chooses among."""
+    longest = max(len(encode_trigger(policy, kind)) for kind in TRIGGERS)
+    return len(eligible(firsts, trigger_tokens=longest, **_limits(policy, options, max_new_tokens)))
+
+
+def _limits(policy: Policy, options: RethinkConfig, max_new_tokens: int) -> dict[str, Any]:
+    return {
+        "eos_token_id": policy.eos_id,
+        "min_second_look_tokens": options.min_second_look_tokens,
+        "max_new_tokens": max_new_tokens,
+        "max_first_look_tokens": options.max_first_look_tokens,
+        "skip_reflective": options.skip_reflective,
+    }
+
+
+def joiner(
+    policy: Policy, seam: Literal["natural", "spliced"] = "natural", triggers: Mapping[str, str] = TRIGGERS
+) -> Join:
+    """How a trigger (kind -> text) is put behind a y1 in the tokens of ``policy``; see ``RethinkConfig``."""
+
+    def join(first_ids: tuple[int, ...], kind: str, cut: bool) -> tuple[int, tuple[int, ...]]:
+        if cut:
+            first_ids = first_ids[: before_answer(first_ids, policy.decode)] or first_ids
+        if seam == "spliced":
+            return len(first_ids), policy.encode(triggers[kind])
+        return natural_seam(first_ids, triggers[kind], encode=policy.encode, decode=policy.decode)
+
+    return join
 
 
 def second_looks(
@@ -121,6 +152,18 @@ def second_looks(
     }
 
 
+def mark_second_looks(group: Group, trajectories: Sequence[Sample], options: RethinkConfig) -> list[Sample]:
+    """``rethink.mark_kept`` with the settings ``options``."""
+    return mark_kept(
+        group,
+        trajectories,
+        options.max_per_query,
+        options.nll_on,
+        options.keep,
+        (options.min_kept_tokens, options.max_kept_tokens),
+    )
+
+
 def encode_trigger(policy: Policy, kind: str) -> tuple[int, ...]:
     """Token ids of the trigger ``kind``, a key of TRIGGERS."""
-    return tuple(policy.tokenizer(TRIGGERS[kind], add_special_tokens=False)["input_ids"])
+    return policy.encode(TRIGGERS[kind])

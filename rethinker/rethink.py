@@ -14,8 +14,12 @@ Differs from arXiv:2504.08837 in:
   kept trajectories that are trained on: SSR and the filter drop those of unanimous groups (advantage 0) beforehand (the
   metric rethink/trained counts the rest), and it applies again to a replayed one.
 
-A trajectory is y1 (EOS removed) + trigger + y2, spliced as token ids: text is never decoded, edited and re-encoded.
-Everything is paired by sample id.
+- a kept second look must give a boxed answer of its own (``keep``): without one the last box is still y1's, and a
+  confirmation that says nothing ("I see no mistake.") would be imitated.
+
+A trajectory is y1 (EOS removed) + trigger + y2. Its tokens are those that were sampled, except where the trigger's
+text merges with the end of y1 (``policy.seam``): what changes there is forced, as the trigger is. Everything is paired
+by sample id.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from rethinker.grading.extract import extract_boxed
 from rethinker.types import Grade, Group, Response, Rethinking, Sample
 
 TRIGGERS: dict[str, str] = {
@@ -47,6 +52,10 @@ match."""
 TriggerChoice = Literal["blind", "by_correctness"]
 Placement = Literal["replace", "append"]
 NllOn = Literal["rethinking", "trajectory"]
+Keep = Literal["own_answer", "any"]
+Join = Callable[[tuple[int, ...], str, bool], tuple[int, tuple[int, ...]]]
+"""(ids of y1 without EOS, kind of trigger, whether to cut y1's final answer) -> (how many ids of y1 stay, the ids that
+are forced behind them: the trigger, and before it what the seam changes of y1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +65,56 @@ class RethinkPlan:
     sample_id: str
     trigger: str  # a key of TRIGGERS
     prefix_ids: tuple[int, ...]
-    trigger_tokens: int  # the last ones of prefix_ids
+    trigger_tokens: int  # the forced ones, at the end of prefix_ids: the trigger, and the end of y1 that it changed
     max_new_tokens: int  # what is left of the token limit for y2
 
     @property
     def first_tokens(self) -> int:
-        """Tokens of y1, EOS removed."""
+        """Tokens of y1 that stay as they were sampled."""
         return len(self.prefix_ids) - self.trigger_tokens
 
 
 def contains_reflection(text: str) -> bool:
     """Whether the text of a response takes a second look (``REFLECTION_PATTERN``)."""
     return REFLECTION_PATTERN.search(text) is not None
+
+
+def eligible(
+    samples: Sequence[Sample],
+    *,
+    trigger_tokens: int,
+    eos_token_id: int | Collection[int],
+    min_second_look_tokens: int,
+    max_new_tokens: int,
+    max_first_look_tokens: int | None = None,
+    skip_reflective: bool = False,
+) -> list[Sample]:
+    """The first responses that may be forced, in the order of ``samples``.
+
+    A response is eligible if it ended with EOS, has at least one token before it and at most ``max_first_look_tokens``,
+    leaves at least ``min_second_look_tokens`` of a trajectory's ``max_new_tokens`` after a trigger of
+    ``trigger_tokens``, and (``skip_reflective``) does not reflect already. ValueError as in ``choose``.
+    """
+    if min_second_look_tokens < 1 or max_new_tokens < 1:
+        raise ValueError(
+            f"min_second_look_tokens={min_second_look_tokens}, max_new_tokens={max_new_tokens}: each must be at least 1"
+        )
+    eos_ids = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
+    room = max_new_tokens - trigger_tokens - min_second_look_tokens
+    longest = room if max_first_look_tokens is None else min(room, max_first_look_tokens)
+    found = []
+    for sample_id, sample in _by_sample_id(samples).items():
+        if sample.rethinking is not None:
+            raise ValueError(f"sample {sample_id} has been rethought already; choose takes first responses")
+        response = sample.response
+        if response.finished and (not response.token_ids or response.token_ids[-1] not in eos_ids):
+            raise ValueError(f"sample {sample_id} is marked finished but does not end with EOS ({sorted(eos_ids)})")
+        if not response.finished or not 1 <= len(response.token_ids) - 1 <= longest:
+            continue
+        if skip_reflective and contains_reflection(response.text):
+            continue
+        found.append(sample)
+    return found
 
 
 def choose(
@@ -79,43 +126,40 @@ def choose(
     min_second_look_tokens: int,
     max_new_tokens: int,
     seed: int,
+    max_first_look_tokens: int | None = None,
     trigger_choice: TriggerChoice = "blind",
     skip_reflective: bool = False,
+    cut_answer: float = 0.0,
+    join: Join | None = None,
 ) -> list[RethinkPlan]:
     """Choose first responses to be forced, in the order of ``samples``; at most one plan per sample.
 
-    A response is eligible if it ended with EOS, has at least one token before it, leaves at least
-    ``min_second_look_tokens`` of a trajectory's ``max_new_tokens`` after the longest trigger, and
-    (``skip_reflective``) does not reflect already. Each eligible response is chosen with probability ``fraction`` (of
-    the eligible, not of all; training wants < 1, and 1 forces every one, as the test-time modes of Fig. 7 do).
+    Each ``eligible`` response is chosen with probability ``fraction`` (of the eligible, not of all; training wants < 1,
+    and 1 forces every one, as the test-time modes of Fig. 7 do). ``trigger_ids``: the kinds to draw from, uniformly,
+    each with the token ids of its text alone. ``cut_answer``: the probability that y1 is cut back before its final
+    answer (official code: 0.5). ``join`` puts y1 and trigger together; None: the ids of both are spliced.
 
-    ``trigger_ids``: the kinds to draw from, uniformly, each with its token ids. ``seed``: of the run; coin flip and
-    trigger are a pure function of (seed, episode, sample id). ValueError for responses that have been rethought
-    already, a finished response without EOS, unknown or empty triggers, duplicate sample ids and numbers out of range.
+    ``seed``: of the run; coin flip, trigger and cut are a pure function of (seed, episode, sample id). ValueError for
+    responses that have been rethought already, a finished response without EOS, unknown or empty triggers, duplicate
+    sample ids and numbers out of range.
     """
-    if not 0.0 <= fraction <= 1.0:
-        raise ValueError(f"fraction of forced responses must be in [0, 1], got {fraction}")
-    if min_second_look_tokens < 1 or max_new_tokens < 1:
-        raise ValueError(
-            f"min_second_look_tokens={min_second_look_tokens}, max_new_tokens={max_new_tokens}: each must be at least 1"
-        )
-    eos_ids = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
+    for name, share in (("fraction of forced responses", fraction), ("cut_answer", cut_answer)):
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"{name} must be in [0, 1], got {share}")
+    if cut_answer and join is None:
+        raise ValueError("cut_answer needs join: where the final answer begins is a question of text")
     kinds = _trigger_kinds(trigger_ids, trigger_choice)
-    longest = max(len(trigger_ids[kind]) for kind in kinds)
-    by_id = _by_sample_id(samples)
+    candidates = eligible(
+        samples,
+        trigger_tokens=max(len(trigger_ids[kind]) for kind in kinds),
+        eos_token_id=eos_token_id,
+        min_second_look_tokens=min_second_look_tokens,
+        max_new_tokens=max_new_tokens,
+        max_first_look_tokens=max_first_look_tokens,
+        skip_reflective=skip_reflective,
+    )
     plans = []
-    for sample_id, sample in by_id.items():
-        if sample.rethinking is not None:
-            raise ValueError(f"sample {sample_id} has been rethought already; choose takes first responses")
-        response = sample.response
-        if response.finished and (not response.token_ids or response.token_ids[-1] not in eos_ids):
-            raise ValueError(f"sample {sample_id} is marked finished but does not end with EOS ({sorted(eos_ids)})")
-        first_ids = response.token_ids[:-1]
-        room = max_new_tokens - len(first_ids) - longest
-        if not response.finished or not first_ids or room < min_second_look_tokens:
-            continue
-        if skip_reflective and contains_reflection(response.text):
-            continue
+    for sample in candidates:
         generator = _generator(seed, sample)
         if generator.random() >= fraction:
             continue
@@ -123,9 +167,15 @@ def choose(
             trigger = kinds[int(generator.integers(len(kinds)))]
         else:
             trigger = "self-verification" if sample.grade.correct else "self-correction"
-        forced_ids = tuple(trigger_ids[trigger])
-        prefix_ids = first_ids + forced_ids
-        plans.append(RethinkPlan(sample_id, trigger, prefix_ids, len(forced_ids), max_new_tokens - len(prefix_ids)))
+        first_ids = sample.response.token_ids[:-1]
+        if join is None:
+            kept, forced_ids = len(first_ids), tuple(trigger_ids[trigger])
+        else:
+            kept, forced_ids = join(first_ids, trigger, cut_answer > 0 and generator.random() < cut_answer)
+        prefix_ids = first_ids[:kept] + forced_ids
+        left = max_new_tokens - len(prefix_ids)
+        if left > 0:  # a seam may take a token more than the trigger alone
+            plans.append(RethinkPlan(sample.sample_id, trigger, prefix_ids, len(forced_ids), left))
     return plans
 
 
@@ -147,7 +197,7 @@ def splice(
     if plan.sample_id != sample.sample_id:
         raise ValueError(f"the plan of sample {plan.sample_id} was paired with sample {sample.sample_id}")
     first = plan.first_tokens
-    if sample.response.token_ids[:-1] != plan.prefix_ids[:first]:
+    if sample.response.token_ids[:-1][:first] != plan.prefix_ids[:first]:
         raise ValueError(f"the plan of sample {plan.sample_id} was made for another response than the sample has")
     if len(continuation.token_ids) != len(continuation.logprobs):
         raise ValueError(
@@ -172,22 +222,32 @@ def splice(
             first_tokens=first,
             trigger_tokens=forced,
             first_correct=sample.grade.correct,
+            own_answer=extract_boxed(decode(continuation.token_ids)) is not None,
         ),
     )
 
 
 def mark_kept(
-    group: Group, candidates: Sequence[Sample], max_per_query: int = 2, nll_on: NllOn = "rethinking"
+    group: Group,
+    candidates: Sequence[Sample],
+    max_per_query: int = 2,
+    nll_on: NllOn = "rethinking",
+    keep: Keep = "own_answer",
+    kept_tokens: tuple[int, int | None] = (0, None),
 ) -> list[Sample]:
     """The candidates of one group, in group order, the kept ones with ``rethinking.kept`` and their ``nll_mask``.
 
-    Keeps the first ``max_per_query`` in group order whose whole trajectory is finished and correct. The NLL covers
-    trigger and y2 (``"rethinking"``) or y1 as well (``"trajectory"``).
+    Keeps the first ``max_per_query`` in group order whose whole trajectory is finished and correct, whose y2 gives a
+    boxed answer of its own (``keep``; ``"any"``: or none) and has between ``kept_tokens`` tokens (official code: more
+    than 30 and fewer than 1,024). The NLL covers the forced tokens and y2 (``"rethinking"``) or y1 as well
+    (``"trajectory"``).
     ValueError for candidates of another group, without a rethinking, or two of one sample.
     """
     if max_per_query < 0:
         raise ValueError(f"max_per_query must be >= 0, got {max_per_query}")
     _check_choice("nll_on", nll_on, NllOn)
+    _check_choice("keep", keep, Keep)
+    fewest, most = kept_tokens
     by_id = _by_sample_id(candidates)
     strangers = sorted(by_id.keys() - {sample.sample_id for sample in group.samples})
     if strangers:
@@ -201,7 +261,11 @@ def mark_kept(
         rethinking = candidate.rethinking
         if rethinking is None:
             raise ValueError(f"candidate {candidate.sample_id} has no rethinking record; make it with splice")
-        kept = candidate.grade.correct and candidate.response.finished and room > 0
+        given = rethinking.first_tokens + rethinking.trigger_tokens
+        length = len(candidate.response.token_ids) - given
+        fits = fewest <= length and (most is None or length <= most)
+        answers = rethinking.own_answer or keep == "any"
+        kept = candidate.grade.correct and candidate.response.finished and fits and answers and room > 0
         room -= kept
         unmasked = rethinking.first_tokens if nll_on == "rethinking" else 0
         masked = len(candidate.response.token_ids) - unmasked
@@ -231,9 +295,10 @@ def keep(group: Group, candidates: Sequence[Sample], placement: Placement = "rep
 def outcomes(candidates: Sequence[Sample]) -> dict[str, int]:
     """Counts over forced trajectories (of any number of groups, after ``mark_kept``).
 
-    Keys: forced, kept, unfinished, and the four outcomes ("wrong_to_right" ...), which add up to forced.
+    Keys: forced, kept, unfinished, no_answer (the second look gives no boxed answer of its own), and the four outcomes
+    ("wrong_to_right" ...), which add up to forced.
     """
-    counts = {"forced": 0, "kept": 0, "unfinished": 0}
+    counts = {"forced": 0, "kept": 0, "unfinished": 0, "no_answer": 0}
     counts |= {"wrong_to_right": 0, "right_to_wrong": 0, "right_to_right": 0, "wrong_to_wrong": 0}
     for candidate in candidates:
         rethinking = candidate.rethinking
@@ -242,6 +307,7 @@ def outcomes(candidates: Sequence[Sample]) -> dict[str, int]:
         counts["forced"] += 1
         counts["kept"] += rethinking.kept
         counts["unfinished"] += not candidate.response.finished
+        counts["no_answer"] += not rethinking.own_answer
         counts[candidate.outcome] += 1
     return counts
 

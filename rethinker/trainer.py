@@ -25,12 +25,12 @@ from rethinker.config import RunConfig
 from rethinker.datasets.order import QueryOrder
 from rethinker.grading import grade_many
 from rethinker.grpo import Scale, group_advantages
-from rethinker.looks import GradeMany, first_looks, plan_second_looks, second_looks
+from rethinker.looks import GradeMany, count_eligible, first_looks, mark_second_looks, plan_second_looks, second_looks
 from rethinker.policy.batching import arrange, micro_batches
 from rethinker.policy.forward import token_logprobs
 from rethinker.policy.loading import Policy
 from rethinker.replay import Selector
-from rethinker.rethink import keep, mark_kept
+from rethinker.rethink import keep
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.canary import canary_gap
 from rethinker.rundir.metrics import (
@@ -165,7 +165,7 @@ class Trainer:
         options, seed, limit = self.config.rethink, self.config.seed, self.config.rollout.max_new_tokens
         with self.timed("rethink"):
             firsts = [sample for group in groups for sample in group.samples]
-            eligible = len(plan_second_looks(self.policy, firsts, options, limit, seed=seed, fraction=1.0))
+            eligible = count_eligible(self.policy, firsts, options, limit)
             plans = plan_second_looks(self.policy, firsts, options, limit, seed=seed) if options.fraction else []
             trajectories = second_looks(
                 self.engine,
@@ -179,7 +179,7 @@ class Trainer:
             rethought, candidates = [], []
             for group in groups:
                 forced = [trajectories[s.sample_id] for s in group.samples if s.sample_id in trajectories]
-                marked = mark_kept(group, forced, options.max_per_query, options.nll_on)
+                marked = mark_second_looks(group, forced, options)
                 rethought.append(keep(group, marked, options.placement))
                 candidates += marked
             return rethought, candidates, eligible

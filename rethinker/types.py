@@ -81,13 +81,14 @@ Outcome = Literal["wrong_to_right", "right_to_wrong", "right_to_right", "wrong_t
 
 @dataclass(frozen=True, slots=True)
 class Rethinking:
-    """How a forced second look went. Token counts partition the trajectory: y1, trigger, y2."""
+    """How a forced second look went. Token counts partition the trajectory: y1, forced, y2."""
 
     trigger: str  # the kind: a key of rethink.TRIGGERS
     first_text: str
-    first_tokens: int  # tokens of y1 that were kept (EOS removed)
-    trigger_tokens: int
+    first_tokens: int  # tokens of y1 that stay as they were sampled
+    trigger_tokens: int  # the forced ones: the trigger, and before it what the seam changed of y1
     first_correct: bool
+    own_answer: bool  # y2 gives a boxed answer; else the last one is y1's
     kept: bool = False
 
 

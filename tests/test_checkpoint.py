@@ -84,7 +84,7 @@ def test_an_optimizer_of_another_model_is_refused(policy, tmp_path):
 
 def test_the_buffer_goes_on_exactly(policy, queries, tmp_path):
     samples = random_samples(policy, queries, 8)
-    rethinking = Rethinking("self-correction", "so", 1, 1, False, kept=True)
+    rethinking = Rethinking("self-correction", "so", 1, 1, False, own_answer=True, kept=True)
     samples[1] = replace(samples[1], rethinking=rethinking, nll_mask=(True,) * len(samples[1].response.token_ids))
     idle = replace(samples[0], advantage=0.0)
     selector = SelectiveSampleReplay(seed=5, lifetime=2)

@@ -31,18 +31,15 @@ def decode(ids: Sequence[int]) -> str:
     return "".join(TEXTS.get(token, chr(token)) for token in ids if token != EOS)
 
 
-POLICY: Any = SimpleNamespace(
-    eos_id=EOS,
-    decode=decode,
-    prompt=lambda query: SimpleNamespace(ids=()),
-    tokenizer=lambda text, add_special_tokens: {
-        "input_ids": next(ids for kind, ids in TRIGGER_IDS.items() if TRIGGERS[kind] == text)
-    },
-)
-
-
 def encode(text: str) -> tuple[int, ...]:
+    """A token a letter, but for triggers."""
+    for kind, ids in TRIGGER_IDS.items():
+        if text.endswith(TRIGGERS[kind]):
+            return (*encode(text.removesuffix(TRIGGERS[kind])), *ids)
     return tuple(ord(letter) for letter in text)
+
+
+POLICY: Any = SimpleNamespace(eos_id=EOS, decode=decode, encode=encode, prompt=lambda query: SimpleNamespace(ids=()))
 
 
 @dataclass

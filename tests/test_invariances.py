@@ -96,7 +96,8 @@ TOKENS = st.lists(st.integers(10, 60), min_size=1, max_size=6)
 
 
 def decode(ids) -> str:
-    return " ".join(map(str, ids))
+    """Token ids as text; those above 50 that are no trigger are boxed answers."""
+    return " ".join(f"\\boxed{{{token}}}" if 50 < token < 80 else str(token) for token in ids)
 
 
 @st.composite
@@ -112,6 +113,11 @@ def second_looks(draw) -> tuple[Group, list[Sample]]:
             for r in [make_response((*draw(TOKENS), EOS), text=s.sample_id)]
         ),
     )
+    changed = draw(st.integers(0, 1))  # tokens at the end of y1 that the seam replaces by one of its own
+
+    def join(first_ids, kind, cut):
+        return max(0, len(first_ids) - changed), (80,) * changed + TRIGGER_IDS[kind]
+
     plans = choose(
         group.samples,
         draw(st.sampled_from([0.5, 1.0])),
@@ -120,6 +126,7 @@ def second_looks(draw) -> tuple[Group, list[Sample]]:
         min_second_look_tokens=1,
         max_new_tokens=40,
         seed=draw(st.integers(0, 99)),
+        join=draw(st.sampled_from([None, join])),
     )
     answers = {}
     for plan in plans:
@@ -138,11 +145,13 @@ def second_looks(draw) -> tuple[Group, list[Sample]]:
 def check_splice(first: Sample, plan, answer, candidates: list[Sample]) -> None:
     """y1 without EOS, trigger, y2; every mask as long as the tokens; log-probs with the token that they belong to."""
     (whole,) = [sample for sample in candidates if sample.sample_id == first.sample_id]
-    y1, trigger, y2 = first.response.token_ids[:-1], TRIGGER_IDS[plan.trigger], answer.token_ids
+    y1, y2 = first.response.token_ids[: plan.first_tokens], answer.token_ids
+    trigger = plan.prefix_ids[len(y1) :]
+    assert trigger in (TRIGGER_IDS[plan.trigger], (80, *TRIGGER_IDS[plan.trigger]))
     assert whole.response.token_ids == y1 + trigger + y2 and whole.response.text == decode(y1 + trigger + y2)
     assert whole.sampled_mask == (True,) * len(y1) + (False,) * len(trigger) + (True,) * len(y2)
     sampled = [value for value, own in zip(whole.response.logprobs, whole.sampled_mask, strict=True) if own]
-    assert sampled == [*first.response.logprobs[:-1], *answer.logprobs]
+    assert sampled == [*first.response.logprobs[: len(y1)], *answer.logprobs]
     assert whole.response.finished == answer.finished and whole.rethinking is not None
     assert (whole.rethinking.first_text, whole.rethinking.first_correct) == (first.response.text, first.grade.correct)
     assert (whole.rethinking.first_tokens, whole.rethinking.trigger_tokens) == (len(y1), len(trigger))
@@ -155,7 +164,7 @@ def test_who_is_kept(looks, most, nll_on):
     place = [sample.sample_id for sample in group.samples]
     marked = mark_kept(group, candidates, most, nll_on)
     assert [s.sample_id for s in marked] == sorted((s.sample_id for s in candidates), key=place.index)
-    right = [s for s in marked if s.grade.correct and s.response.finished]
+    right = [s for s in marked if s.grade.correct and s.response.finished and s.rethinking.own_answer]
     assert [s for s in marked if s.rethinking.kept] == right[:most]
     for sample in marked:
         if not sample.rethinking.kept:

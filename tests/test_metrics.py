@@ -44,7 +44,7 @@ def forced(sample: Sample, correct: bool, finished: bool = True) -> Sample:
         response=Response((5,) * 10, (-0.5,) * 10, finished, "so \\boxed{1}\n\nWait, \\boxed{1}"),
         grade=CORRECT if correct else WRONG,
         reward=float(correct),
-        rethinking=Rethinking("self-correction", sample.response.text, 3, 2, sample.grade.correct),
+        rethinking=Rethinking("self-correction", sample.response.text, 3, 2, sample.grade.correct, own_answer=True),
     )
 
 
@@ -82,6 +82,7 @@ def test_metrics_by_hand():
         "rethink/eligible": 6 / 8,
         "rethink/forced": 3 / 8,
         "rethink/kept": 1 / 8,
+        "rethink/no_answer": 0.0,
         "rethink/trained": 1.0,
         "rethink/wrong_to_right": 1 / 3,
         "rethink/right_to_wrong": 1 / 3,

@@ -21,7 +21,7 @@ from rethinker.rethink import (
 )
 from rethinker.types import Grade, Group, Response, Sample
 
-EOS = 2
+EOS, BOX = 2, 7
 TRIGGER_IDS = {"self-questioning": (90,), "self-correction": (91, 92), "self-verification": (93, 94, 95)}
 QUERY = make_query("a/b")
 
@@ -43,10 +43,11 @@ def choose_all(samples, fraction=1.0, **changes):
 
 
 def decode(ids) -> str:
-    return " ".join(map(str, ids))
+    """Token ids as text; BOX is a boxed answer."""
+    return " ".join("\\boxed{4}" if token == BOX else str(token) for token in ids)
 
 
-def force(sample: Sample, *, correct: bool, finished=True, tokens=(50, 51, EOS)) -> Sample:
+def force(sample: Sample, *, correct: bool, finished=True, tokens=(50, 51, BOX, EOS)) -> Sample:
     (plan,) = choose_all([sample])
     continuation = Response(tokens, (-0.5,) * len(tokens), finished, "ignored")
     return splice(sample, plan, continuation, Grade(correct, "4", "exact"), decode=decode)
@@ -143,6 +144,7 @@ def test_choose_rejects_bad_input():
     good = first(0)
     bad_settings = [
         ({"fraction": 1.5}, "fraction"),
+        ({"cut_answer": -0.5}, "cut_answer"),
         ({"min_second_look_tokens": 0}, "min_second_look_tokens"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"trigger_ids": {}}, "at least one"),
@@ -222,6 +224,7 @@ def test_keep_replaces_the_first_right_ones_in_group_order():
         "forced": 5,
         "kept": 2,
         "unfinished": 1,
+        "no_answer": 0,
         "wrong_to_right": 3,
         "right_to_wrong": 1,
         "right_to_right": 1,
@@ -239,6 +242,72 @@ def test_what_the_nll_covers():
     (trajectory,) = mark_kept(group, [candidate], 2, "trajectory")
     assert rethinking.nll_mask == (False,) * 3 + (True,) * (n - 3)
     assert trajectory.nll_mask == (True,) * n
+
+
+def test_a_second_look_without_an_answer_of_its_own_is_not_kept():
+    """The last box of such a trajectory is y1's: "I see no mistake." would be imitated wherever y1 was right."""
+    group = make_group((True, False))
+    empty = force(group.samples[0], correct=True, tokens=(50, EOS))
+    own = force(group.samples[1], correct=True)
+    marked = mark_kept(group, [empty, own])
+    assert [(s.rethinking.own_answer, s.rethinking.kept) for s in marked] == [(False, False), (True, True)]
+    assert outcomes(marked)["no_answer"] == 1
+    assert [s.rethinking.kept for s in mark_kept(group, [empty, own], keep="any")] == [True, True]
+    # One that is not kept takes no place of those that may be.
+    assert [s.rethinking.kept for s in mark_kept(group, [empty, own], max_per_query=1)] == [False, True]
+
+
+@pytest.mark.parametrize(("bounds", "kept"), [((4, None), True), ((5, None), False), ((0, 4), True), ((0, 3), False)])
+def test_bounds_on_a_kept_second_look(bounds, kept):
+    """EOS counts, as in the official code."""
+    group = make_group((False,))
+    (marked,) = mark_kept(group, [force(group.samples[0], correct=True)], kept_tokens=bounds)
+    assert marked.rethinking.kept is kept
+
+
+def test_a_long_first_look_is_not_forced():
+    assert [len(choose_all([first(0)], max_first_look_tokens=limit)) for limit in (2, 3, None)] == [0, 1, 1]
+
+
+def test_what_the_seam_changes_is_forced():
+    """y1 10 11 12 becomes 10 13 and the trigger: 13 stands for the end of y1, whatever it was."""
+    sample = first(0)
+
+    def join(ids, kind, cut):
+        assert (ids, cut) == ((10, 11, 12), False)
+        return 1, (13, *TRIGGER_IDS[kind])
+
+    (plan,) = choose_all([sample], join=join)
+    trigger = TRIGGER_IDS[plan.trigger]
+    assert plan.prefix_ids == (10, 13, *trigger) and plan.first_tokens == 1
+    assert plan.trigger_tokens == 1 + len(trigger) and plan.max_new_tokens == 20 - len(plan.prefix_ids)
+    whole = splice(sample, plan, Response((50, EOS), (-0.5, -0.6), True, ""), Grade(True, "4", "exact"), decode=decode)
+    assert whole.response.token_ids == (10, 13, *trigger, 50, EOS)
+    assert whole.sampled_mask == (True, *[False] * plan.trigger_tokens, True, True)
+    assert whole.response.logprobs == (sample.response.logprobs[0], *[0.0] * plan.trigger_tokens, -0.5, -0.6)
+    (marked,) = mark_kept(Group(QUERY, (sample,), (False,)), [whole], keep="any")
+    assert marked.nll_mask == (False, *[True] * (plan.trigger_tokens + 2))
+    with pytest.raises(ValueError, match="another response"):
+        splice(first(0, tokens=(9, 11, 12, EOS)), plan, whole.response, whole.grade, decode=decode)
+    # A seam that leaves no room for a second look is no plan; a shorter one is.
+    assert choose_all([sample], join=lambda ids, kind, cut: (3, (13,) * 17)) == []
+    assert len(choose_all([sample], join=lambda ids, kind, cut: (3, (13,) * 16))) == 1
+
+
+def test_a_share_of_answers_is_cut():
+    """4,000 coins, within 5 standard deviations: false alarm about 6e-7."""
+    samples = [first(index) for index in range(4000)]
+    cuts = []
+
+    def join(ids, kind, cut):
+        cuts.append(cut)
+        return len(ids), TRIGGER_IDS[kind]
+
+    plans = choose_all(samples, cut_answer=0.25, join=join)
+    assert abs(sum(cuts) - 1000) < 5 * math.sqrt(4000 * 0.25 * 0.75)
+    assert plans == choose_all(samples, join=join)  # the coin changes neither who is chosen nor the trigger
+    with pytest.raises(ValueError, match="cut_answer needs join"):
+        choose_all(samples, cut_answer=0.25)
 
 
 def test_append_keeps_y1_and_gives_new_ids():
@@ -266,3 +335,5 @@ def test_mark_kept_rejects_bad_input():
         mark_kept(group, [candidate], max_per_query=-1)
     with pytest.raises(ValueError, match="nll_on must be one of"):
         mark_kept(group, [candidate], nll_on="all")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="keep must be one of"):
+        mark_kept(group, [candidate], keep="some")  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ SAMPLE = Sample(
     behavior_logprobs=tuple(value / 3 for value in LOGPROBS),
     advantage=-1 / 3,
     replayed=True,
-    rethinking=Rethinking("self-correction", "so", 2, 2, False, kept=True),
+    rethinking=Rethinking("self-correction", "so", 2, 2, False, own_answer=True, kept=True),
     prompt_tokens=1307,
 )
 PLAIN = Sample("0/q/0", Query("q", "?", "1"), Response((), (), False, ""), Grade(True, "1", "exact"), 1.0, 0, (), ())

@@ -280,7 +280,8 @@ def test_masks_of_a_kept_trajectory(policy, four, tmp_path, updates):
         assert sample.sampled_mask == (True,) * first + (False,) * trigger + (True,) * rest
         assert sample.nll_mask == (False,) * first + (True,) * (trigger + rest)
         forced = sample.response.token_ids[first : first + trigger]
-        assert policy.decode(forced) == TRIGGERS[sample.rethinking.trigger]
+        changed = sample.rethinking.first_text.removeprefix(policy.decode(sample.response.token_ids[:first]))
+        assert policy.decode(forced) == changed + TRIGGERS[sample.rethinking.trigger]
     steps = run.records.of("step")
     assert sum(step["loss/nll"] or 0 for step in steps) > 0 and sum(step["batch/rethought"] for step in steps) == 4.0
 

@@ -198,6 +198,7 @@ def random_samples(policy: Policy, queries: Sequence[Query], count: int, seed: i
 def teach_guessing(tokenizer_of: Path, folder: Path, queries: Sequence[Query], steps: int = 40) -> Path:
     """Write a tiny model that answers 1 or 2 at random, and after a trigger again: groups of it have an advantage."""
     from rethinker.policy.loading import load_processor, make_policy
+    from rethinker.policy.seam import natural_seam
     from rethinker.rethink import TRIGGERS
     from rethinker.tiny.model import save_policy, tiny_model
 
@@ -206,18 +207,16 @@ def teach_guessing(tokenizer_of: Path, folder: Path, queries: Sequence[Query], s
     policy = make_policy(tiny_model(processor.tokenizer, seed=0), processor)
     model: Any = policy.model
 
-    def ids(text: str) -> list[int]:
-        return list(policy.tokenizer(text, add_special_tokens=False)["input_ids"])
-
     items, taught = [], []
     for index, query in enumerate(queries):
         for answer in "12":
-            first, trigger = ids(f"\\boxed{{{answer}}}"), ids(list(TRIGGERS.values())[(index + int(answer)) % 3])
-            again = ids(f" \\boxed{{{'12'[index % 2]}}}")
-            items += [(query, [*first, policy.eos_id]), (query, [*first, *trigger, *again, policy.eos_id])]
+            first, trigger = policy.encode(f"\\boxed{{{answer}}}"), list(TRIGGERS.values())[(index + int(answer)) % 3]
+            again = policy.encode(f" \\boxed{{{'12'[index % 2]}}}")
+            kept, forced = natural_seam(first, trigger, encode=policy.encode, decode=policy.decode)
+            items += [(query, [*first, policy.eos_id]), (query, [*first[:kept], *forced, *again, policy.eos_id])]
             taught += [
                 [True] * (len(first) + 1),
-                [True] * len(first) + [False] * len(trigger) + [True] * (len(again) + 1),
+                [True] * kept + [False] * len(forced) + [True] * (len(again) + 1),
             ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     forward = PolicyForward(model)

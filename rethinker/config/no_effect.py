@@ -66,7 +66,7 @@ def _off_policy(config: RunConfig) -> bool:
     return config.batches(config.samples_per_episode) > 1 or config.replay.outlives
 
 
-_ALSO_TESTED = ("rethink.min_second_look_tokens", "rethink.temperature")
+_ALSO_TESTED = ("rethink.min_second_look_tokens", "rethink.temperature", "rethink.seam")
 _TRAINED = tuple(
     key
     for key in (f"rethink.{field.name}" for field in fields(RethinkConfig))

@@ -105,12 +105,23 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class RethinkConfig:
-    """Forced Rethinking; see rethinker/rethink.py."""
+    """Forced Rethinking; see rethinker/rethink.py.
+
+    ``seam``: natural tokenises the end of y1 and the trigger together, as the model would write them (official code:
+    the whole text); what changes of y1 counts as forced. spliced puts the trigger's own ids behind those of y1.
+    ``keep``: own_answer keeps no second look that gives no boxed answer of its own (ours).
+    """
 
     fraction: float = option(0.0, min=0, max=1)  # q of the eligible first responses; 0: off (stage 1)
     max_per_query: int = option(2, min=1)  # kept trajectories (paper)
     temperature: float = option(0.9, min=0, exclusive=True)  # of the second look (official code)
     min_second_look_tokens: int = option(32, min=1)  # smallest budget for a second look
+    max_first_look_tokens: int | None = option(None, min=1)  # of a y1 that is forced (official code: 1024 of 2048)
+    min_kept_tokens: int = option(0, min=0)  # of a kept second look (official code: 31)
+    max_kept_tokens: int | None = option(None, min=1)  # (official code: 1023)
+    keep: Literal["own_answer", "any"] = "own_answer"  # any: paper, official code
+    seam: Literal["natural", "spliced"] = "natural"
+    cut_answer: float = option(0.0, min=0, max=1)  # share of y1 cut before their answer (official code: 0.5)
     placement: Literal["replace", "append"] = "replace"
     trigger_choice: Literal["blind", "by_correctness"] = "blind"  # by_correctness: official code
     skip_reflective: bool = False  # leave first responses alone that reflect by themselves (ours)
@@ -142,7 +153,8 @@ class EvaluationConfig:
     """Validation during training and the evaluation on the test split, before training and after each stage.
 
     All of them sample as the run's own settings say (rollout.temperature, rollout.top_p, rethink.temperature,
-    rethink.min_second_look_tokens): what a stage overrides is for its training only, so that stages can be compared.
+    rethink.min_second_look_tokens, rethink.seam): what a stage overrides is for its training only, so that stages can
+    be compared.
     """
 
     every: int = option(5, min=0)  # episodes between validations; 0: only at the ends of stages

@@ -75,7 +75,9 @@ def evaluate(
     if "forced" in modes or "bound" in modes:
         # Without the mode forced, continuations of right responses would be generated for nothing.
         continued = [first for first in firsts if "forced" in modes or not first.grade.correct]
-        always = replace(rethink, trigger_choice="blind", skip_reflective=False)
+        always = replace(
+            rethink, trigger_choice="blind", skip_reflective=False, max_first_look_tokens=None, cut_answer=0.0
+        )
         for part, temperature in ((True, 0.0), (False, rethink.temperature)):
             chosen = [first for first in continued if _is_greedy(first.sample_id) == part]
             plans = plan_second_looks(
@@ -105,6 +107,7 @@ def evaluate(
         "max_new_tokens": sampling.max_new_tokens,
         "rethink_temperature": rethink.temperature,
         "min_second_look_tokens": rethink.min_second_look_tokens,
+        "seam": rethink.seam,
     }
     return Evaluation(rows, wanted, samples, settings)
 

@@ -113,6 +113,10 @@ class Policy:
             next_position=int(positions.max()) + 1,
         )
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a piece of a response: no special tokens, not even where the text spells one."""
+        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))

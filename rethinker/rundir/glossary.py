@@ -21,6 +21,7 @@ EPISODE = {
     "rethink/forced": "share of y1 that were forced to rethink",
     "rethink/kept": "share of y1 with a kept rethought trajectory, which takes their place (placement replace) or "
     "joins the group (append)",
+    "rethink/no_answer": "share of forced responses whose second look gives no boxed answer of its own; null if none",
     "rethink/trained": "share of the kept trajectories that a step of this episode trained on, by GRPO and NLL; ssr, "
     "filter and dynamic sampling drop those of unanimous groups (advantage 0); null if none was kept",
     "rethink/wrong_to_right": "share of forced responses: first answer wrong, final answer right; null if none",
@@ -135,8 +136,8 @@ ROLLOUT_COLUMNS = {
     "replays": "times this sample was drawn from the buffer in this episode",
     "trigger": "kind of the forced trigger; null for y1",
     "first_text": "y1 of a forced trajectory",
-    "first_tokens": "tokens of y1 in a forced trajectory",
-    "trigger_tokens": "tokens of the trigger",
+    "first_tokens": "tokens of y1 that stay as sampled in a forced trajectory",
+    "trigger_tokens": "forced tokens: the trigger, and before it the end of y1 where the seam changes it",
     "first_correct": "correctness of y1 of a forced trajectory",
     "kept": "the trajectory took its place in the group",
 }

@@ -113,6 +113,7 @@ def episode_metrics(episode: EpisodeRecord) -> dict[str, Any]:
         "rethink/eligible": episode.eligible / len(firsts),
         "rethink/forced": forced["forced"] / len(firsts),
         "rethink/kept": forced["kept"] / len(firsts),
+        "rethink/no_answer": of_forced("no_answer"),
         "rethink/trained": share(_key(sample) in trained for sample in samples if sample.rethinking is not None),
         "rethink/wrong_to_right": of_forced("wrong_to_right"),
         "rethink/right_to_wrong": of_forced("right_to_wrong"),

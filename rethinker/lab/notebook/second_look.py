@@ -17,9 +17,9 @@ from transformers.utils.logging import disable_progress_bar
 from rethinker.config import ModelConfig, RethinkConfig, RunConfig
 from rethinker.grading import grade_many
 from rethinker.grpo import Scale, group_advantages
-from rethinker.looks import first_looks, plan_second_looks, second_looks
+from rethinker.looks import first_looks, mark_second_looks, plan_second_looks, second_looks
 from rethinker.policy.loading import Policy, load_policy
-from rethinker.rethink import TRIGGERS, RethinkPlan, contains_reflection, mark_kept
+from rethinker.rethink import TRIGGERS, RethinkPlan, contains_reflection
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.transformers import TransformersEngine
 from rethinker.seeding import stable_seed
@@ -130,7 +130,7 @@ class SecondLooks:
             replace(self.sampling, temperature=self.options.temperature),
             seed=lambda sample_id: stable_seed(self.seed, "second", sample_id),
         )
-        return mark_kept(group, list(trajectories.values()), self.options.max_per_query, self.options.nll_on)
+        return mark_second_looks(group, list(trajectories.values()), self.options)
 
     def obstacle(self, sample: Sample) -> str:
         """Why ``choose`` would not force this first response; "" if it can."""
@@ -193,7 +193,9 @@ def _why(sample: Sample) -> str:
         return "ends right"
     if not sample.response.finished:
         return "cut at the token limit"
-    return "enough kept of this query" if sample.grade.correct else "the final answer is wrong"
+    if not sample.grade.correct:
+        return "the final answer is wrong"
+    return "enough kept of this query" if rethinking.own_answer else "the second look gives no answer of its own"
 
 
 def first_table(looks: SecondLooks, group: Group) -> pd.DataFrame:
