@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from bounds import PIXELS
 from PIL import Image
 
 from rethinker.config import ModelConfig
-from rethinker.policy.images import ImageError, ImageStore, open_image
+from rethinker.policy.images import ImageStore
 from rethinker.policy.loading import load_processor
+from rethinker.policy.pictures import ImageError
 
 pytestmark = pytest.mark.numerics
 
@@ -103,11 +103,3 @@ def test_impossible_aspect_ratio(processor, tmp_path):
     Image.new("RGB", (900, 2)).save(path)
     with pytest.raises(ImageError, match=r"query 'q7'.*line\.png.*900"):
         ImageStore(processor).get(str(path), "q7")
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "CMYK"])
-def test_every_mode_becomes_rgb(processor, tmp_path, mode):
-    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
-    Image.new(mode, (64, 64)).save(path)
-    assert open_image(path).mode == "RGB"
-    assert torch.isfinite(ImageStore(processor).get(str(path)).values).all()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import socket
+from io import BytesIO
 
 import pytest
 import wandb
+from PIL import Image
 from synthetic_run import write_run
 from wandb_server import ENTITY, Artifact, WandbServer, serve
 
@@ -128,8 +130,8 @@ def check_inputs(server: WandbServer, run_id: str) -> None:
     assert b"name: run" in config.files["config.yaml"]
 
 
-def check_table(server: WandbServer, run_id: str, columns: int) -> None:
-    """The table of the last episode: whole groups, with the image in the row."""
+def check_table(server: WandbServer, run_id: str, columns: int) -> bytes:
+    """The table of the last episode: whole groups, with the image in the row, whose file is returned."""
     table = named(server, f"run-{run_id}-responses")[-1]
     content = json.loads(table.files["responses.table.json"])
     assert content["columns"][0] == "image" and len(content["columns"]) == columns
@@ -138,6 +140,7 @@ def check_table(server: WandbServer, run_id: str, columns: int) -> None:
     image = content["data"][0][0]
     assert image["_type"] == "image-file" and table.files[image["path"]].startswith(b"\x89PNG")
     assert content["data"][2][0] is None
+    return table.files[image["path"]]
 
 
 def test_an_online_run_arrives(tmp_path, server, image_files):
@@ -150,7 +153,9 @@ def test_an_online_run_arrives(tmp_path, server, image_files):
         wandb_checkpoints=True,
     )
     write_checkpoint(config)
-    live(config, range(1, 3), image_files)
+    clear = tmp_path / "clear.png"
+    Image.new("LA", (8, 8)).save(clear)  # black, and wholly transparent
+    live(config, range(1, 3), [str(clear)])
     all_arrived(server)
     (name,) = server.runs
     run = server.runs[name]
@@ -163,7 +168,8 @@ def test_an_online_run_arrives(tmp_path, server, image_files):
     assert episodes[0]["advantages/before"]["_type"] == "histogram"
     assert sum(episodes[0]["advantages/before"]["values"]) == 4
     assert run.summary["evaluation/s/plain/pass@1_low"] == 0.25
-    check_table(server, name, len(ROLLOUT_COLUMNS))
+    with Image.open(BytesIO(check_table(server, name, len(ROLLOUT_COLUMNS)))) as seen:
+        assert seen.convert("RGBA").getcolors() == [(64, (255, 255, 255, 255))]  # as the policy sees it
     check_inputs(server, name)
     models = named(server, "checkpoint-run")
     assert sorted(sorted(artifact.aliases) for artifact in models) == [["best", "latest"], ["last", "latest"]]

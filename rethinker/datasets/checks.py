@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from rethinker.policy.pictures import UNSCALED, animated, open_image
+
 MAX_ASPECT_RATIO = 200  # Qwen's image processor takes no longer images
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_]{4,}\|>")  # <|im_end|>, <|image_pad|>, ...; not the <|b|> of a formula
 _JPEG_END = b"\xff\xd9"
@@ -21,16 +23,17 @@ def special_token(text: str) -> str | None:
 def image_fault(path: Path) -> tuple[str, str] | None:
     """(reason, detail) of an image that the policy cannot take; None for a good one.
 
-    Reads what shows a file cut short and no more: a PNG's checksums, the end of a JPEG; other formats are decoded. A
-    JPEG damaged in its middle decodes, to wrong pixels.
+    Reads what shows a file cut short and no more: a PNG's checksums, the end of a JPEG; other formats are decoded, and
+    so are pictures that ``open_image`` has something to say about. A JPEG damaged in its middle decodes, to wrong
+    pixels.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if image.format == "PNG":
+            if image.format == "PNG" and image.mode not in UNSCALED and not animated(image):
                 image.verify()
             elif image.format != "JPEG" or not _ends_with(path, _JPEG_END):
-                image.load()
+                open_image(path)
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return "unreadable image", f"{path}: {error}"
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):

@@ -64,7 +64,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:  # Windows' editors put a byte-order mark first
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

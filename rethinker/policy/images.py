@@ -7,16 +7,12 @@ for both, and both see the same pixels. Records elsewhere hold paths only.
 from __future__ import annotations
 
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-
-class ImageError(ValueError):
-    """An image cannot be read; the message names the file and the query."""
+from rethinker.policy.pictures import ImageError, open_image
 
 
 class Pixels(NamedTuple):
@@ -28,18 +24,6 @@ class Pixels(NamedTuple):
 
     values: Tensor
     grid: Tensor
-
-
-def open_image(path: str | Path, qid: str = "") -> Image.Image:
-    """The image as RGB, fully decoded.
-
-    Raises ImageError for a missing, unreadable or truncated file, and for one beyond Pillow's decompression-bomb limit.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise ImageError(f"query {qid!r}: cannot read image {str(path)!r}: {error}; repair or drop the row") from error
 
 
 class ImageStore:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image, UnidentifiedImageError
+
+from rethinker.policy.pictures import ImageError, open_image
 
 EDGE = 512  # pixels: larger images are embedded smaller
 SMALL = 128  # pixels: smaller ones are enlarged with sharp pixels
@@ -23,11 +24,10 @@ class Picture(NamedTuple):
 
 
 def picture(path: str | Path) -> Picture | None:
-    """A query's image as a data URI; None if it cannot be read."""
+    """A query's image, as the policy sees it, as a data URI; None if it cannot be read."""
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        image = open_image(path)
+    except ImageError:
         return None
     small = max(image.size) <= SMALL
     image.thumbnail((EDGE, EDGE))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rethinker.config import RunConfig, to_dict, to_yaml
+from rethinker.policy.pictures import ImageError, open_image
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.glossary import RECORDS, ROLLOUT_COLUMNS
 from rethinker.rundir.paths import BEST, LAST, RunDir
@@ -134,7 +135,7 @@ class Mirror:
         columns = [name for name in ROLLOUT_COLUMNS if name != "images"]
         most = max(len(row["images"]) for row in shown)
         paths = {path for row in shown for path in row["images"]}
-        pictures = {path: wandb.Image(path) if Path(path).is_file() else None for path in paths}
+        pictures = {path: _picture(path) for path in paths}
         names = ["image", *(f"image {number}" for number in range(2, most + 1))][:most]
         table = wandb.Table(columns=[*names, *columns])
         for row in shown:
@@ -206,6 +207,17 @@ class Mirror:
         finally:
             for name in missing:
                 del os.environ[name]
+
+
+def _picture(path: str) -> Any:
+    """An image as the policy sees it, for a table; None if it cannot be read any more."""
+    import wandb
+
+    kind = "jpg" if path.lower().endswith((".jpg", ".jpeg")) else "png"  # a photograph is several times larger as PNG
+    try:
+        return wandb.Image(open_image(path), file_type=kind)
+    except ImageError:
+        return None
 
 
 def sent_mark(recording: Path) -> Path:
