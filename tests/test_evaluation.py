@@ -172,10 +172,25 @@ def test_summary_counts() -> None:
     assert outcomes["forced"] == 5 and outcomes["responses"] == 6
     assert outcomes["rescued"]["value"] == 1.0 and outcomes["lost"]["value"] == 0.5
     assert forced["independent"]["rescued"]["value"] == 1.0  # a's wrong sample: its other sample is right
-    assert forced["independent"]["lost"]["value"] == pytest.approx(1 / 5)
+    # Of the four right ones that were continued a's alone has another sample that is wrong.
+    assert forced["independent"]["lost"]["value"] == pytest.approx(1 / 4) and forced["independent"]["lost"]["n"] == 4
     assert summary["by_category"]["plain"]["sum"]["greedy"]["value"] == 0.5
     assert set(summary["by_level"]["plain"]) == {"1", "2"}
     json.dumps(summary, allow_nan=False)
+
+
+def test_an_independent_sample_is_compared_on_the_responses_that_were_continued() -> None:
+    """Cut responses get no second look: those of a are no case of the comparison, but answers of an independent sample
+    they are, as a second look can be cut."""
+    script = Script({"a": ("=3", "=2", "=3", "=9~", "=9~"), "b": ("=3",) * 5}, {"a": "=2", "b": "=9"})
+    forced = run(script, QUERIES[:2], samples=4).summary()["modes"]["forced"]
+    outcomes, independent = forced["outcomes"]["sampled"], forced["independent"]
+    assert outcomes["rescued"]["n"] == 5 and outcomes["rescued"]["value"] == 1 / 5  # a's, and b's four
+    assert independent["rescued"]["n"] == 5 * 3  # each with three others
+    assert independent["rescued"]["value"] == pytest.approx(1 / 15)  # 1 / 7 over all wrong first responses
+    assert independent["lost"]["n"] == 3 and independent["lost"]["value"] == 1.0
+    bound = run(script, QUERIES[:2], samples=4).summary()["modes"]["bound"]["independent"]
+    assert bound["rescued"] == independent["rescued"] and bound["lost"]["value"] is None  # it continues wrong ones
 
 
 def test_shards_merge_to_the_whole() -> None:

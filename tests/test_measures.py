@@ -15,7 +15,8 @@ from rethinker.types import Query, Response
 
 
 class Told:
-    """First passes by (qid, number of the sample), second looks by qid; greedy first passes are those of number 0."""
+    """First passes by (qid, number of the sample), second looks by qid; greedy first passes are those of number 0. "~":
+    a response that is cut at the token limit."""
 
     def __init__(self, policy, first, second) -> None:
         self.policy, self.first, self.second = policy, first, second
@@ -27,8 +28,9 @@ class Told:
         for index in range(request.n):
             qid = request.query.qid
             answer = self.second[qid] if request.prefix_ids else self.first[qid][index]
-            ids = (*self.policy.tokenizer(f"The answer is \\boxed{{{answer}}}.")["input_ids"], self.policy.eos_id)
-            yield Response(ids, (0.0,) * len(ids), True, self.policy.decode(ids))
+            ids = tuple(self.policy.tokenizer(f"The answer is \\boxed{{{answer}}}.")["input_ids"])
+            ids = ids[:2] if answer == "~" else (*ids, self.policy.eos_id)
+            yield Response(ids, (0.0,) * len(ids), answer != "~", self.policy.decode(ids))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,16 @@ def test_every_share_by_hand(policy) -> None:
     assert "    make it\n" in card
     assert "| wrong → right, forced (independent second sample) | 0.429 (0.143) |" in card
     assert "| sum | 0.25 → 1.00 | 0.00 → 0.00 |" in card
+
+
+def test_a_second_look_and_a_second_sample_are_compared_on_the_same_responses(policy) -> None:
+    """Right, wrong, and two that are cut, which nothing continues: one wrong response got a second look, a right one.
+    The sample after it was cut."""
+    engine = Told(policy, {"a": "19~~"}, {"a": "1"})
+    measures = measure_base(engine, policy, [Query("a", "?", "1", category="sum", level=1)], samples=4)
+    assert (measures.wrong_to_right, measures.wrong_to_right_resampled) == (1, 0)  # over all wrong ones: 1/3 and 1/3
+    assert (measures.right_to_wrong, measures.right_to_wrong_resampled) == (0, 1)
+    assert measures.first_sampled == 1 / 4 and measures.finished == 1 / 2
 
 
 def test_one_sample_has_no_second(policy) -> None:

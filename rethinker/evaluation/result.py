@@ -103,9 +103,11 @@ class Evaluation:
 
         ``modes.<mode>``: greedy, pass@k for powers of two and k = samples, ``rethinking`` (share of sampled responses
         that reflect by themselves or were forced), tokens, finished; for forced modes ``outcomes``: how the answers
-        changed, and ``independent``: the same for a second *independent* sample in place of a second look (all
-        ordered pairs of a query's samples). ``rescued`` is wrong_to_right as a share of wrong first answers, ``lost``
-        is right_to_wrong as a share of right ones. Also ``by_category`` and ``by_level``: the same accuracies.
+        changed, and ``independent``: the same for a second *independent* sample in place of a second look, of the same
+        first responses: each that was continued with each other sample of its query. (Responses that are cut at the
+        token limit get no second look; they are the hard ones, and would count against resampling only.) ``rescued``
+        is wrong_to_right as a share of wrong first answers, ``lost`` is right_to_wrong as a share of right ones. Also
+        ``by_category`` and ``by_level``: the same accuracies.
         """
         if self.rows.empty:
             raise ValueError("an evaluation without responses has no summary")
@@ -210,14 +212,17 @@ def _outcomes(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _independent(rows: pd.DataFrame, samples: int) -> dict[str, Any] | None:
-    """What an independent second sample does: over all ordered pairs of a query's first responses. Needs 2 samples."""
+    """What an independent second sample does: over the ordered pairs of a first response that was continued and another
+    of its query. Needs 2 samples."""
     if samples < 2:
         return None
-    right = rows.groupby("qid")["first_correct"].sum().tolist()
-    changed = [count * (samples - count) for count in right]  # ordered pairs (wrong, right), and as many (right, wrong)
-    wrong_pairs = [(samples - count) * (samples - 1) for count in right]
-    right_pairs = [count * (samples - 1) for count in right]
+    continued = rows["trigger"].notna()
+    first = rows["first_correct"].astype(bool)
+    # Of each query: first responses that are right, and the continued ones that are right, and wrong.
+    right, from_right, from_wrong = (
+        hit.groupby(rows["qid"]).sum().to_numpy() for hit in (first, first & continued, ~first & continued)
+    )
     return {
-        "rescued": clustered(changed, wrong_pairs).to_dict(),
-        "lost": clustered(changed, right_pairs).to_dict(),
+        "rescued": clustered((from_wrong * right).tolist(), (from_wrong * (samples - 1)).tolist()).to_dict(),
+        "lost": clustered((from_right * (samples - right)).tolist(), (from_right * (samples - 1)).tolist()).to_dict(),
     }

@@ -46,7 +46,7 @@ class BaseMeasures:
     first_greedy: float
     forced_sampled: float
     forced_greedy: float
-    wrong_to_right: float  # of the wrong first responses: right after a forced second look
+    wrong_to_right: float  # of the wrong first responses that were continued: right after the forced second look
     wrong_to_right_resampled: float  # of the same: right in an independent second sample
     right_to_wrong: float
     right_to_wrong_resampled: float
@@ -85,8 +85,11 @@ def measure_base(
     plain, forced = (rows[(rows["mode"] == mode) & ~rows["greedy"]] for mode in ("plain", "forced"))
     plain_greedy, forced_greedy = (rows[(rows["mode"] == mode) & rows["greedy"]] for mode in ("plain", "forced"))
     # The independent second sample of sample i is sample i + 1 (of the last: the first).
-    grid = plain.pivot(index="qid", columns="index", values="correct").to_numpy(dtype=bool)
-    first, second = grid, np.roll(grid, -1, axis=1)
+    first = plain.pivot(index="qid", columns="index", values="correct").to_numpy(dtype=bool)
+    second = np.roll(first, -1, axis=1)
+    # Responses cut at the token limit cannot be continued: a second look is compared on those that were.
+    continued = forced.pivot(index="qid", columns="index", values="trigger").notna().to_numpy()
+    looked = forced[forced["trigger"].notna()]
     return BaseMeasures(
         queries=len(queries),
         samples=samples,
@@ -94,10 +97,10 @@ def measure_base(
         first_greedy=float(plain_greedy["correct"].mean()),
         forced_sampled=float(forced["correct"].mean()),
         forced_greedy=float(forced_greedy["correct"].mean()),
-        wrong_to_right=float(forced.loc[~forced["first_correct"], "correct"].mean()),
-        wrong_to_right_resampled=_share(second[~first]),
-        right_to_wrong=float(1 - forced.loc[forced["first_correct"], "correct"].mean()),
-        right_to_wrong_resampled=_share(~second[first]),
+        wrong_to_right=float(looked.loc[~looked["first_correct"], "correct"].mean()),
+        wrong_to_right_resampled=_share(second[~first & continued]),
+        right_to_wrong=float(1 - looked.loc[looked["first_correct"], "correct"].mean()),
+        right_to_wrong_resampled=_share(~second[first & continued]),
         reflection=float(plain["reflects"].mean()),
         finished=float(plain["finished"].mean()),
         table=_by_kind(plain, forced, plain_greedy),

@@ -252,7 +252,8 @@ def accuracy_by(run: str | Path, by: str) -> pd.DataFrame:
 def evaluation_outcomes(run: str | Path) -> pd.DataFrame:
     """How a forced second look changed held-out answers: label, decoding, counts, and rescued / lost with intervals.
 
-    Row ``kind`` "forced" is the second look, "independent" a second sample that knows nothing of the first.
+    Row ``kind`` "forced" is the second look, "independent" a second sample that knows nothing of the first, in place of
+    the second look of the same responses.
     """
     rows = []
     for label, summary in load_evaluations(run).items():
