@@ -571,12 +571,13 @@ def test_a_crash_of_math_verify_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
         raise TypeError("cannot determine truth value of Relational")
 
     monkeypatch.setattr(math_verify, "verify", crash)
-    assert worker.judge("x+1", "x+2") == ("failed", "math-verify cannot compare (TypeError)")
-    monkeypatch.setattr(POOL, "ask", lambda gold, pred, timeout_s: (Reply("failed", "math-verify cannot compare"), 0.1))
-    assert grade(r"\boxed{x+2}", "x+1").reason == "error: math-verify cannot compare"
+    assert worker.judge("x+2", "x+1", "") == (False, "error: math-verify cannot compare (TypeError)")
     # One option of several: the others still decide.
     question = r"Which? A. $\frac{x}{y}$ B. $x+1$ C. $y^2$ D. $y^3$"
-    assert grade(r"\boxed{x+1}", "B", question=question).correct
+    assert worker.judge("x+1", "B", question)[0]
+    monkeypatch.setattr(worker, "equivalent", crash)
+    correct, reason = worker.judge("x+2", "x+1", "")
+    assert not correct and reason.startswith("error: the comparison failed (TypeError")
 
 
 _CHARACTERS = "0123456789.,+-*/^_=<>()[]{}|!%$:;abxyAB\\°½"
@@ -632,9 +633,9 @@ def test_grade_many_keeps_the_pairing_and_judges_equal_answers_once(monkeypatch:
     asked: list[tuple[str, str]] = []
     ask = POOL.ask
 
-    def counting(gold: str, pred: str, timeout_s: float) -> tuple[Reply, float]:
+    def counting(pred: str, gold: str, question: str, timeout_s: float) -> Reply:
         asked.append((gold, pred))
-        return ask(gold, pred, timeout_s)
+        return ask(pred, gold, question, timeout_s)
 
     monkeypatch.setattr(POOL, "ask", counting)
     items = [(f"it is \\boxed{{\\sqrt{{{n * n}}}}}", str(m), "") for n in range(2, 6) for m in range(2, 6)] * 3
@@ -664,10 +665,10 @@ def test_threads_share_the_pool() -> None:
 def test_a_killed_worker_is_replaced() -> None:
     pool = WorkerPool(1)
     try:
-        assert pool.ask("2", r"\sqrt{4}", 5.0)[0].status == "equal"
+        assert pool.ask("2", r"\sqrt{4}", "", 5.0).correct
         (first,) = pool.pids()
         os.kill(first, signal.SIGKILL)
-        assert pool.ask("2", r"\sqrt{4}", 5.0)[0].status == "equal"
+        assert pool.ask("2", r"\sqrt{4}", "", 5.0).correct
         (second,) = pool.pids()
         assert second != first
     finally:
@@ -678,9 +679,9 @@ def test_a_killed_worker_is_replaced() -> None:
 def test_a_worker_killed_at_work_is_replaced_and_the_second_death_is_an_error() -> None:
     pool = WorkerPool(1)
     try:
-        pool.ask("2", "2", 5.0)  # the worker stands
+        pool.ask("2", "2", "", 5.0)  # the worker stands
         with ThreadPoolExecutor(1) as threads:
-            future = threads.submit(pool.ask, "2", r"9^{9^{9^{9}}}", 60.0)
+            future = threads.submit(pool.ask, r"9^{9^{9^{9}}}", "2", "", 60.0)
             killed: set[int] = set()
             while len(killed) < 2 and not future.done():
                 for pid in set(pool.pids()) - killed:
@@ -688,10 +689,9 @@ def test_a_worker_killed_at_work_is_replaced_and_the_second_death_is_an_error() 
                     os.kill(pid, signal.SIGKILL)
                     killed.add(pid)
                 time.sleep(0.01)
-            reply, _ = future.result()
-        assert reply.status == "error"
-        assert "died" in reply.detail
-        assert pool.ask("2", r"\sqrt{4}", 5.0)[0].status == "equal"
+            reply = future.result()
+        assert not reply.correct and reply.reason.startswith("error: grader worker died")
+        assert pool.ask("2", r"\sqrt{4}", "", 5.0).correct
     finally:
         pool.close()
 
@@ -734,3 +734,20 @@ print(json.dumps({"parent": parent, "child": status, "again": grade(r"\boxed{\sq
     for pid in report["pids"]:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_verdict_does_not_depend_on_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short answers are compared here, long ones and mathematics by a worker: the same code, the same verdict."""
+    items = [(f"\\boxed{{{answer}}}", gold, question) for _, answer, gold, question, _ in CASES]
+    here = grade_many(items)
+    monkeypatch.setattr("rethinker.grading.SHORT_ANSWER_CHARS", -1)
+    assert grade_many(items) == here
+
+
+def test_a_long_answer_is_not_compared_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(POOL, "ask", lambda pred, *_: asked.append(pred) or Reply(False, "timeout"))
+    grade("\\boxed{" + "so " * 100 + "x = 2}", "3")
+    assert len(asked) == 1
+    grade(r"\boxed{x = 2}", "3")
+    assert len(asked) == 1

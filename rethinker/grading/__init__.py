@@ -1,8 +1,10 @@
 """The one grader that training and evaluation share.
 
 `grade` takes the last balanced ``\\boxed{...}`` of a response and decides, deterministically and without a judge
-model, whether it means the gold answer. Cheap readings run in this process in microseconds; only what they leave open
-is asked of math-verify, in worker processes that are killed at the time limit. Model output is never evaluated.
+model, whether it means the gold answer. Short answers are compared in this process, in microseconds, by patterns whose
+time grows linearly; long ones, and all that need math-verify, in worker processes that are killed at the time limit.
+Both run the same `equivalent`, so that a verdict does not depend on where it was reached. Model output is never
+evaluated.
 
 Differs from the official code of arXiv:2504.08837 in: a response without a box is wrong and does not raise; a choice is
 matched by its letter or text and not by ``startswith``; verdicts are binary, without a bonus for reflection words.
@@ -17,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from rethinker.grading.equivalence import Ask, equivalent
+from rethinker.grading.equivalence import equivalent
 from rethinker.grading.extract import (
     MAX_ANSWER_CHARS,
     MAX_BRACE_DEPTH,
@@ -29,15 +31,14 @@ from rethinker.grading.extract import (
 from rethinker.grading.pool import POOL
 from rethinker.types import Grade
 
+SHORT_ANSWER_CHARS = 200  # ours: up to here an answer and its gold answer are compared in this process
+SHORT_QUESTION_CHARS = 4000  # its options are read, once for a question
+
 __all__ = ["check_gold", "extract_boxed", "extract_gold", "grade", "grade_many"]
 
 
 class _Undecided(Exception):
     """The cheap readings leave a question open that a worker must answer."""
-
-
-class _Refused(Exception):
-    """A worker gave no verdict: the answer is too large, too slow, or the grader failed."""
 
 
 def grade(response_text: str, gold: str, *, question: str = "", timeout_s: float = 3.0) -> Grade:
@@ -47,8 +48,8 @@ def grade(response_text: str, gold: str, *, question: str = "", timeout_s: float
     seconds (CPU time, see `pool`) for this response, all comparisons together. Never raises on any text; a ``gold``
     that `check_gold` reports gives ``error: ...``.
     """
-    settled = _settle(extract_boxed(response_text), extract_gold(gold), question)
-    return settled if isinstance(settled, Grade) else _judge(settled, extract_gold(gold), question, timeout_s)
+    extracted, gold = extract_boxed(response_text), extract_gold(gold)
+    return _settle(extracted, gold, question) or _judge(extracted or "", gold, question, timeout_s)
 
 
 def grade_many(items: Sequence[tuple[str, str, str]], *, timeout_s: float = 3.0) -> list[Grade]:
@@ -57,25 +58,18 @@ def grade_many(items: Sequence[tuple[str, str, str]], *, timeout_s: float = 3.0)
     Equal (answer, gold, question) triples are judged once per call; open ones go to the workers in parallel.
     """
     keys = [(extract_boxed(text), extract_gold(gold), question) for text, gold, question in items]
-    grades: dict[tuple[str | None, str, str], Grade] = {}
-    open_keys: list[tuple[str, str, str]] = []
-    for key in dict.fromkeys(keys):
-        settled = _settle(*key)
-        if isinstance(settled, Grade):
-            grades[key] = settled
-        else:
-            open_keys.append((settled, key[1], key[2]))
+    settled = {key: _settle(*key) for key in dict.fromkeys(keys)}
+    grades = {key: verdict for key, verdict in settled.items() if verdict is not None}
+    open_keys = [key for key, verdict in settled.items() if verdict is None]
     if open_keys:
         with ThreadPoolExecutor(min(POOL.size, len(open_keys))) as threads:
-            for key, verdict in zip(
-                open_keys, threads.map(lambda key: _judge(key[0], key[1], key[2], timeout_s), open_keys), strict=True
-            ):
-                grades[key] = verdict
+            verdicts = threads.map(lambda key: _judge(key[0] or "", key[1], key[2], timeout_s), open_keys)
+            grades.update(zip(open_keys, verdicts, strict=True))
     return [grades[key] for key in keys]
 
 
-def _settle(extracted: str | None, gold: str, question: str) -> Grade | str:
-    """The grade, if it needs no worker; else the extracted answer."""
+def _settle(extracted: str | None, gold: str, question: str) -> Grade | None:
+    """The grade, if it needs no worker."""
     if extracted is None:
         return Grade(False, None, "no boxed answer")
     problem = check_gold(gold)
@@ -89,39 +83,18 @@ def _settle(extracted: str | None, gold: str, question: str) -> Grade | str:
         return Grade(False, extracted, "too long")
     if (brace_depth(extracted) or 0) > MAX_BRACE_DEPTH:
         return Grade(False, extracted, "too deep")
+    if max(len(extracted), len(gold)) > SHORT_ANSWER_CHARS or len(question) > SHORT_QUESTION_CHARS:
+        return None
     try:
         correct, reason = equivalent(extracted, gold, question, _undecided)
-    except _Undecided:
-        return extracted
+    except Exception:  # _Undecided, or a fault of ours: a worker decides, or says what is wrong and goes on
+        return None
     return Grade(correct, extracted, reason)
 
 
 def _judge(extracted: str, gold: str, question: str, timeout_s: float) -> Grade:
-    try:
-        correct, reason = equivalent(extracted, gold, question, _asker(timeout_s))
-    except _Refused as refusal:
-        return Grade(False, extracted, str(refusal))
-    return Grade(correct, extracted, reason)
-
-
-def _asker(timeout_s: float) -> Ask:
-    left = timeout_s
-
-    def ask(gold: str, pred: str) -> tuple[bool, str]:
-        nonlocal left
-        if left <= 0:
-            raise _Refused("timeout")
-        reply, seconds = POOL.ask(gold, pred, left)
-        left -= seconds
-        if reply.status == "error":
-            raise _Refused(f"error: {reply.detail}")
-        if reply.status in ("timeout", "refused"):
-            raise _Refused(reply.detail)
-        if reply.status == "failed":  # not raised: a later option or item may still decide
-            return False, f"error: {reply.detail}"
-        return reply.status == "equal", reply.detail
-
-    return ask
+    reply = POOL.ask(extracted, gold, question, timeout_s)
+    return Grade(reply.correct, extracted, reply.reason)
 
 
 def _undecided(gold: str, pred: str) -> tuple[bool, str]:

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 from rethinker.grading.normalize import clean, squeeze, strip_lead_in
 
 _MARKERS = (
-    re.compile(r"[(（]\s*([A-Z])\s*[)）]"),
-    re.compile(r"(?<![\w\\(])([A-Z])\s*[.．、:：)](?=\s|\S)"),
+    re.compile(r"[(（]\s*+([A-Z])\s*+[)）]"),
+    re.compile(r"(?<![\w\\(])([A-Z])\s*+[.．、:：)](?=\s|\S)"),
 )
-_BARE = re.compile(r"[(\[]?\s*([A-Za-z])\s*[)\]]?\s*[.:)]?")
-_WITH_TEXT = re.compile(r"(?:[(\[]\s*([A-Za-z])\s*[)\]]|([A-Z])\s*[.:)])\s*(\S.*)", re.DOTALL)
-_SPACED_TEXT = re.compile(r"([A-Z])\s+(\S.*)", re.DOTALL)
-_LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:[\s,;&]*[(\[]?[A-Z][)\]]?)*")
-_MORE_LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:\s*(?:,|;|and|or|&)\s*[(\[]?[A-Z][)\]]?)*[.)]?")
+_BARE = re.compile(r"[(\[]? ?([A-Za-z]) ?[)\]]? ?[.:)]?")
+_WITH_TEXT = re.compile(r"(?:[(\[] ?([A-Za-z]) ?[)\]]|([A-Z]) ?[.:)]) ?(\S.*)", re.DOTALL)
+_SPACED_TEXT = re.compile(r"([A-Z]) (\S.*)", re.DOTALL)
+_LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?+(?:[\s,;&]*+[(\[]?[A-Z][)\]]?+)*+")
+_MORE_LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?: ?(?:,|;|and|or|&) ?[(\[]?[A-Z][)\]]?)*[.)]?")
+_AND = re.compile(r"\band\b", re.IGNORECASE)
+_CAPITAL = re.compile(r"[A-Z]")
 
 USUAL = "ABCDEFGH"  # letters that are taken for choices where the question lists none (an image may)
 
 Same = Callable[[str, str], bool]
 
 
+@lru_cache(maxsize=4096)  # the responses to a question come together
 def parse_choices(question: str) -> dict[str, str]:
     """The options listed in ``question`` as letter -> text (cleaned; "" where only an image shows it); {} if none.
 
@@ -98,11 +102,11 @@ def letter_names_text(pred: str, gold: str, choices: dict[str, str], same: Same)
 
 def same_letters(pred: str, gold: str, choices: dict[str, str]) -> bool | None:
     """Several right choices: whether both name the same set of listed letters; None if ``gold`` is not of that kind."""
-    letters = re.findall("[A-Z]", gold) if _LETTERS.fullmatch(gold) else []
+    letters = _CAPITAL.findall(gold) if _LETTERS.fullmatch(gold) else []
     if len(letters) < 2 or len(set(letters)) < len(letters) or not set(letters) <= set(choices):
         return None
-    named = re.sub(r"\band\b", ",", pred, flags=re.IGNORECASE).upper()
-    found = re.findall("[A-Z]", named) if _LETTERS.fullmatch(named) else []
+    named = _AND.sub(",", pred).upper()
+    found = _CAPITAL.findall(named) if _LETTERS.fullmatch(named) else []
     return sorted(found) == sorted(letters)
 
 

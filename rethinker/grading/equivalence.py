@@ -25,14 +25,24 @@ Ask = Callable[[str, str], tuple[bool, str]]  # (gold LaTeX, answer LaTeX) -> (e
 _ORDERED = re.compile(
     r"\border(?:ed)?\b|ascending|descending|respectively|sequence|rank|from (?:small|larg|left|right|top)", re.I
 )
+# The alternatives begin with different characters and give nothing back (++, *+), so that the time is linear.
 _NAME = re.compile(
-    r"(?:\\(?:angle|triangle|Delta|theta|alpha|beta|gamma|phi|lambda|mu|sin|cos|tan|overline|vec)\s*|[A-Za-z]+'?\s*|"
-    r"_\s*\{?\w+\}?\s*|\{[A-Za-z]+\}\s*|\([A-Za-z0-9,\s]+\)\s*|\|[A-Za-z]+\|\s*)+"
+    r"(?:(?:\\(?:angle|triangle|Delta|theta|alpha|beta|gamma|phi|lambda|mu|sin|cos|tan|overline|vec)|[A-Za-z]++'?+|"
+    r"_\s*+\{?+\w++\}?+|\{[A-Za-z]++\}|\([A-Za-z0-9,\s]++\)|\|[A-Za-z]++\|)\s*+)++"
 )
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
-_RATIO = re.compile(r"([\d.]+)\s*:\s*([\d.]+)")
-_MEGA = re.compile(r"\d\s*M(?=(?:m|g|s|W|V|A|J|N|Hz|Pa|eV|\\?Omega|ohm)\b)")  # 5 MW is not 5 mW
-_DASHED = re.compile(r"\d+(?:\s*-\s*\d+)+")  # a date, a range
+_RATIO = re.compile(r"([\d.]++) ?: ?([\d.]++)")
+_MEGA = re.compile(r"\d ?M(?=(?:m|g|s|W|V|A|J|N|Hz|Pa|eV|\\?Omega|ohm)\b)")  # 5 MW is not 5 mW
+_DASHED = re.compile(r"\d++(?: ?- ?\d++)++")  # a date, a range
+_RELATIONS = re.compile(r"[<>,;]|\\(?:approx|le|ge|ne|lt|gt|neq|leq|geq)(?![a-zA-Z])")
+_SEVERAL = re.compile(r"[<>,;]|\b(?:or|and)\b|\\(?:le|ge|ne|lt|gt|neq|leq|geq)(?![a-zA-Z])")
+_LISTED = re.compile(r"[,;]|\band\b|\bor\b")
+_COMMAND = re.compile(r"\\[A-Za-z]++")
+_LETTER = re.compile(r"[A-Za-z]")
+_UNIT_PART = re.compile(r"[\d.,]++ ?[A-Za-z]*+")
+_BETWEEN_PARTS = re.compile(r"\band\b|,")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_CONJUNCTION = re.compile(r" ?,? ?\b(?:and|or)\b ?")
 _MAX_ITEMS = 30
 
 
@@ -114,7 +124,7 @@ class _Comparison:
         Otherwise every number would be right behind an equals sign.
         """
         *sides, last = (part.strip() for part in text.split("="))
-        if not last or re.search(r"[<>,;]|\\(?:approx|le|ge|ne|lt|gt|neq|leq|geq)(?![a-zA-Z])", text):
+        if not last or _RELATIONS.search(text):
             return True
         return all(self.same(side, last, depth=1)[0] for side in sides if side and not _has_letters(side))
 
@@ -202,8 +212,8 @@ def _ratio(text: str) -> Quantity | None:
 
 def _mixed_units(text: str) -> tuple[Quantity, ...] | None:
     """``2 hours 30 minutes`` as its parts; None unless there are at least two, each with a unit."""
-    parts = re.findall(r"\d[\d.,]*\s*[A-Za-z]+", text)
-    if not 2 <= len(parts) <= 4 or squeeze(re.sub(r"\band\b|,", "", text)) != squeeze("".join(parts)):
+    parts = [part.lstrip(".,") for part in _UNIT_PART.findall(text)]
+    if not 2 <= len(parts) <= 4 or squeeze(_BETWEEN_PARTS.sub("", text)) != squeeze("".join(parts)):
         return None
     quantities = tuple(quantity for part in parts if (quantity := parse_quantity(part)) and quantity.unit)
     return quantities if len(quantities) == len(parts) else None
@@ -220,7 +230,7 @@ def _unnamed(pred: str, gold: str) -> tuple[str, str]:
 
 def _assignment(text: str) -> tuple[str | None, str]:
     """(name, value) of ``x = 3``; name None if ``text`` is nothing of that kind (the value is then the text)."""
-    if re.search(r"[<>,;]|\b(?:or|and)\b|\\(?:le|ge|ne|lt|gt|neq|leq|geq)(?![a-zA-Z])", text):
+    if _SEVERAL.search(text):
         return None, text
     parts = [part.strip() for part in text.replace(r"\approx", "=").split("=")]
     if len(parts) < 2 or not all(parts):
@@ -232,11 +242,11 @@ def _assignment(text: str) -> tuple[str | None, str]:
 
 def _has_letters(text: str) -> bool:
     """Whether there are letters beside LaTeX commands."""
-    return bool(re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text)))
+    return bool(_LETTER.search(_COMMAND.sub("", text)))
 
 
 def _listed(text: str) -> bool:
-    return bool(re.search(r"[,;]|\band\b|\bor\b", text))
+    return bool(_LISTED.search(text))
 
 
 def _split_list(text: str) -> _List | None:
@@ -248,9 +258,9 @@ def _split_list(text: str) -> _List | None:
             body = body[len(opening) : -len(closing)]
             break
     if ", " in body:  # then a comma between digits groups thousands
-        body = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", body)
+        body = _THOUSANDS.sub("", body)
     if brackets == "":
-        body = re.sub(r"\s*,?\s*\b(?:and|or)\b\s*", ",", body)
+        body = _CONJUNCTION.sub(",", body)
     items, depth, start = [], 0, 0
     for index, character in enumerate(body):
         if character in "([{":

@@ -12,19 +12,25 @@ from __future__ import annotations
 
 import re
 
-_LETTER = r"[A-Z](?:_\s*\{?\d+\}?|')?"
-_KINDS = (
-    ("angle", r"(?:m\s*)?\\(?:measured|spherical)?angle(?![a-zA-Z])|(?:the\s+)?angle\b"),
-    ("triangle", r"\\(?:triangle|bigtriangleup|Delta)(?![a-zA-Z])|(?:the\s+)?triangle\b"),
-    ("ray", r"\\(?:overrightarrow|vec|mathbf)(?![a-zA-Z])|(?:the\s+)?(?:ray|vector)\b"),
-    ("arc", r"\\(?:widehat|overarc|wideparen)(?![a-zA-Z])|(?:the\s+)?(?:minor\s+|major\s+)?arc\b"),
-    (
-        "segment",
-        r"\\(?:overline|overleftrightarrow|bar)(?![a-zA-Z])|(?:the\s+)?(?:line\s+segment|segment|line|side|chord|edge)\b",
-    ),
+_LETTER = r"[A-Z](?:_\s*+\{?+\d++\}?+|')?+"
+_KINDS = tuple(
+    (kind, re.compile(rf"{before}\\(?:{commands})(?![a-zA-Z])"), re.compile(rf"(?:the )?(?:{words})\b", re.IGNORECASE))
+    for kind, before, commands, words in (
+        ("angle", "(?:m ?)?", "(?:measured|spherical)?angle", "angle"),
+        ("triangle", "", "triangle|bigtriangleup|Delta", "triangle"),
+        ("ray", "", "overrightarrow|vec|mathbf", "ray|vector"),
+        ("arc", "", "widehat|overarc|wideparen", "(?:minor |major )?arc"),
+        ("segment", "", "overline|overleftrightarrow|bar", "line segment|segment|line|side|chord|edge"),
+    )
 )
-_NAME = re.compile(rf"\{{?\s*((?:{_LETTER}\s*)+|\d+)\s*\}}?", re.ASCII)
-_FORMULA = re.compile(r"(?:[A-Z][a-z]?\s*(?:_?\s*\{?\d+\}?\s*)?)+")
+_NAME = re.compile(rf"\{{?+ ?+((?:{_LETTER} ?+)++|\d++) ?+\}}?+", re.ASCII)
+_LETTERS = re.compile(rf"{_LETTER}|\d++")
+# Possessive: "A 1A 1A 1..." has two readings at each gap, and 2^n in all, where a space may be given back.
+_FORMULA = re.compile(r"(?:[A-Z][a-z]?+ ?+(?:(?:_ ?)?+\{?+\d++\}?+ ?+)?+)++")
+_NO_LETTER = re.compile(r"[\s{}]")
+_NO_SYMBOL = re.compile(r"[\s_{}]")
+_ONE_LETTER = re.compile(r"[A-Za-z]")
+_DIGIT = re.compile(r"\d")
 _RELATION = re.compile(r"\\(?:parallel|perp|cong|sim)(?![a-zA-Z])|=")
 _TWO_ENDS = re.compile(
     r"segment|\blines?\b|\bsides?\b|chord|\bedges?\b|diameter|radi(?:us|i)\b|length|distance|altitude|median|bisect|"
@@ -41,9 +47,9 @@ def same_name(pred: str, gold: str, question: str) -> bool | None:
         return True  # CO_2 is CO2
     p, g = _read(pred), _read(gold)
     if p is None or g is None:
-        if formulas and re.search(r"\d", pred + gold):
+        if formulas and _DIGIT.search(pred + gold):
             return False
-        single = re.fullmatch(r"[A-Za-z]", pred) and re.fullmatch(r"[A-Za-z]", gold)
+        single = _ONE_LETTER.fullmatch(pred) and _ONE_LETTER.fullmatch(gold)
         return pred == gold if single else None
     (p_kind, p_letters), (g_kind, g_letters) = p, g
     if p_kind and g_kind and p_kind != g_kind:
@@ -78,8 +84,8 @@ def same_relation(pred: str, gold: str) -> bool | None:
 
 def _read(text: str) -> tuple[str | None, tuple[str, ...]] | None:
     """(kind, letters) of a name: one with its word, or capitals alone."""
-    for kind, pattern in _KINDS:
-        if word := re.match(pattern, text, re.IGNORECASE if not text.startswith("\\") else 0):
+    for kind, command, words in _KINDS:
+        if word := command.match(text) or words.match(text):
             named = _NAME.fullmatch(text[word.end() :].strip())
             return (kind, _letters(named[1])) if named else None
     named = _NAME.fullmatch(text)
@@ -87,8 +93,8 @@ def _read(text: str) -> tuple[str | None, tuple[str, ...]] | None:
 
 
 def _plain(formula: str) -> str:
-    return re.sub(r"[\s_{}]", "", formula)
+    return _NO_SYMBOL.sub("", formula)
 
 
 def _letters(text: str) -> tuple[str, ...]:
-    return tuple(re.sub(r"[\s{}]", "", letter) for letter in re.findall(rf"{_LETTER}|\d+", text))
+    return tuple(_NO_LETTER.sub("", letter) for letter in _LETTERS.findall(text))

@@ -20,29 +20,35 @@ _UNICODE = {
 }  # fmt: skip
 _UNICODE_TABLE = str.maketrans(_UNICODE)
 
+_BOLD = re.compile(r"\*\*([^*]*+)\*\*$")
 _TEXT_COMMAND = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|operatorname\*?|mbox|hbox"
-    r"|boldsymbol|bm|emph|underline)\s*\{([^{}]*)\}"
+    r"|boldsymbol|bm|emph|underline)\s*+\{([^{}]*+)\}"
 )
 _SPACING = re.compile(r"\\(?:,|;|:|!|>| |quad(?![a-zA-Z])|qquad(?![a-zA-Z])|thinspace(?![a-zA-Z]))|~")
 _DROPPED = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|textstyle|limits|rm|bf|it)(?![a-zA-Z])"
 )
-_FRAC_SHORT = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
-_DEGREE = re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])|\\textdegree(?![a-zA-Z])")
-_LEAD_IN = re.compile(
-    r"^(?:(?:so|thus|therefore|hence)\b[,\s]*)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|option|choice)\b\s*"
-    r"(?:is\b|:|=)?\s*:?\s*",
-    re.IGNORECASE,
+_FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+_FRAC_SHORT = re.compile(r"\\frac\s*+(?:\{([^{}]*+)\}|(\d))\s*+(?:\{([^{}]*+)\}|(\d))")
+_DEGREE = re.compile(r"\^\s*+\{\s*+\\circ\s*+\}|\^\s*+\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])|\\textdegree(?![a-zA-Z])")
+_LEAD_INS = (
+    re.compile(
+        r"(?:(?:so|thus|therefore|hence)\b[, ]*+)?(?:the )?(?:final |correct )?(?:answer|option|choice)\b ?"
+        r"(?:is\b|:|=)? ?:? ?",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"(?:\\approx(?![a-zA-Z])|\\sim(?![a-zA-Z])|=|(?:approximately|approx\.|approx|about|roughly)(?![a-zA-Z])) ?",
+        re.IGNORECASE,
+    ),
 )
-_APPROX = re.compile(
-    r"^(?:\\approx(?![a-zA-Z])|\\sim(?![a-zA-Z])|=|(?:approximately|approx\.|approx|about|roughly)(?![a-zA-Z]))\s*",
-    re.I,
-)
-_DIGIT_GAP = re.compile(r"(?<=\d)\s+(?=\d)")
-_TRIG_DEGREES = re.compile(r"\\?\b(sin|cos|tan|cot|sec|csc)\s*(?:\(\s*)?(-?\d+(?:\.\d+)?)\s*degrees(?:\s*\))?")
-_SPACES = re.compile(r"\s+")
-_CLOSING = re.compile(r"[.,;:。]$|[A-Za-z]{2}\s*!$")  # behind a number, a variable or a bracket ! is a factorial
+_DIGIT_GAP = re.compile(r"(?<=\d)\s++(?=\d)")
+_TRIG_DEGREES = re.compile(r"\\?\b(sin|cos|tan|cot|sec|csc)\s*+(?:\(\s*+)?+(-?\d++(?:\.\d++)?+)\s*+degrees(?:\s*\))?")
+_SPACES = re.compile(r"\s++")
+_EXCLAIMED = re.compile(r"[A-Za-z]{2} ?!$")  # behind a number, a variable or a bracket ! is a factorial
+_MATH_DELIMITER = re.compile(r"\\[()\[\]]")
+_DOLLAR = re.compile(r"(?<!\\)\$")
 
 
 def clean(text: str) -> str:
@@ -52,7 +58,7 @@ def clean(text: str) -> str:
     space. LaTeX that carries meaning (fractions, roots, sets) stays.
     """
     text = unicodedata.normalize("NFKC", text.translate(_UNICODE_TABLE))
-    text = re.sub(r"\*\*([^*]*)\*\*$", r"\1", text) if text.startswith("**") else text
+    text = _BOLD.sub(r"\1", text) if text.startswith("**") else text
     text = _DROPPED.sub(" ", text)
     text = text.replace(r"\!", "").replace("{,}", ",").replace(r"\%", "%").replace(r"\#", "#").replace(r"\_", "_")
     text = _SPACING.sub(" ", text)
@@ -60,22 +66,21 @@ def clean(text: str) -> str:
         text, changed = _TEXT_COMMAND.subn(r" \1 ", text)
         if not changed:
             break
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    text = _FRAC.sub(r"\\frac", text)
     text = _FRAC_SHORT.sub(_brace_fraction, text)
     text = _DEGREE.sub(" degrees ", text)
     text = _TRIG_DEGREES.sub(r"\\\1(\\frac{\2\\pi}{180})", text)
     text = _strip_delimiters(text.strip())
     text = text.replace(r"\$", "$")
     text = _SPACES.sub(" ", text).strip()
-    while text and _CLOSING.search(text) and not text.endswith(("\\,", "\\;")):
-        text = text[:-1].rstrip()
-    return _strip_group(text)
+    return _strip_group(_strip_closing(text))
 
 
 def strip_lead_in(text: str) -> str:
     """``text`` (cleaned) without "the answer is", "approximately" and the like; unchanged if nothing would be left."""
-    for pattern in (_LEAD_IN, _APPROX):
-        rest = pattern.sub("", text, count=1).strip()
+    for pattern in _LEAD_INS:
+        match = pattern.match(text)
+        rest = text[match.end() :].strip() if match else text
         text = rest or text
     return text
 
@@ -88,6 +93,10 @@ def squeeze(text: str) -> str:
 _WORD_COMMANDS = re.compile(
     r"(?<![\\a-zA-Z])(sqrt|pi|theta|alpha|beta|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|infinity|infty)(?![a-zA-Z])"
 )
+_ROOT_OF_GROUP = re.compile(r"\\sqrt ?\(([^()]*+)\)")
+_ROOT_OF_NUMBER = re.compile(r"\\sqrt ?([0-9]++(?:\.[0-9]++)?+)")
+_LONG_EXPONENT = re.compile(r"\^ ?(-?\d{2,}+|-\d)")
+_DEGREES = re.compile(r"\bdegrees?\b")
 
 
 def to_latex(text: str) -> str:
@@ -98,10 +107,11 @@ def to_latex(text: str) -> str:
     text = text.replace("**", "^").replace("*", r"\cdot ")
     text = text.replace(">=", r"\ge ").replace("<=", r"\le ").replace("!=", r"\ne ")
     text = _WORD_COMMANDS.sub(lambda match: "\\" + match.group(1) + " ", text).replace(r"\infinity", r"\infty")
-    text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(r"\\sqrt\s*([0-9]+(?:\.[0-9]+)?)", r"\\sqrt{\1}", text)
-    text = re.sub(r"\^\s*(-?\d{2,}|-\d)", r"^{\1}", text)
-    text = re.sub(r"\bdegrees?\b", r"^{\\circ}", text)
+    text = _SPACES.sub(" ", text)
+    text = _ROOT_OF_GROUP.sub(r"\\sqrt{\1}", text)
+    text = _ROOT_OF_NUMBER.sub(r"\\sqrt{\1}", text)
+    text = _LONG_EXPONENT.sub(r"^{\1}", text)
+    text = _DEGREES.sub(r"^{\\circ}", text)
     return text.replace("%", r"\%").replace("$", "")
 
 
@@ -113,11 +123,22 @@ def _brace_fraction(match: re.Match[str]) -> str:
 
 def _strip_delimiters(text: str) -> str:
     """Without the ``$...$``, ``\\(...\\)`` or ``\\[...\\]`` around (or inside); a lone ``$`` is currency and stays."""
-    text = re.sub(r"\\[()\[\]]", " ", text)
-    unescaped = len(re.findall(r"(?<!\\)\$", text))
+    text = _MATH_DELIMITER.sub(" ", text)
+    unescaped = len(_DOLLAR.findall(text))
     if unescaped and unescaped % 2 == 0:
-        text = re.sub(r"(?<!\\)\$", " ", text)
+        text = _DOLLAR.sub(" ", text)
     return text
+
+
+def _strip_closing(text: str) -> str:
+    """Without the punctuation that closes a sentence."""
+    while True:
+        rest = text.rstrip(".,;:。 ")
+        if _EXCLAIMED.search(rest[-4:]):
+            rest = rest[:-1].rstrip()
+        if rest == text or rest.endswith("\\"):
+            return text
+        text = rest
 
 
 def _strip_group(text: str) -> str:

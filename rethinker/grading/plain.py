@@ -11,12 +11,14 @@ import re
 from dataclasses import dataclass
 
 _TIME = re.compile(
-    r"(?P<hour>\d{1,2})\s*(?::|(?P<dot>\.))\s*(?P<minute>\d{2})(?::(?P<second>\d{2}))?\s*(?P<half>[ap]\.?\s?m\b\.?|o'?\s?clock)?",
+    r"(?P<hour>\d{1,2}) ?(?::|(?P<dot>\.)) ?(?P<minute>\d{2})(?::(?P<second>\d{2}))? ?"
+    r"(?P<half>[ap]\.? ?m\b\.?|o'? ?clock)?",
     re.IGNORECASE,
 )
-_FULL_HOUR = re.compile(r"(?P<hour>\d{1,2})\s*(?P<half>[ap]\.?\s?m\b\.?|o'?\s?clock)", re.IGNORECASE)
-_VERDICT = re.compile(r"(yes|no|true|false)(?=$|\s*[,.;:!])", re.IGNORECASE)
+_FULL_HOUR = re.compile(r"(?P<hour>\d{1,2}) ?(?P<half>[ap]\.? ?m\b\.?|o'? ?clock)", re.IGNORECASE)
+_VERDICT = re.compile(r"(yes|no|true|false)(?=$| ?[,.;:!])", re.IGNORECASE)
 _MATH = re.compile(r"[\\=^_<>+*/|{}\[\]]")
+_PUNCTUATION = re.compile(r"[^\w\s]")
 _MATH_WORDS = frozenset(
     ("sqrt", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln", "infinity",
      "infty", "theta", "alpha", "beta")
@@ -72,7 +74,7 @@ def word_form(text: str) -> str | None:
     """The comparable form of a phrase: lower case, no articles, no punctuation; None if ``text`` is mathematics."""
     if _MATH.search(text) or not any(character.isalpha() for character in text):
         return None
-    words = re.sub(r"[^\w\s]", " ", text.lower().replace("'", "")).split()
+    words = _PUNCTUATION.sub(" ", text.lower().replace("'", "")).split()
     kept = [word for word in words if word not in ("a", "an", "the")] or words
     if any(word in _MATH_WORDS for word in kept):
         return None

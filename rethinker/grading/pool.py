@@ -1,4 +1,4 @@
-"""A small pool of killable worker processes that ask math-verify.
+"""A small pool of killable worker processes that compare answers (see `worker`).
 
 Plain subprocesses and pipes: no signals (graders with SIGALRM fail in threads), no fork, no re-import of the main
 module (works in notebooks, in threads and inside accelerate's and data loaders' children). Workers start when first
@@ -19,22 +19,20 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 PATIENCE = 4.0  # a worker that the machine lets starve may take this many times its limit in wall time
 START_TIMEOUT_S = 60.0  # importing sympy takes half a second, much longer on a cold network disk
 WORKER = Path(__file__).with_name("worker.py")
 
-Status = Literal["equal", "different", "failed", "refused", "timeout", "error"]
-
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A worker's verdict. ``error`` is a failure of the worker, ``failed`` one of math-verify on these two answers."""
+    """A verdict and how it was reached; ``reason`` begins with ``error:`` where no worker could reach one."""
 
-    status: Status
-    detail: str
+    correct: bool
+    reason: str
 
 
 class WorkerDied(RuntimeError):
@@ -74,13 +72,13 @@ class _Worker:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, gold: str, pred: str, timeout_s: float) -> dict[str, Any] | None:
+    def ask(self, pred: str, gold: str, question: str, timeout_s: float) -> dict[str, Any] | None:
         """The worker's reply; None if it did not come in time (the worker must then be killed).
 
         The limit is on the worker's CPU time where the system tells it (Linux), so that a busy machine does not turn
         right answers into timeouts; elsewhere, and beyond `PATIENCE` times the limit, on wall time.
         """
-        line = json.dumps({"gold": gold, "pred": pred, "cpu_s": timeout_s}) + "\n"
+        line = json.dumps({"pred": pred, "gold": gold, "question": question, "cpu_s": timeout_s}) + "\n"
         stdin = self._process.stdin
         assert stdin is not None
         try:
@@ -150,14 +148,13 @@ class WorkerPool:
         self._all: set[_Worker] = set()
         self._registered = False
 
-    def ask(self, gold: str, pred: str, timeout_s: float) -> tuple[Reply, float]:
-        """math-verify's verdict on two LaTeX answers, and the worker seconds it took (counted as the limit is).
+    def ask(self, pred: str, gold: str, question: str, timeout_s: float) -> Reply:
+        """A worker's verdict on the answer ``pred``, or ``timeout``.
 
         Waiting for a free worker and starting one do not count against ``timeout_s``. A worker that dies is replaced
-        and the question asked once more; the second death is an ``error``.
+        and asked once more; the second death is an ``error: ...``.
         """
         death = ""
-        started = time.monotonic()
         for _ in range(2):
             with self._slots:
                 try:
@@ -165,9 +162,8 @@ class WorkerPool:
                 except (WorkerDied, OSError) as error:
                     death = f"grader worker did not start: {error}"
                     continue
-                started, cpu_before = time.monotonic(), worker.cpu_seconds()
                 try:
-                    answer = worker.ask(gold, pred, timeout_s)
+                    answer = worker.ask(pred, gold, question, timeout_s)
                 except WorkerDied as error:
                     self._discard(worker)
                     death = f"grader worker died: {error}"
@@ -177,15 +173,11 @@ class WorkerPool:
                     raise
                 if answer is None:
                     self._discard(worker)
-                    return Reply("timeout", "timeout"), timeout_s
-                cpu_now = worker.cpu_seconds()
-                seconds = time.monotonic() - started
-                if cpu_before is not None and cpu_now is not None:
-                    seconds = cpu_now - cpu_before
+                    return Reply(False, "timeout")
                 with self._lock:
                     self._idle.append(worker)
-                return Reply(answer["status"], answer["detail"]), seconds
-        return Reply("error", death), time.monotonic() - started
+                return Reply(answer["correct"], answer["reason"])
+        return Reply(False, f"error: {death}")
 
     def pids(self) -> list[int]:
         """Process ids of the running workers."""

@@ -12,25 +12,28 @@ Rules (ours):
 
 from __future__ import annotations
 
+import itertools
 import re
+import string
 from dataclasses import dataclass
 from fractions import Fraction
 
-_INT = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?!\d)|\d+)"
-_DEC = rf"(?:{_INT}(?:\.\d*)?|\.\d+)"
-_SIGN = r"(?P<sign>[+-]?)\s*"
+_INT = r"(?:\d{1,3}+(?:,\d{3})++(?!\d)|\d{1,3}+(?: \d{3})++(?!\d)|\d++)"
+_DEC = rf"(?:{_INT}(?:\.\d*+)?|\.\d++)"
+_SIGN = r"(?P<sign>[+-]?) ?"
 _DECIMAL = re.compile(rf"{_SIGN}(?P<number>{_DEC})(?:[eE](?P<exponent>[+-]?\d{{1,4}}))?")
 _SCIENTIFIC = re.compile(
-    rf"{_SIGN}(?:(?P<number>{_DEC})\s*(?:\\times|\\cdot|\*|x|X)\s*)?10\s*\^\s*(?:\{{\s*)?(?P<exponent>[+-]?\d{{1,4}})(?:\s*\}})?"
+    rf"{_SIGN}(?:(?P<number>{_DEC}) ?(?:\\times|\\cdot|\*|x|X) ?)?10 ?\^ ?"
+    r"(?:\{ ?)?(?P<exponent>[+-]?\d{1,4})(?: ?\})?"
 )
 _FRACTION = re.compile(
-    rf"{_SIGN}(?:(?P<whole>\d+)\s*(?:and\s*)?)?\\frac\{{\s*(?P<top>[+-]?\s*{_DEC})\s*\}}\{{\s*(?P<bottom>[+-]?\s*{_DEC})\s*\}}"
+    rf"{_SIGN}(?:(?P<whole>\d++) ?(?:and ?)?)?\\frac\{{ ?(?P<top>[+-]? ?{_DEC}) ?\}}\{{ ?(?P<bottom>[+-]? ?{_DEC}) ?\}}"
 )
-_SLASH = re.compile(rf"{_SIGN}(?:(?P<whole>\d+)\s+(?:and\s+)?)?(?P<top>{_DEC})\s*/\s*(?P<bottom>{_DEC})")
-_REPEATING = re.compile(rf"{_SIGN}(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\{{(?P<cycle>\d+)\}}")
-_CURRENCY = re.compile(r"^(?P<sign>[+-]?)\s*(?P<mark>[$€£¥₹]|rs\.?(?=\s*\d)|usd\b)\s*", re.IGNORECASE)
+_SLASH = re.compile(rf"{_SIGN}(?:(?P<whole>\d++) (?:and )?)?(?P<top>{_DEC}) ?/ ?(?P<bottom>{_DEC})")
+_REPEATING = re.compile(rf"{_SIGN}(?P<whole>\d*+)\.(?P<fixed>\d*+)\\overline\{{(?P<cycle>\d++)\}}")
+_CURRENCY = re.compile(r"^(?P<sign>[+-]?) ?(?P<mark>[$€£¥₹]|rs\.?(?= ?\d)|usd\b) ?", re.IGNORECASE)
 _SCALE = re.compile(
-    rf"(?P<number>[+-]?\s*{_DEC})\s*(?P<scale>dozen|hundred|thousand|million|billion|trillion)s?\b\s*(?P<rest>.*)",
+    rf"(?P<number>[+-]? ?{_DEC}) ?(?P<scale>dozen|hundred|thousand|million|billion|trillion)s?\b ?(?P<rest>.*+)",
     re.IGNORECASE,
 )
 _SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -53,7 +56,7 @@ _ALIASES = {
 }  # fmt: skip
 _UNIT_OF = {spelling: unit for unit, spellings in _ALIASES.items() for spelling in spellings.split()}
 _COMPOUND = {"kmh": "km/h", "mph": "mi/h"}
-_NO_UNIT = re.compile(r"^(?:(?:square|sq\.?|cubic|sq)\s+)?units?(?:\s*\^\s*\{?[23]\}?|\s+squared|\s+cubed)?$")
+_NO_UNIT = re.compile(r"(?:(?:square|sq\.?|cubic) )?units?(?: ?\^ ?[23]| squared| cubed)?")
 # Words that make the text after a number something other than a thing that is counted.
 _NOT_A_UNIT = frozenset(
     ("and", "or", "not", "to", "than", "less", "more", "minus", "plus", "times", "divided", "by", "if", "else", "of",
@@ -61,9 +64,19 @@ _NOT_A_UNIT = frozenset(
      "log", "ln", "sqrt", "pi", "infinity", "mod", "squared", "cubed", "over", "between", "from", "until", "but",
      "except", "only")
 )  # fmt: skip
-_UNIT_TAIL = re.compile(
-    r"^(?P<body>.*?(?:[\d)\]}.]|\\pi|\\infty))(?P<gap>\s*)(?P<unit>%|[A-Za-z$€£¥₹][A-Za-z\s/^{}\d.*-]*|\\Omega)$"
+_UNIT_START = re.compile(r"(?:(?<=[\d)\]}.])|(?<=\\pi)|(?<=\\infty)) ?(?=[A-Za-z$€£¥₹%]|\\Omega)")
+_UNIT_CHARACTERS = string.ascii_letters + string.digits + " /^{}.*-"
+_MAX_UNIT_CHARS = 60
+_CELSIUS = re.compile(r"\bdegrees? ?(?:c|celsius|centigrade)$")
+_FAHRENHEIT = re.compile(r"\bdegrees? ?(?:f|fahrenheit)$")
+_POWERS = (
+    (re.compile(r"\b(?:square|sq\.?) ([a-z]++)"), r"\1^2"),
+    (re.compile(r"\bcubic ([a-z]++)"), r"\1^3"),
+    (re.compile(r"\b([a-z]++) squared\b"), r"\1^2"),
+    (re.compile(r"\b([a-z]++) cubed\b"), r"\1^3"),
 )
+_PER = re.compile(r" (?:per|an) ")
+_KNOWN_UNIT = re.compile(r"([a-z$€£¥₹%.]++) ?(?:\^? ?(-?\d))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +137,18 @@ def parse_number(text: str) -> tuple[Fraction, int | None] | None:
 def split_unit(text: str) -> tuple[str, str | None]:
     """``text`` as (what stands before the unit, canonical unit); the unit is None if there is none that is known or a
     plain word, and "" for the empty units of geometry ("square units")."""
-    match = _UNIT_TAIL.match(text)
-    while match is not None:
-        unit = _canonical_unit(match["unit"], glued=not match["gap"])
+    if text.endswith(("%", r"\Omega")):
+        start = len(text) - (1 if text.endswith("%") else 6)
+    else:
+        start = len(text.rstrip(_UNIT_CHARACTERS))
+        start -= text[:start].endswith(tuple("$€£¥₹"))
+    start = max(start, len(text) - _MAX_UNIT_CHARS)
+    # "3x + 5 cm" has its unit behind the 5: the second place where a number or group ends.
+    places = (match for match in _UNIT_START.finditer(text) if match.end() >= start)
+    for match in itertools.islice(places, 2):
+        unit = _canonical_unit(text[match.end() :], glued=not match.group())
         if unit is not None:
-            return match["body"].strip(), unit
-        # Try the next place where a number or group ends: "3x + 5 cm" has its unit after the 5.
-        later = _UNIT_TAIL.match(text[match.end("body") :])
-        if later is None:
-            break
-        offset = match.end("body")
-        unit = _canonical_unit(later["unit"], glued=not later["gap"])
-        if unit is not None:
-            return text[: offset + later.end("body")].strip(), unit
-        break
+            return text[: match.start()].strip(), unit
     return text, None
 
 
@@ -206,15 +217,12 @@ def _same_unit(gold: str | None, pred: str | None) -> bool:
 def _canonical_unit(text: str, *, glued: bool) -> str | None:
     """The canonical name, "" for the empty unit, None if ``text`` is no unit. ``glued``: no space before it."""
     text = " ".join(text.lower().replace("{", "").replace("}", "").replace("\\omega", "ohm").split()).rstrip(".")
-    if _NO_UNIT.match(text):
+    if _NO_UNIT.fullmatch(text):
         return ""
-    text = re.sub(r"\bdegrees?\s*(?:c|celsius|centigrade)$", "celsius", text)
-    text = re.sub(r"\bdegrees?\s*(?:f|fahrenheit)$", "fahrenheit", text)
-    text = re.sub(r"\b(?:square|sq\.?)\s+([a-z]+)", r"\1^2", text)
-    text = re.sub(r"\bcubic\s+([a-z]+)", r"\1^3", text)
-    text = re.sub(r"\b([a-z]+)\s+squared\b", r"\1^2", text)
-    text = re.sub(r"\b([a-z]+)\s+cubed\b", r"\1^3", text)
-    text = re.sub(r"\s+(?:per|an)\s+", "/", text)
+    text = _FAHRENHEIT.sub("fahrenheit", _CELSIUS.sub("celsius", text))
+    for pattern, power in _POWERS:
+        text = pattern.sub(power, text)
+    text = _PER.sub("/", text)
     parts = [_known_unit(part.strip()) for part in text.split("/")]
     if all(parts):
         unit = "/".join(part for part in parts if part)
@@ -228,7 +236,7 @@ def _canonical_unit(text: str, *, glued: bool) -> str | None:
 
 
 def _known_unit(text: str) -> str | None:
-    match = re.fullmatch(r"([a-z$€£¥₹%.]+)\s*(?:\^?\s*(-?\d))?", text)
+    match = _KNOWN_UNIT.fullmatch(text)
     if match is None:
         return None
     word = match[1]

@@ -1,11 +1,10 @@
-"""The killable worker: math-verify's verdict on two LaTeX answers. Run as a script by `pool`; stands on its own.
+"""The killable worker: the whole comparison of two answers, math-verify's part included. Run as a script by `pool`.
 
-Protocol: one JSON object per line. In: {"gold", "pred", "cpu_s"}. Out: {"status": "ready"} once, then for each line
-{"status": "equal" | "different" | "failed" | "refused", "detail": str} ("failed": math-verify cannot read the gold
-answer, or crashes in the comparison). The parent kills the process at its time limit, so there
-are no signals and no timeouts in here. Text is never evaluated: only math-verify's LaTeX grammar is used, not its
-plain-expression parser, and sympy's string parser (which ends in `eval`, even for the digits that `sympy.Number` is
-given) is replaced by one that reads number literals and refuses everything else.
+Protocol: one JSON object per line. In: {"pred", "gold", "question", "cpu_s"}. Out: {"ready": true} once, then for each
+line {"correct": bool, "reason": str}. The parent kills the process at its time limit, so there are no signals and no
+timeouts in here. Text is never evaluated: only math-verify's LaTeX grammar is used, not its plain-expression parser,
+and sympy's string parser (which ends in `eval`, even for the digits that `sympy.Number` is given) is replaced by one
+that reads number literals and refuses everything else.
 """
 
 from __future__ import annotations
@@ -16,9 +15,22 @@ import logging
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # a script knows no package: the comparison must be that of the parent's files
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from rethinker.grading.equivalence import equivalent
+
 MEMORY_LIMIT_BYTES = 3 << 30  # address space; an answer such as 9^{9^{9}} asks for more than any machine has
+_DIGITS = re.compile(r"\d++")
+_FLOAT = re.compile(r"\d++\.\d*+|\.\d++")
+_RATIONAL = re.compile(r"(\d++)/([1-9]\d*+)")
+
+
+class _Refused(Exception):
+    """math-verify cannot judge this answer within the limits of a process."""
 
 
 def _limit_memory() -> None:
@@ -53,11 +65,11 @@ def _replace_string_parser() -> None:
     importlib.import_module("sympy.physics.units")  # simplify() needs it, and it parses its own names when imported
 
     def read_number(text: str, *_: Any, **__: Any) -> Any:
-        if re.fullmatch(r"\d+", text):
+        if _DIGITS.fullmatch(text):
             return sympy.Integer(int(text))
-        if re.fullmatch(r"(\d+\.\d*|\.\d+)", text):
+        if _FLOAT.fullmatch(text):
             return sympy.Float(text)
-        if match := re.fullmatch(r"(\d+)/([1-9]\d*)", text):
+        if match := _RATIONAL.fullmatch(text):
             return sympy.Rational(int(match[1]), int(match[2]))
         raise ValueError(f"not a number literal: {text[:40]!r}; text is not evaluated")
 
@@ -69,30 +81,46 @@ def _replace_string_parser() -> None:
     sympy_parser.eval_expr = refuse
 
 
-def judge(gold: str, pred: str) -> tuple[str, str]:
+def judge(pred: str, gold: str, question: str) -> tuple[bool, str]:
+    """(correct, reason) of a whole comparison; what the grader itself cannot do is an ``error: ...``."""
+    try:
+        return equivalent(pred, gold, question, ask)
+    except _Refused as refusal:
+        return False, str(refusal)
+    except MemoryError:
+        return False, "out of memory"
+    except RecursionError:
+        return False, "too deep"
+    except Exception as error:
+        return False, f"error: the comparison failed ({type(error).__name__}: {str(error)[:200]})"
+
+
+def ask(gold: str, pred: str) -> tuple[bool, str]:
+    """math-verify's verdict on two LaTeX answers; one that it cannot reach does not end the comparison (another option
+    or item may decide), but too much memory or depth does."""
     from math_verify import LatexExtractionConfig, parse, verify
     from math_verify.errors import TimeoutException
 
     config = (LatexExtractionConfig(boxed_match_priority=-1),)
     options: dict[str, Any] = {"fallback_mode": "no_fallback", "parsing_timeout": None, "raise_on_error": True}
-    crash = ("failed", "the gold answer cannot be read")
+    crash = "error: the gold answer cannot be read"
     try:
         gold_side = parse(f"${gold}$", config, **options)
         if not gold_side:
-            return "failed", "the gold answer is not an expression"
-        crash = ("different", "not an expression")
+            return False, "error: the gold answer is not an expression"
+        crash = "not an expression"
         pred_side = parse(f"${pred}$", config, **options)
         if not pred_side:
-            return "different", "not an expression"
-        crash = ("failed", "math-verify cannot compare")
+            return False, "not an expression"
+        crash = "error: math-verify cannot compare"
         equal = verify(gold_side, pred_side, timeout_seconds=None, raise_on_error=True)
-    except MemoryError:
-        return "refused", "out of memory"
-    except RecursionError:
-        return "refused", "too deep"
+    except MemoryError as error:
+        raise _Refused("out of memory") from error
+    except RecursionError as error:
+        raise _Refused("too deep") from error
     except (Exception, TimeoutException) as error:  # sympy raises all kinds on strange input
-        return crash[0], f"{crash[1]} ({type(error).__name__})"
-    return ("equal", "math-verify") if equal else ("different", "math-verify: not equal")
+        return False, f"{crash} ({type(error).__name__})"
+    return (True, "math-verify") if equal else (False, "math-verify: not equal")
 
 
 def main() -> None:
@@ -105,15 +133,15 @@ def main() -> None:
     logging.disable(logging.WARNING)  # math-verify warns at every call without its own timeouts
     # Loads sympy and the grammar, so that no answer pays for it, and shows that they work with the replaced parser.
     for gold, pred in ((r"\frac{\sqrt{4}}{4}", "0.5"), ("(x+1)^2", "x^2+2x+1")):
-        status, detail = judge(gold, pred)
-        if status != "equal":
-            raise RuntimeError(f"math-verify does not work here: {gold} is not {pred} ({detail})")
-    replies.write('{"status": "ready"}\n')
+        equal, reason = ask(gold, pred)
+        if not equal:
+            raise RuntimeError(f"math-verify does not work here: {gold} is not {pred} ({reason})")
+    replies.write('{"ready": true}\n')
     for line in sys.stdin:
         request = json.loads(line)
         _limit_cpu(request["cpu_s"])
-        status, detail = judge(request["gold"], request["pred"])
-        replies.write(json.dumps({"status": status, "detail": detail}) + "\n")
+        correct, reason = judge(request["pred"], request["gold"], request["question"])
+        replies.write(json.dumps({"correct": correct, "reason": reason}) + "\n")
 
 
 if __name__ == "__main__":
