@@ -1,12 +1,15 @@
-"""Setup of every training process: check accelerate's settings, tune glibc malloc (ours)."""
+"""Setup of every process: check accelerate's settings, deterministic algorithms, tune glibc malloc (ours)."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType
 
 # glibc's mallopt(3): parameters, and the largest threshold that it takes on 64-bit machines.
@@ -38,6 +41,34 @@ def check_accelerator(accelerator: Any) -> None:
             f"accelerate: gradient_accumulation_steps {accelerator.gradient_accumulation_steps} would change the loss; "
             "set it to 1 (optim.micro_batch_tokens splits a batch)"
         )
+
+
+def use_deterministic_algorithms() -> None:
+    """From now on this process computes the same bits from the same input every time, or raises RuntimeError for an
+    operation that has no such algorithm. To be called before the first kernel runs and before vLLM is imported.
+
+    On CUDA the default algorithms add in the order in which threads come: the gradient of ``index_select`` with
+    repeated indices (shared prefixes have them), attention's gradient, matrix products on several streams. cuBLAS,
+    flash-attention and vLLM read what they are to do from the environment; what a user has set there stays. Not run by
+    us on a GPU.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
+    if torch.cuda.is_available():
+        os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def warn_of_nondeterminism() -> Iterator[None]:
+    """For code of others (vLLM's sampler): operations without a deterministic algorithm warn instead of raising."""
+    on, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(on, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(on, warn_only=warn_only)
 
 
 def keep_freed_memory() -> bool:

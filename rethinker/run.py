@@ -26,14 +26,14 @@ from rethinker.evaluation.held_out import most_images, read_source, sampling, te
 from rethinker.evaluation.result import Evaluation
 from rethinker.policy.forward import PolicyForward
 from rethinker.policy.loading import Policy, load_policy
-from rethinker.processes import check_accelerator, keep_freed_memory
+from rethinker.processes import check_accelerator, keep_freed_memory, use_deterministic_algorithms
 from rethinker.replay import make_selector
 from rethinker.rollout import VllmEngine, make_engine
-from rethinker.rundir import checkpoint
+from rethinker.rundir import checkpoint, pointers
 from rethinker.rundir.atomic import atomic_write_text
-from rethinker.rundir.folder import check_folder, check_writer, exclusive_writer
+from rethinker.rundir.folder import check_folder, check_not_lost, check_writer, exclusive_writer
 from rethinker.rundir.paths import BEST, LAST, RunDir
-from rethinker.rundir.provenance import check_engine, record_start
+from rethinker.rundir.provenance import check_data, check_engine, data_facts, record_start
 from rethinker.rundir.tracking import MakeSink, Tracker
 from rethinker.seeding import stable_seed
 from rethinker.trainer import Progress, Trainer
@@ -53,6 +53,8 @@ class TrainingRun:
         self.lock = lock
         self.folder = RunDir(config.folder)
         torch.set_num_threads(config.launch.threads)
+        if config.launch.deterministic:
+            use_deterministic_algorithms()
         if not torch.cuda.is_available():
             keep_freed_memory()
         torch.manual_seed(config.seed)
@@ -63,24 +65,34 @@ class TrainingRun:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
         )
         check_accelerator(self.accelerator)
-        saved = check_folder(config, resume=resume)
-        self.accelerator.wait_for_everyone()  # every rank has looked before the first file is written
+        saved = self.find_checkpoint(resume)
         state = checkpoint.load_trainer_state(saved) if saved else {}
         self.progress = Progress(**state.get("progress", {}))
         self.best: float | None = state.get("best")
         self.resume_from = saved
-        if self.accelerator.is_main_process:
-            atomic_write_text(self.folder.config, to_yaml(config))
         self.tracker = Tracker(
             config,
             enabled=self.accelerator.is_main_process,
             seconds_before=state.get("seconds", 0.0),
             make_sink=make_sink,
         )
-        self.tracker.truncate_after(self.progress.episode if saved else -1, self.progress.step)
         self.train_queries = self.read("train", config.data.train, config.data.train_limit)
         self.validation_queries = self.read("validation", config.data.validation)
         self.test_queries = self.read("test", config.data.test, config.data.test_limit)
+        self.data = data_facts(
+            config, train=self.train_queries, validation=self.validation_queries, test=self.test_queries
+        )
+        if saved:
+            check_data(self.folder, self.data)
+        if self.accelerator.is_main_process:
+            atomic_write_text(self.folder.config, to_yaml(config))
+        self.tracker.truncate_after(self.progress.episode if saved else -1, self.progress.step)
+        if self.best is not None and not pointers.find(self.folder.checkpoints, BEST):
+            self.tracker.say(
+                f"[bold]warning[/]: the checkpoint of the best validation accuracy, {self.best:.3f}, is missing: the "
+                "best one from here on is kept"
+            )
+            self.best = None
         self.order = QueryOrder(self.train_queries, config.seed)
         if config.queries_per_episode > len(self.train_queries):
             raise ValueError(
@@ -107,7 +119,20 @@ class TrainingRun:
                 f"[bold]warning[/]: settings that change neither training nor evaluation: {escape('; '.join(unused))}"
             )
         if self.accelerator.is_main_process:
-            record_start(config, engine=engine, processes=self.accelerator.num_processes, anew=not saved)
+            processes = self.accelerator.num_processes
+            record_start(config, engine=engine, processes=processes, data=self.data, anew=not saved)
+
+    def find_checkpoint(self, resume: bool) -> Path | None:
+        """The checkpoint to resume from, its folder as ``pointers.repair`` leaves it. Raises RunExists as
+        ``check_folder`` and ``check_not_lost`` do."""
+        saved = check_folder(self.config, resume=resume)
+        if resume:
+            check_not_lost(self.folder)
+        self.accelerator.wait_for_everyone()  # every rank has looked before anything is changed
+        if saved and self.accelerator.is_main_process:
+            pointers.repair(self.folder.checkpoints, [LAST, BEST, *(stage.name for stage in self.config.stages)])
+        self.accelerator.wait_for_everyone()
+        return pointers.find(self.folder.checkpoints, LAST) if saved else None
 
     def read(self, use: str, source: str | None, limit: int | None = None) -> list[Query]:
         """The queries for ``use`` (train, validation, test); dropped rows are reported on the terminal and in
@@ -182,7 +207,10 @@ class TrainingRun:
                 return False  # at a stage's end too: its test comes when the run is resumed
         self.test(stage.name)
         if self.accelerator.is_main_process:
-            checkpoint.point(self.folder.checkpoints, stage.name, self.folder.checkpoint(LAST).resolve())
+            newest = pointers.find(self.folder.checkpoints, LAST)
+            assert newest, "it was saved at the end of its last episode"
+            pointers.point(self.folder.checkpoints, [stage.name], newest)
+            pointers.prune(self.folder.checkpoints)
         self.progress.stage, self.progress.stage_episode = index + 1, 0
         return True
 
@@ -236,9 +264,8 @@ class TrainingRun:
     def save(self, trainer: Trainer, best: bool) -> None:
         """A checkpoint of the current state; only ``last``, ``best`` and the ends of stages are kept."""
         if self.accelerator.is_main_process:
-            checkpoints = self.folder.checkpoints
-            folder = checkpoint.save_checkpoint(
-                checkpoints,
+            checkpoint.save_checkpoint(
+                self.folder.checkpoints,
                 self.progress.step,
                 policy=self.policy,
                 optimizer=trainer.update.optimizer,
@@ -250,10 +277,9 @@ class TrainingRun:
                     "best": self.best,
                     "seconds": self.tracker.seconds,
                 },
+                best=best,
             )
-            if best:
-                checkpoint.point(checkpoints, BEST, folder)
-            checkpoint.prune(checkpoints)
+        self.write_status("running")
         self.accelerator.wait_for_everyone()
 
     def validate(self, stage: str) -> bool:
@@ -303,7 +329,7 @@ class TrainingRun:
         return any(gather_object([self.stop_requested]))
 
     def write_status(self, state: str) -> None:
-        """Write the state of the run into its folder."""
+        """Write the state of the run into its folder. Progress above zero says that there is a checkpoint."""
         if self.accelerator.is_main_process:
             status = {"state": state, "progress": asdict(self.progress)}
             atomic_write_text(self.folder.status, json.dumps(status))

@@ -303,7 +303,8 @@ class Trainer:
             "tokens/generated": self.progress.tokens,
         }
         self.tracker.log("episode", self.stage, record.number, self.progress.step, metrics)
-        self.tracker.rollouts(record.number, rollout_rows(record))
+        if self.tracker.enabled:  # the others' rows would be made for nothing
+            self.tracker.rollouts(record.number, rollout_rows(record))
         self.tracker.progress(record.number, self.progress.step, metrics)
         self.tracker.warn()
         return metrics

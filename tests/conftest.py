@@ -35,6 +35,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 
 
+@pytest.fixture
+def untouched_determinism(monkeypatch):
+    """What ``use_deterministic_algorithms`` sets, put back afterwards."""
+    import torch
+
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC", "VLLM_BATCH_INVARIANT"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # so that it is put back
+        monkeypatch.delenv(name)
+    benchmark = torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = benchmark
+
+
 def random_weights(model, seed: int = 0) -> None:
     """Weights large enough that images and contexts matter to the output (freshly initialised ones are almost flat)."""
     import torch

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +16,9 @@ from tiny_training import random_samples, same, tiny_policy, weights
 from rethinker.config import ModelConfig
 from rethinker.policy.loading import load_policy
 from rethinker.replay import SelectiveSampleReplay, Selector
-from rethinker.rundir import checkpoint
+from rethinker.rundir import checkpoint, pointers
+from rethinker.rundir.atomic import atomic_write_text
+from rethinker.rundir.pointers import find, point, repair
 from rethinker.types import Rethinking
 
 
@@ -38,7 +43,12 @@ def steps(policy, optimizer, count: int, seed: int) -> None:
         optimizer.zero_grad()
 
 
-def save(folder, step, policy, optimizer, selector=None, **state):
+def kept(folder) -> list[str]:
+    """The checkpoints and their links."""
+    return sorted(path.name for path in folder.iterdir() if path.name != pointers.FILE)
+
+
+def save(folder, step, policy, optimizer, selector=None, is_best=False, **state):
     return checkpoint.save_checkpoint(
         folder,
         step,
@@ -46,6 +56,7 @@ def save(folder, step, policy, optimizer, selector=None, **state):
         optimizer=optimizer,
         selector_state=(selector or Selector()).state_dict(),
         trainer_state=state,
+        best=is_best,
     )
 
 
@@ -123,26 +134,18 @@ def test_links_and_prune(policy, tmp_path):
     folders = [save(tmp_path, step, policy, optimizer) for step in (1, 2, 3, 4)]
     assert (tmp_path / "last").resolve() == folders[3]
     assert not os.path.isabs(os.readlink(tmp_path / "last"))  # a run's folder can be moved
-    checkpoint.point(tmp_path, "best", folders[1])
-    checkpoint.point(tmp_path, "first-stage", folders[1])
-    checkpoint.point(tmp_path, "best", folders[2])
-    checkpoint.prune(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "best",
-        "first-stage",
-        "last",
-        "step-000002",
-        "step-000003",
-        "step-000004",
-    ]
+    assert kept(tmp_path) == ["last", "step-000004"]
+    point(tmp_path, ["first-stage"], folders[3])
+    save(tmp_path, 5, policy, optimizer, is_best=True)
+    save(tmp_path, 6, policy, optimizer)
+    assert kept(tmp_path) == ["best", "first-stage", "last", "step-000004", "step-000005", "step-000006"]
     assert (tmp_path / "best" / "model" / "model.safetensors").exists()
 
 
 def test_prune_sweeps_what_a_crash_left(policy, tmp_path):
     (tmp_path / ".step-000009.tmp" / "model").mkdir(parents=True)
     folder = save(tmp_path, 1, policy, adamw(policy))
-    checkpoint.prune(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", folder.name]
+    assert kept(tmp_path) == ["last", folder.name]
 
 
 def test_everything_is_on_the_disk_before_it_gets_its_name(policy, tmp_path, monkeypatch):
@@ -166,14 +169,12 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(policy, tmp_path, mon
 def test_a_second_checkpoint_of_a_step_never_touches_the_first(policy, tmp_path):
     """Skipped steps do not count: the folder that ``last`` names must stay whole until the new one is."""
     optimizer = adamw(policy)
-    first = save(tmp_path, 7, policy, optimizer, note=1)
+    first = save(tmp_path, 7, policy, optimizer, is_best=True, note=1)
     second = save(tmp_path, 7, policy, optimizer, note=2)
     assert first != second and checkpoint.load_trainer_state(first) == {"note": 1}
-    checkpoint.prune(tmp_path)
-    assert not first.exists() and checkpoint.load_trainer_state(tmp_path / "last") == {"note": 2}
-    third = save(tmp_path, 7, policy, optimizer, note=3)
-    checkpoint.prune(tmp_path)
-    assert checkpoint.load_trainer_state(tmp_path / "last") == {"note": 3} and third.exists() and not second.exists()
+    third = save(tmp_path, 7, policy, optimizer, is_best=True, note=3)
+    assert kept(tmp_path) == ["best", "last", third.name] and third.name == "step-000007.2"
+    assert checkpoint.load_trainer_state(tmp_path / "last") == {"note": 3}
 
 
 @pytest.mark.parametrize("failing", ["save_model", "flatten_optimizer", "atomic_write_text", "point"])
@@ -190,9 +191,101 @@ def test_a_crash_while_saving_leaves_the_last_checkpoint(policy, tmp_path, monke
             save(tmp_path, 2, policy, optimizer, note="bad")
     assert checkpoint.load_trainer_state(tmp_path / "last") == {"note": "good"}
     save(tmp_path, 2, policy, optimizer, note="better")
-    checkpoint.prune(tmp_path)
     assert checkpoint.load_trainer_state(tmp_path / "last") == {"note": "better"}
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+CHANGES = ("fsync", "mkdir", "rename", "replace", "rmdir", "symlink", "unlink")  # of os: all that touches the disk
+NAMES = ("last", "best", "stage", "end")
+ACCURACIES = (0.3, 0.5, 0.4, 0.6)  # after each episode
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A policy of four numbers."""
+    monkeypatch.setattr(checkpoint, "save_model", lambda policy, folder: atomic_write_text(folder / "weights", "4"))
+    model = torch.nn.Linear(3, 1)
+    return SimpleNamespace(model=model), torch.optim.SGD(model.parameters())
+
+
+def run_to_the_end(folder, toy) -> None:
+    """The saves of a run, resumed where ``last`` was, as TrainingRun makes them."""
+    last = find(folder, "last")
+    state = checkpoint.load_trainer_state(last) if last else {"episode": 0, "best": 0.0}
+    if last:
+        repair(folder, NAMES)
+    while True:
+        if name := {2: "stage", len(ACCURACIES): "end"}.get(state["episode"]):
+            point(folder, [name], find(folder, "last"))
+            pointers.prune(folder)
+        if state["episode"] == len(ACCURACIES):
+            return
+        accuracy, best = ACCURACIES[state["episode"]], state["best"]
+        state = {"episode": state["episode"] + 1, "best": max(accuracy, best)}
+        save(folder, state["episode"], *toy, is_best=accuracy > best, **state)
+
+
+def named(folder) -> dict[str, int]:
+    """Name -> episode of its checkpoint."""
+    found = {name: find(folder, name) for name in NAMES}
+    return {name: checkpoint.load_trainer_state(place)["episode"] for name, place in found.items() if place}
+
+
+def kill_at(number: int, patch) -> None:
+    """The change ``number`` of the disk, and all after it, do not happen any more."""
+    done = iter(range(10**9))
+
+    def unless_killed(change):
+        def do(*arguments, **options):
+            if next(done) >= number:
+                raise Killed
+            return change(*arguments, **options)
+
+        return do
+
+    for name in CHANGES:
+        patch.setattr(os, name, unless_killed(getattr(os, name)))
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["with links", "without links"])
+def test_a_kill_at_any_moment_changes_nothing(toy, tmp_path, monkeypatch, links):
+    """Wherever a run is killed while it saves, ``best`` is the one whose accuracy trainer.json has, and the run that
+    is resumed ends as the one that was never killed."""
+    if not links:
+        monkeypatch.setattr(os, "symlink", no_links)
+    run_to_the_end(tmp_path / "whole", toy)
+    expected = named(tmp_path / "whole")
+    assert expected == {"last": 4, "best": 4, "stage": 2, "end": 4}
+    for number in itertools.count():
+        folder = tmp_path / str(number)
+        try:
+            with monkeypatch.context() as patch:
+                kill_at(number, patch)
+                run_to_the_end(folder, toy)
+        except Killed:
+            there = named(folder)
+            assert {"last", "best"} <= there.keys() or not there
+            if there:
+                best = checkpoint.load_trainer_state(find(folder, "last"))["best"]
+                assert ACCURACIES[there["best"] - 1] == best, number
+            run_to_the_end(folder, toy)
+        else:
+            assert number > 100  # that many changes a run makes
+            break
+        assert named(folder) == expected, number
+        step_folders = {path.resolve() for path in folder.iterdir() if path.name.startswith("step-")}
+        assert step_folders == {find(folder, name).resolve() for name in expected}, number
+        assert {path.name for path in folder.iterdir() if path.is_symlink()} == (set(expected) if links else set())
+        assert all((folder / name).resolve() == find(folder, name).resolve() for name in expected if links)
+        assert not [path.name for path in folder.iterdir() if path.name.startswith(".")], number
+
+
+def no_links(*_, **__):
+    raise OSError(errno.EPERM, "Operation not permitted")
 
 
 def test_the_model_folder_opens_with_from_pretrained(policy, tmp_path):

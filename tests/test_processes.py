@@ -1,10 +1,14 @@
-"""The allocator's settings."""
+"""Setup of a process: the allocator's settings, deterministic algorithms."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from rethinker.processes import use_deterministic_algorithms, warn_of_nondeterminism
 
 # Takes and frees the same 8 MiB a hundred times, like a training step; prints the page faults that this cost.
 CHURN = """
@@ -29,3 +33,32 @@ def test_freed_memory_is_not_asked_for_again():
         faults[word] = int(child.stdout)
     assert faults["keep"] < 100  # of 2 * 100 * 2048 pages
     assert faults["leave"] > 10_000
+
+
+def nondeterministic() -> torch.Tensor:
+    """An operation without a deterministic algorithm on a CPU."""
+    return torch.zeros(3).put_(torch.tensor([1]), torch.tensor([1.0]))
+
+
+def test_deterministic_algorithms(untouched_determinism, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setenv("FLASH_ATTENTION_DETERMINISTIC", "0")  # a user's choice
+    nondeterministic()
+    use_deterministic_algorithms()
+    with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+        nondeterministic()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8" and not torch.backends.cudnn.benchmark
+    assert os.environ["FLASH_ATTENTION_DETERMINISTIC"] == "0"
+    with warn_of_nondeterminism(), pytest.warns(UserWarning, match="does not have a deterministic implementation"):
+        nondeterministic()
+    with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+        nondeterministic()
+
+
+def test_vllm_is_asked_for_it_on_gpus(untouched_determinism, monkeypatch):
+    monkeypatch.delenv("VLLM_BATCH_INVARIANT", raising=False)
+    use_deterministic_algorithms()
+    assert "VLLM_BATCH_INVARIANT" not in os.environ
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    use_deterministic_algorithms()
+    assert os.environ["VLLM_BATCH_INVARIANT"] == "1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,6 +223,71 @@ def test_kill_and_resume(whole, tmp_path, world, guesser):
     assert_same_run(config, whole)
 
 
+def no_links(folder: Path) -> None:
+    for path in (folder / "checkpoints").iterdir():
+        if path.is_symlink():
+            path.unlink()
+
+
+def followed_links(folder: Path) -> None:
+    """What `cp -rL`, zip and others make of links."""
+    shutil.copytree(folder, folder.with_name("copy"))
+    shutil.rmtree(folder)
+    folder.with_name("copy").rename(folder)
+
+
+@pytest.mark.parametrize("copy", [no_links, followed_links])
+def test_a_copy_goes_on(whole, tmp_path, monkeypatch, world, guesser, copy):
+    config = make_config(tmp_path, world, guesser)
+    with monkeypatch.context() as patch:
+        stop_when(patch, config, 4, (config.folder / "STOP").touch)
+        assert TrainingRun(config).run() == "stopped"
+    copy(config.folder)
+    assert resume(config) == "finished"
+    assert_same_run(config, whole)
+    assert best_of(config) == best_of(whole)
+    assert {path.name for path in (config.folder / "checkpoints").iterdir()} == {
+        path.name for path in (whole.folder / "checkpoints").iterdir()
+    }
+
+
+def best_of(config: RunConfig) -> dict:
+    return json.loads((config.folder / "checkpoints" / "best" / "trainer.json").read_text())["trainer"]["progress"]
+
+
+def test_a_copy_without_its_checkpoint_is_refused_and_left_alone(tmp_path, monkeypatch, world, guesser):
+    config = make_config(tmp_path, world, guesser, "data.test=null", "evaluation.every=0")
+    stop_when(monkeypatch, config, 2, (config.folder / "STOP").touch)
+    assert TrainingRun(config).run() == "stopped"
+    no_links(config.folder)
+    (config.folder / "checkpoints" / "pointers.json").unlink()
+    before = {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()}
+    with pytest.raises(RunExists, match=r"last checkpoint is missing .* There are step-0000\d\d: to resume from one"):
+        resume(config)
+    assert {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_best_checkpoint_that_is_gone(tmp_path, monkeypatch, world, guesser, capsys):
+    """trainer.json has its accuracy: without its weights, the best of what follows is kept."""
+    config = make_config(tmp_path, world, guesser, "data.test=null")
+    with monkeypatch.context() as patch:
+        stop_when(patch, config, 3, (config.folder / "STOP").touch)
+        assert TrainingRun(config).run() == "stopped"
+    file = config.folder / "checkpoints" / "pointers.json"
+    file.write_text(json.dumps({"last": json.loads(file.read_text())["last"]}))
+    (config.folder / "checkpoints" / "best").unlink()
+    assert resume(config) == "finished"
+    assert "the checkpoint of the best validation accuracy, 0." in capsys.readouterr().out
+    assert best_of(config)["episode"] in (5, 6)
+
+
+def test_the_same_with_deterministic_algorithms(whole, tmp_path, world, guesser, untouched_determinism):
+    """On CPUs nothing changes; no operation of a run lacks a deterministic algorithm here."""
+    config = make_config(tmp_path, world, guesser, "launch.deterministic=true")
+    assert TrainingRun(config).run() == "finished" and torch.are_deterministic_algorithms_enabled()
+    assert_same_run(config, whole)
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, world, guesser):
     endless = STAGES.replace("episodes: 3", "episodes: 500")
     config = make_config(tmp_path, world, guesser, f"stages={endless}", "data.test=null", "evaluation.every=0")
@@ -289,6 +355,36 @@ def test_another_engine_is_refused(whole):
     with pytest.raises(ValueError, match=r"made with VllmEngine and cannot be resumed with TransformersEngine"):
         resume(whole)
     file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("split", "rows", "message"),
+    [
+        ("train", slice(None, None, -1), r"12 usable rows with hash \w{12}, the same in another order"),
+        ("train", slice(11), r"11 usable rows with hash \w{12}\)"),
+        ("validation", slice(3), r"4 usable rows with hash \w{12} -> 3 usable rows"),
+        ("test", [{"question": "What?"}], r"4 usable rows with hash \w{12} -> 4 usable rows with hash \w{12}\)"),
+    ],
+)
+def test_other_data_are_refused(tmp_path, monkeypatch, world, guesser, split, rows, message):
+    """Behind the same path; where the file is rewritten in another format, its rows count."""
+    source = world / "train.parquet" if split == "train" else world / f"{split}.parquet"
+    path = changed_copy(tmp_path, source, [])
+    config = make_config(tmp_path, world, guesser, f"data.{split}={path}")
+    with monkeypatch.context() as patch:
+        stop_when(patch, config, 1, (config.folder / "STOP").touch)
+        assert TrainingRun(config).run() == "stopped"
+    pq.write_table(pq.read_table(path), path, compression="gzip", version="1.0")
+    TrainingRun(config, resume=True)
+    if isinstance(rows, slice):
+        write_parquet(path, pq.read_table(source).to_pylist()[rows])
+    else:
+        changed_copy(tmp_path, source, rows)
+    before = {file: file.read_bytes() for file in config.folder.rglob("*") if file.is_file()}
+    AcceleratorState._reset_state(True)
+    with pytest.raises(RunExists, match=rf"made from other data .*data\.{split} \({path}\): .*{message}"):
+        TrainingRun(config, resume=True)
+    assert {file: file.read_bytes() for file in config.folder.rglob("*") if file.is_file()} == before
 
 
 def test_more_queries_than_there_are(tmp_path, world, guesser):

@@ -124,6 +124,16 @@ def test_log_probs_stay_those_of_the_policy_that_wrote_the_sample(policy, four, 
     assert run.records.of("episode")[1]["replay/age_max"] == 1.0
 
 
+def test_only_the_rank_that_writes_makes_rows(policy, four, tmp_path, monkeypatch):
+    def no_rows(record):
+        raise AssertionError("the rows of the responses are made for nothing")
+
+    run = Run(small_config(tmp_path), policy, four, script())
+    run.records.enabled = False
+    monkeypatch.setattr("rethinker.trainer.rollout_rows", no_rows)
+    run.episode()
+
+
 def test_the_buffer_is_empty_when_an_episode_starts(policy, four, tmp_path):
     run = Run(small_config(tmp_path), policy, four, script())
     run.episode()

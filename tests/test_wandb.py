@@ -108,8 +108,8 @@ def write_checkpoint(config: RunConfig) -> None:
         (folder / "optimizer.safetensors").write_bytes(f"moments of step {step}".encode())
         (folder / "replay.json").write_text("{}")
         (folder / "trainer.json").write_text(json.dumps({"trainer": {"progress": {"step": step, "episode": 1}}}))
-    point(checkpoints, "best", checkpoints / "step-000002")
-    point(checkpoints, "last", checkpoints / "step-000004")
+    point(checkpoints, ["best"], checkpoints / "step-000002")
+    point(checkpoints, ["last"], checkpoints / "step-000004")
 
 
 def no_key_under(folder) -> None:

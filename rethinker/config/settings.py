@@ -184,6 +184,9 @@ class LaunchConfig:
     accelerate: str | None = None  # a file of `accelerate config`; None: processes on this machine
     processes: int = option(1, min=1)  # on this machine, where no accelerate file is given
     threads: int = option(1, min=1)  # CPU threads per process
+    # Only algorithms whose result is the same every time, slower; matters on GPUs, CPUs have no others (see
+    # processes.use_deterministic_algorithms).
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)

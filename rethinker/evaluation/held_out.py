@@ -12,6 +12,7 @@ from rethinker.datasets.io import Dropped, describe_dropped, load_queries
 from rethinker.evaluation.evaluate import evaluate
 from rethinker.evaluation.result import Evaluation
 from rethinker.policy.loading import Policy, load_policy
+from rethinker.processes import use_deterministic_algorithms
 from rethinker.rollout import make_engine
 from rethinker.rollout.base import RolloutEngine
 from rethinker.seeding import stable_seed
@@ -36,6 +37,8 @@ def evaluate_checkpoint(config: RunConfig) -> Evaluation:
     if config.data.test is None:
         raise ValueError("data.test is not set: give data.test=FILE.parquet")
     torch.set_num_threads(config.launch.threads)
+    if config.launch.deterministic:
+        use_deterministic_algorithms()
     queries, dropped = read_source(config.data.test, config.data.test_limit)
     if dropped:
         print(describe_dropped(dropped), file=sys.stderr)

@@ -30,7 +30,7 @@ def sampling_logprobs(logits_NV: Tensor, banned: Tensor, temperature: float, top
     if top_p >= 1.0 or temperature == 0:
         return logprobs_NV
     ordered, order = logprobs_NV.sort(dim=-1, descending=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
+    before = _cumulative(ordered.exp()) - ordered.exp()
     # A token stays where the mass before it is below top_p: the one that crosses it is the last.
     dropped = torch.zeros_like(logprobs_NV, dtype=torch.bool).scatter(-1, order, before >= top_p)
     dropped.scatter_(-1, order[:, :1], False)
@@ -44,7 +44,14 @@ def choose(logprobs_NV: Tensor, uniforms_N: Tensor | None) -> Tensor:
     """
     if uniforms_N is None:
         return logprobs_NV.argmax(-1)
-    cumulative = logprobs_NV.double().exp().cumsum(-1)
+    cumulative = _cumulative(logprobs_NV.double().exp())
     points = uniforms_N[:, None].to(cumulative) * cumulative[:, -1:]
     # First token whose cumulative mass exceeds the point: tokens of probability zero are never chosen.
     return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp_(max=logprobs_NV.shape[1] - 1)
+
+
+def _cumulative(values_NV: Tensor) -> Tensor:
+    """Cumulative sums of the rows. CUDA's have no deterministic algorithm: where one is asked for, a CPU's."""
+    if values_NV.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return values_NV.cpu().cumsum(-1).to(values_NV.device)
+    return values_NV.cumsum(-1)

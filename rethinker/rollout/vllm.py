@@ -28,6 +28,7 @@ from rethinker.config.schema import ConfigError
 from rethinker.policy.cpu import check_bfloat16, missing_for_vllm
 from rethinker.policy.images import Pixels
 from rethinker.policy.loading import Policy, merged_weights, save_model
+from rethinker.processes import warn_of_nondeterminism
 from rethinker.rollout.requests import check_requests, token_budget
 from rethinker.rollout.vllm_setup import machine_arguments, pixel_size, unchanged_process
 from rethinker.types import Request, Response, Sampling
@@ -127,7 +128,7 @@ class VllmEngine:
             raise RuntimeError("the engine sleeps, and its weights are gone: call sync_weights before generate")
         inputs = self._inputs(requests, sampling)
         engine, finished = self._llm.llm_engine, {}
-        with self._uncompiled():
+        with self._uncompiled(), warn_of_nondeterminism():
             try:
                 for request, prompt in zip(requests, inputs, strict=True):
                     engine.add_request(request.request_id, prompt, self._parameters(request, sampling))

@@ -2,13 +2,12 @@
 
 ``checkpoints/step-000016/`` holds ``model/`` (``from_pretrained`` and ``vllm serve`` open it),
 ``optimizer.safetensors``, ``trainer.json`` and ``replay.json``; with LoRA also ``adapter.safetensors`` (``model/`` then
-has the adapters merged in). A checkpoint is written under a temporary name and renamed when it is whole.
-``checkpoints/last``, ``checkpoints/best`` and ``checkpoints/<stage>`` are links to such folders.
+has the adapters merged in). A checkpoint is written under a temporary name and renamed when it is whole; ``pointers``
+says which one is ``last``, ``best`` or the end of a stage.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -21,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from rethinker.policy.loading import Policy, save_model
 from rethinker.rundir.atomic import atomic_write_text, sync_folder
-from rethinker.rundir.paths import LAST
+from rethinker.rundir.paths import BEST, LAST
+from rethinker.rundir.pointers import free_name, point, prune, start_file
 from rethinker.rundir.samples import sample_from_dict, sample_to_dict
 
 
@@ -33,13 +33,14 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     selector_state: Mapping[str, Any],
     trainer_state: Mapping[str, Any],
+    best: bool = False,
 ) -> Path:
-    """Write ``checkpoints/step-<step>`` and point ``last`` at it.
+    """Write ``checkpoints/step-<step>``, point ``last`` at it, with ``best`` that too, and remove what has no name.
 
-    An older folder of the same step (episodes without an update do not count steps) stays until ``prune``: the new
-    one is then ``step-<step>.1``, and a crash at any moment leaves a whole checkpoint behind ``last``.
+    An older folder of the same step (episodes without an update do not count steps) stays until the new one, which is
+    then ``step-<step>.1``, is named. A kill at any moment leaves the old names or the new ones, all of them whole.
     """
-    folder = _free_name(checkpoints, f"step-{step:06d}")
+    folder = free_name(checkpoints, f"step-{step:06d}")
     temporary = checkpoints / f".{folder.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -54,28 +55,12 @@ def save_checkpoint(
     replay["entries"] = [[added, sample_to_dict(sample)] for added, sample in replay.get("entries", ())]
     atomic_write_text(temporary / "replay.json", json.dumps(replay))
     _sync_all(temporary)
+    start_file(checkpoints)
     os.replace(temporary, folder)
     sync_folder(checkpoints)
-    point(checkpoints, LAST, folder)
+    point(checkpoints, [LAST, BEST] if best else [LAST], folder)
+    prune(checkpoints)
     return folder
-
-
-def point(checkpoints: Path, name: str, folder: Path) -> None:
-    """Make ``checkpoints/<name>`` a link to ``folder``, in one step."""
-    temporary = checkpoints / f".{name}.tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(folder.name)
-    os.replace(temporary, checkpoints / name)
-
-
-def prune(checkpoints: Path) -> None:
-    """Remove the step folders that no link names, and what a crash left half written."""
-    wanted = {link.resolve() for link in checkpoints.iterdir() if link.is_symlink()}
-    for folder in checkpoints.glob("step-*"):
-        if folder.resolve() not in wanted:
-            shutil.rmtree(folder)
-    for folder in checkpoints.glob(".step-*.tmp"):
-        shutil.rmtree(folder)
 
 
 def load_trainer_state(folder: Path) -> dict[str, Any]:
@@ -125,11 +110,6 @@ def _sync_all(folder: Path) -> None:
         else:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-def _free_name(folder: Path, name: str) -> Path:
-    names = (name if number == 0 else f"{name}.{number}" for number in itertools.count())
-    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _trained(policy: Policy) -> dict[str, torch.Tensor]:

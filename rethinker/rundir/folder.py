@@ -1,21 +1,25 @@
 """May a run be started, resumed or written in a folder, and in which state is it? Needs no model and no torch.
 
-A run that is resumed with its own settings equals, bit for bit, the run that was never stopped. Settings that decide
-only where it runs, who watches and what fits into memory (``CHANGEABLE_ON_RESUME``) may change: the run is then the
-same up to rounding, as sums are grouped differently; and rounding can turn a sampled token into another one. The values
-of every start are in ``provenance.json``.
+A run that is resumed with its own settings equals the run that was never stopped, bit for bit on CPUs of one kind with
+the transformers engine, the same versions of the libraries and equally many processes and threads (tested so). On GPUs
+the same is to be expected with ``launch.deterministic`` only (not run by us), and without it equality up to rounding.
+Settings that decide only where it runs, who watches and what fits into memory (``CHANGEABLE_ON_RESUME``) may change:
+the run is then the same up to rounding too, as sums are grouped differently; and rounding can turn a sampled token into
+another one. The values of every start are in ``provenance.json``.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rethinker.config import RunConfig, load_config, to_dict
-from rethinker.rundir import locks
+from rethinker.rundir import locks, pointers
 from rethinker.rundir.atomic import read_json
 from rethinker.rundir.paths import BEST, LAST, RunDir
 
@@ -42,19 +46,48 @@ def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
     With ``resume`` the last stage of an unfinished run may get more episodes; and a run that has trained nothing yet,
     e.g. because it ran out of memory, may get any settings.
 
-    Raises RunExists if the folder holds a run and ``resume`` is False, or one with other settings.
+    Raises RunExists if the folder holds a run and ``resume`` is False, or one with other settings, or an unfinished
+    one whose last checkpoint was lost.
     """
     folder = RunDir(config.folder)
-    last = folder.checkpoint(LAST)
+    state, last = run_state(folder), pointers.find(folder.checkpoints, LAST)
     if not folder.config.exists():
+        if last:
+            raise RunExists(f"{folder} has checkpoints but no config.yaml: copy it again, or choose another name=...")
         return None
     if not resume:
         raise RunExists(f"{folder} exists already: resume it (--resume) or choose another name=...")
-    state = run_state(folder)
-    begun = last.exists() or folder.all_rollouts()
-    if begun or state in ("stopped", "finished"):
+    if last or folder.all_rollouts() or state in ("stopped", "finished"):
         check_settings(folder, folder.config, config, longer=state != "finished")
-    return last.resolve() if last.exists() else None
+    if state != "finished":  # who only looks at a finished run needs no checkpoint
+        check_not_lost(folder)
+    return last
+
+
+def check_not_lost(folder: RunDir) -> None:
+    """Raises RunExists if the run has saved checkpoints and the last one is missing or incomplete, as in a copy that
+    left some files out: it would start from zero, and overwrite what there is."""
+    checkpoints, file = folder.checkpoints, folder.checkpoints / pointers.FILE
+    last = pointers.find(checkpoints, LAST)
+    if last and pointers.is_whole(last):
+        return
+    saved = (
+        os.path.lexists(checkpoints / LAST)
+        or LAST in read_json(file)
+        or (any(checkpoints.glob("step-*")) and not file.exists())
+        or read_json(folder.status).get("progress", {}).get("episode", 0) > 0
+    )
+    if not saved:
+        return
+    state = "incomplete" if last else "missing"
+    found = f"{folder} cannot be resumed: its last checkpoint is {state} ({checkpoints}). Nothing was changed."
+    if whole := pointers.whole(checkpoints):
+        names = json.dumps(read_json(file) | {LAST: whole[-1]})
+        raise RunExists(
+            f"{found} There are {', '.join(whole)}: to resume from one of them, say which "
+            f"is the last, e.g. echo {shlex.quote(names)} > {shlex.quote(str(file))}"
+        )
+    raise RunExists(f"{found} No other is there: copy them again, or choose another name=...")
 
 
 def check_settings(folder: str | os.PathLike[str], file: Path, config: RunConfig, *, longer: bool = False) -> None:
@@ -76,9 +109,9 @@ def best_model(run: Path) -> Path:
     Raises FileNotFoundError if the run has no checkpoint yet.
     """
     for name in (BEST, LAST):
-        path = RunDir(run).model(name)
-        if path.is_dir():
-            return path
+        folder = pointers.find(RunDir(run).checkpoints, name)
+        if folder and (folder / "model").is_dir():
+            return folder / "model"
     raise FileNotFoundError(f"{run} has no checkpoint yet; model.path=... names another model")
 
 

@@ -75,16 +75,8 @@ class RunDir(os.PathLike[str]):
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of all checkpoints."""
+        """The folder of all checkpoints; ``pointers.find`` finds one by its name."""
         return self.folder / "checkpoints"
-
-    def checkpoint(self, name: str) -> Path:
-        """``BEST``, ``LAST`` or the name of a stage: a link to the folder of a step."""
-        return self.checkpoints / name
-
-    def model(self, name: str) -> Path:
-        """The Hugging Face folder in a checkpoint."""
-        return self.checkpoint(name) / "model"
 
     @property
     def report(self) -> Path:

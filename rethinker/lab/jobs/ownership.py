@@ -54,7 +54,7 @@ def claim(config: RunConfig, *, resume: bool, home: str | Path = "") -> int:
         files.stop_request.unlink(missing_ok=True)  # of a run that was killed before it answered
         files.job_exit_code.unlink(missing_ok=True)
         if run_state(here.folder) != "finished":
-            atomic_write_text(files.status, json.dumps({"state": "starting"}))
+            atomic_write_text(files.status, json.dumps(read_json(files.status) | {"state": "starting"}))
         atomic_write_text(files.job_config, to_yaml(config))
     except BaseException:
         if lock is not None:

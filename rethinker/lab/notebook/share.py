@@ -30,6 +30,7 @@ from rethinker.lab.wandb.sync import recordings
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.glossary import ROLLOUT_COLUMNS
 from rethinker.rundir.paths import RunDir
+from rethinker.rundir.pointers import find
 from rethinker.rundir.provenance import data_digests
 
 SHARED = "shared"  # beside the run; a folder in it has the run's name
@@ -77,8 +78,8 @@ def evaluate_stages(run: Path, folder: Path) -> None:
     config = load_config(RunDir(folder).config)
     models = {"start": config.model.path}
     for stage in config.stages:
-        if RunDir(run).model(stage.name).is_dir():
-            models[stage.name] = os.fspath(RunDir(run).model(stage.name).resolve())
+        if checkpoint := find(RunDir(run).checkpoints, stage.name):
+            models[stage.name] = os.fspath(checkpoint.resolve() / "model")
     if len(models) == 1:
         raise FileNotFoundError(f"{run} has no checkpoint of a finished stage yet")
     digests = {label: _evaluation_digest(config, model) for label, model in models.items()}

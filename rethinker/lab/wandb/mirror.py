@@ -23,6 +23,7 @@ from rethinker.policy.pictures import ImageError, open_image
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.glossary import RECORDS, ROLLOUT_COLUMNS
 from rethinker.rundir.paths import BEST, LAST, RunDir
+from rethinker.rundir.pointers import find
 from rethinker.rundir.provenance import data_digests
 
 PLACE_FILE = "recorded_in"  # in a recording: the run's absolute path, which the recording names its tables' files by
@@ -182,8 +183,8 @@ class Mirror:
 
         aliases: dict[Path, list[str]] = {}
         for name in (LAST, BEST):
-            if self.folder.checkpoint(name).exists():
-                aliases.setdefault(self.folder.checkpoint(name).resolve(), []).append(name)
+            if folder := find(self.folder.checkpoints, name):
+                aliases.setdefault(folder, []).append(name)
         # Offline the files are copied: a continuing run removes checkpoints before they are uploaded.
         policy = "mutable" if self.mode == "offline" else "immutable"
         name = artifact_name("checkpoint", self.config.name)
