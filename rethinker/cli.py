@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from rethinker.lab.command_line import CONFIG, FOLDER, FOLDERS, RESUME, command, option, run_command, settings
 from rethinker.lab.jobs import commands as job_commands
@@ -130,6 +131,50 @@ def ablate(file: str, overrides: list[str], slots: int | None, dry_run: bool) ->
     print(in_words(compare(table, grid.baseline)))
     print(f"written: {grid.folder / 'table.parquet'}, {grid.folder / 'table.csv'}")
     return 0 if set(outcomes.values()) == {"finished"} else 1
+
+
+@command(
+    "plan",
+    "Compute what a config needs on GPUs: memory by part, seconds of an episode, what to change. Refuses nothing.",
+    CONFIG,
+    settings(),
+    option("--gpus", type=int, help="GPUs, servers included (default: launch.processes)"),
+    option("--gpu", default="h100-80", help="their type, e.g. h200-141, a100-80, l40s (default: %(default)s)"),
+    option("--nodes", type=int, help="machines (default: as few as eight GPUs each allow)"),
+    option("--sharding", choices=("none", "full", "hybrid"), help="of weights over the GPUs (default: none)"),
+    option("--servers", type=int, default=0, help="GPUs that only generate (default: all train and generate in turn)"),
+    option("--prompt-tokens", type=int, help="mean, images included (default: from the config's pixel limits)"),
+    option("--response-tokens", type=int, help="mean (default: 500)"),
+    option("--explain", action="store_true", help="also print formulas and assumptions"),
+)
+def plan(
+    file: str,
+    overrides: list[str],
+    gpus: int | None,
+    gpu: str,
+    nodes: int | None,
+    sharding: Literal["none", "full", "hybrid"] | None,
+    servers: int,
+    prompt_tokens: int | None,
+    response_tokens: int | None,
+    explain: bool,
+) -> int:
+    from rethinker.config import load_config
+    from rethinker.lab.plan.case import make_case
+    from rethinker.lab.plan.show import describe, print_page
+
+    case, source = make_case(
+        load_config(file, typed=overrides),
+        gpu,
+        gpus,
+        nodes=nodes,
+        sharding=sharding,
+        servers=servers,
+        prompt_tokens=prompt_tokens,
+        response_tokens=response_tokens,
+    )
+    print_page(describe(case, source, explain))
+    return 0
 
 
 @command(
