@@ -18,17 +18,19 @@ from rethinker.lab.plan.shapes import KNOWN
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [8, 64])
-def test_a_pass_of_7b_has_the_trackers_peak(ranks):
-    """16,384 packed tokens, no image, optimiser and tower aside; half a minute each."""
-    name, tokens = "Qwen2.5-VL-7B-Instruct", 16384
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("ranks", "tokens", "moment"), [(8, 4096, "first layer"), (64, 16384, "last layer")])
+def test_a_pass_of_7b_has_the_trackers_peak(ranks, tokens, moment):
+    """Optimiser and tower aside; half a minute each on an idle core."""
+    name = "Qwen2.5-VL-7B-Instruct"
     command = [sys.executable, str(Path(__file__).parent / "fsdp_memory.py"), name, str(ranks), str(tokens)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     peak = json.loads(done.stdout.splitlines()[-1])
     model = ModelConfig(freeze_vision=True, autocast=True, gradient_checkpointing=True)
     case = Case(RunConfig(model=model), KNOWN[name], GPUS["h100-80"], ranks, sharding="full", prompt_tokens=130)
     weights = 4 * case.shape.language / ranks
     assert peak["Sharded Param"] == pytest.approx(weights, rel=1e-3)
-    computed = weights + max(moment.bytes for moment in passes(case, tokens, again=False))
-    assert computed == pytest.approx(peak["Total"], rel=0.15), peak
+    heaviest = max(passes(case, tokens, again=False), key=lambda moment: moment.bytes)
+    assert heaviest.name == moment
+    assert weights + heaviest.bytes == pytest.approx(peak["Total"], rel=0.15), peak
