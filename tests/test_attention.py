@@ -10,15 +10,18 @@ import torch
 from bounds import EXACT, rounding
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from memory import peak_bytes
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trees import groups, stub_policy
 
 from rethinker.config import ModelConfig
 from rethinker.policy.attention import (
+    ENTRIES,
     NAME,
     FlexLayout,
     SdpaLayout,
+    like_rows,
     shared_prefix_attention,
     use_shared_prefix_attention,
 )
@@ -69,12 +72,13 @@ def expected_output(states, mask, scaling) -> torch.Tensor:
 QUERY = Query("0", "?", "1")
 
 
-@given(groups(), st.sampled_from([1, 2, 4]), st.sampled_from([None, 0.3]))
-@example(([5], [(QUERY, ())]), 2, None)  # a prompt alone, as an engine reads it
-@example(([1], [(QUERY, (0, 1)), (QUERY, (0, 1)), (QUERY, (0,))]), 2, None)
-@settings(max_examples=60, deadline=None)
-def test_sdpa_layout_is_dense_attention(group, key_heads, scaling):
-    """Outputs, and gradients of a weighted sum of them."""
+@given(groups(), st.sampled_from([1, 2, 4]), st.sampled_from([None, 0.3]), st.sampled_from([ENTRIES, 60, 7]))
+@example(([5], [(QUERY, ())]), 2, None, ENTRIES)  # a prompt alone, as an engine reads it
+@example(([1], [(QUERY, (0, 1)), (QUERY, (0, 1)), (QUERY, (0,))]), 2, None, ENTRIES)
+@example(([3, 2], [(QUERY, (0,) * 40), (QUERY, (1, 0)), (Query("1", "?", "1"), (1,) * 21)]), 2, None, 50)
+@settings(max_examples=120, deadline=None)
+def test_sdpa_layout_is_dense_attention(group, key_heads, scaling, entries):
+    """Outputs, and gradients of a weighted sum of them; in one batch, in several, and in slices of one response."""
     lengths, items = group
     trees = pack_trees(stub_policy(lengths), items).trees
     mask = dense_mask(lengths, items)
@@ -83,7 +87,7 @@ def test_sdpa_layout_is_dense_attention(group, key_heads, scaling):
     assert torch.equal(by_ends, mask)  # what FlexLayout reads
     found_states = [tensor.requires_grad_() for tensor in random_states(len(mask), key_heads)]
     states = [tensor.requires_grad_() for tensor in random_states(len(mask), key_heads)]
-    found = SdpaLayout(trees).attend(LAYER, *found_states, scaling)
+    found = SdpaLayout(trees, torch.float64, entries).attend(LAYER, *found_states, scaling)
     expected = expected_output(states, mask, scaling)
     assert found.shape == (1, len(mask), HEADS, WIDTH)
     torch.testing.assert_close(found, expected, atol=EXACT, rtol=0)
@@ -110,6 +114,65 @@ def test_flex_layout_is_the_sdpa_layout():
         found = FlexLayout(trees).attend(LAYER, *states, None)
     # Scores, softmax, sum of values of up to 4, over as many tokens.
     torch.testing.assert_close(found, expected, atol=rounding(4.0, steps=4, terms=len(trees.ends_S)), rtol=0)
+
+
+@given(groups(), st.sampled_from([ENTRIES, 20]))
+@settings(max_examples=30, deadline=None)
+def test_repeated_heads_are_grouped_heads(group, entries):
+    """What a GPU computes: its kernels for masks take as many heads of keys as of queries."""
+    lengths, items = group
+    trees = pack_trees(stub_policy(lengths), items).trees
+    states = random_states(len(trees.ends_S), 2)
+    layout = SdpaLayout(trees, torch.float64, entries)
+    expected = layout.attend(LAYER, *states, None)
+    layout.grouped = False
+    torch.testing.assert_close(layout.attend(LAYER, *states, None), expected, atol=EXACT, rtol=0)
+
+
+def test_rows_of_like_length_by_hand():
+    """A row of 5 queries behind 2 keys has 5 * 7 scores; four such are 140."""
+    assert like_rows([], [], 10) == []
+    assert like_rows([5, 1, 5, 5], [2, 2, 2, 2], 140) == [[0, 1, 2, 3]]
+    assert like_rows([5, 1, 5, 5], [2, 2, 2, 2], 139) == [[0, 2, 3], [1]]
+    assert like_rows([5, 1, 5, 5], [2, 2, 2, 2], 70) == [[0, 2], [3], [1]]
+    assert like_rows([5, 1, 5, 5], [2, 2, 2, 2], 1) == [[0], [2], [3], [1]]
+    assert like_rows([4, 4], [0, 60], 100) == [[1], [0]]  # alike in their queries, not in their keys
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 300)), min_size=1, max_size=30), st.integers(1, 200_000))
+def test_rows_of_like_length_waste_little(rows, entries):
+    queries, before = [t for t, _ in rows], [k for _, k in rows]
+    batches = like_rows(queries, before, entries)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(rows)))
+    for batch in batches:
+        longest = max(queries[row] for row in batch)
+        padded = longest * (longest + max(before[row] for row in batch))
+        assert len(batch) == 1 or len(batch) * padded <= entries
+        if len(batches) > 1:  # each dimension at most doubled, twice for what both have: the queries
+            assert all(padded < 8 * queries[row] * (queries[row] + before[row]) for row in batch)
+
+
+def seen_by_autograd(items: list[tuple[Query, tuple[int, ...]]], lengths: list[int], layers: int) -> int:
+    """Peak bytes of a forward and backward pass through ``layers`` layers of attention alone."""
+    trees = pack_trees(stub_policy(lengths), items).trees
+    states = [tensor.requires_grad_() for tensor in random_states(len(trees.ends_S), 2, torch.float32)]
+
+    def act() -> None:
+        layout = SdpaLayout(trees)
+        sum(layout.attend(LAYER, *states, None).sum() for _ in range(layers)).backward()
+
+    return peak_bytes(act)
+
+
+def test_one_long_response_does_not_pad_the_others():
+    """63 responses of 40 tokens and one of 1,500: the memory is that of the long one alone, and a layer more does not
+    keep a mask more."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [tuple(torch.randint(0, 90, (length,), generator=generator).tolist()) for length in [1500] + [40] * 63]
+    long, everything = ([(QUERY, row) for row in chosen] for chosen in (rows[:1], rows))
+    assert seen_by_autograd(everything, [100], 2) < 2 * seen_by_autograd(long, [100], 2)
+    mask = 1500 * 1600 * 4
+    assert seen_by_autograd(long, [100], 6) - seen_by_autograd(long, [100], 2) < 4 * mask / 2
 
 
 def test_the_layout_follows_the_device():

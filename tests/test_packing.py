@@ -113,4 +113,4 @@ def test_to_moves_every_tensor(packing):
     moved = pack(stub_policy([3]), [(query, (5, 6)), (query, (5,))], packing).to(torch.device("meta"))
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
     tensors += list(vars(moved.trees).values()) if moved.trees else []
-    assert len(tensors) == (7 + 6 if packing == "shared" else 7) and all(tensor.is_meta for tensor in tensors)
+    assert len(tensors) == (7 + 7 if packing == "shared" else 7) and all(tensor.is_meta for tensor in tensors)

@@ -65,7 +65,7 @@ class PolicyForward(nn.Module):
             position_ids=batch.positions_3RS,
             mm_encoder_outputs=None if batch.dummy_vision or features is None else {"image": features},
             use_cache=False,
-            layout=batch.trees and batch.trees.layout(),
+            layout=batch.trees and batch.trees.layout(torch.bfloat16 if self.autocast else self.model.dtype),
         ).last_hidden_state
         states_UH = hidden.flatten(0, 1).index_select(0, batch.predict_U)
         if batch.dummy_vision and features is not None:

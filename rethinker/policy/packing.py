@@ -187,6 +187,7 @@ def pack_trees(policy: Policy, items: Sequence[Item]) -> TreeRow:
             prompts_PL=prompts_PL,
             lengths_P=torch.tensor([len(tokens) for tokens in prompt_tokens]),
             responses_NT=responses_NT,
+            lengths_N=torch.tensor([len(path) for path in distinct], dtype=torch.long),
             owner_N=torch.tensor(list(distinct.values()), dtype=torch.long),
             place_S=torch.from_numpy(place_S),
         ),

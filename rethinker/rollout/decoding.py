@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rethinker.grpo import at_least_float32
-from rethinker.policy.attention import Layout
+from rethinker.policy.attention import Layout, SdpaLayout
 from rethinker.policy.loading import Policy
 from rethinker.policy.packing import Item, pack_trees
 
@@ -46,7 +46,8 @@ class Decoder:
         packed = pack_trees(policy, items)
         features = policy.encoder(packed.vision.to(device))
         trees = packed.trees.to(device)
-        recorder = _Recorder(trees.layout())
+        # Not the trainer's layout of a GPU, which has to be compiled: here prompts have another length each time.
+        recorder = _Recorder(SdpaLayout(trees, self.model.dtype))
         hidden = self.model.model(
             input_ids=packed.ids_S[None].to(device),
             position_ids=packed.positions_3S[:, None].to(device),
