@@ -83,7 +83,7 @@ def force_rethinking(engine: TransformersEngine, policy: Policy, groups: list[Gr
         list(firsts.values()),
         fraction,
         trigger_ids={kind: policy.tokenizer(text)["input_ids"] for kind, text in TRIGGERS.items()},
-        eos_token_id=policy.eos_id,
+        eos_token_id=policy.eos_ids,
         min_second_look_tokens=s.min_second_look_tokens,
         max_new_tokens=s.max_new_tokens,
         seed=s.seed,

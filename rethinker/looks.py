@@ -100,7 +100,7 @@ def count_eligible(policy: Policy, firsts: Sequence[Sample], options: RethinkCon
 
 def _limits(policy: Policy, options: RethinkConfig, max_new_tokens: int) -> dict[str, Any]:
     return {
-        "eos_token_id": policy.eos_id,
+        "eos_token_id": policy.eos_ids,
         "min_second_look_tokens": options.min_second_look_tokens,
         "max_new_tokens": max_new_tokens,
         "max_first_look_tokens": options.max_first_look_tokens,

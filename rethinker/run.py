@@ -25,12 +25,14 @@ from rethinker.evaluation.evaluate import validate
 from rethinker.evaluation.held_out import most_images, read_source, sampling, test_policy
 from rethinker.evaluation.result import Evaluation
 from rethinker.policy.forward import PolicyForward
+from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import Policy, load_policy
 from rethinker.processes import check_accelerator, keep_freed_memory, use_deterministic_algorithms
 from rethinker.replay import make_selector
-from rethinker.rollout import VllmEngine, make_engine
+from rethinker.rollout import VllmEngine, checked_gap, gap_bound, make_engine
 from rethinker.rundir import checkpoint, pointers
 from rethinker.rundir.atomic import atomic_write_text
+from rethinker.rundir.diagnosis import DRIFT, describe_drift
 from rethinker.rundir.folder import check_folder, check_not_lost, check_writer, exclusive_writer
 from rethinker.rundir.paths import BEST, LAST, RunDir
 from rethinker.rundir.provenance import check_data, check_engine, data_facts, record_start
@@ -76,6 +78,8 @@ class TrainingRun:
             seconds_before=state.get("seconds", 0.0),
             make_sink=make_sink,
         )
+        self.policy = self.load_policy(saved)
+        self.room = PromptRoom(self.policy, config.rollout.max_new_tokens)
         self.train_queries = self.read("train", config.data.train, config.data.train_limit)
         self.validation_queries = self.read("validation", config.data.validation)
         self.test_queries = self.read("test", config.data.test, config.data.test_limit)
@@ -101,17 +105,17 @@ class TrainingRun:
             )
         if "order" in state:
             self.order.load_state_dict(state["order"])
-        self.policy = self.load_policy(saved)
         self.reference = self.load_reference()
         self.forward: torch.nn.Module = self.accelerator.prepare(
             PolicyForward(self.policy.model, self.policy.encoder, autocast=config.model.autocast)
         )
         queries = [*self.train_queries, *self.validation_queries, *self.test_queries]
-        self.engine = make_engine(config, self.policy, max_images=most_images(queries))
+        self.engine = make_engine(config, self.policy, max_images=most_images(queries), max_prompt=self.room.longest)
         engine = type(self.engine).__name__
         if saved:
             check_engine(self.folder, engine)
         self.engine.sync_weights(self.policy.model)
+        self.usual_gap: float | None = self.check_engine(state.get("usual_gap"))
         self.stop_requested = False
         unused = without_effect(config, vllm=isinstance(self.engine, VllmEngine))
         if unused:
@@ -140,7 +144,7 @@ class TrainingRun:
         """
         if source is None:
             return []
-        queries, dropped = read_source(source, limit)
+        queries, dropped = read_source(source, limit, self.room)
         if dropped:
             self.tracker.say(escape(f"{source}: {describe_dropped(dropped)}"))
             if self.accelerator.is_main_process:
@@ -149,6 +153,31 @@ class TrainingRun:
         if not queries:
             raise ValueError(f"data.{use}={source}: none of its {len(dropped)} rows can be used")
         return queries
+
+    def check_engine(self, usual: float | None) -> float | None:
+        """The gap between engine and trainer that is usual in this run, in nats: ``usual`` when it is resumed, else
+        that of the first sync; None without a canary. Raises RuntimeError where they are far apart.
+        """
+        if self.config.rollout.canary == 0:
+            return None
+        queries = sorted(self.train_queries[:64], key=lambda query: not query.images)
+        gap = checked_gap(
+            self.engine,
+            self.policy,
+            self.accelerator.unwrap_model(self.forward),
+            list(dict.fromkeys([*queries[:2], *queries[-2:]])),  # with images, and without
+            sampling(self.config),
+            self.config,
+            seed=stable_seed(self.config.seed, "canary", "start", self.progress.episode),
+            when="at the start",
+        )
+        self.engine.sync_weights(self.policy.model)  # forgets the probe: the run starts with empty caches
+        largest = max(gather_object([gap or 0.0]))
+        if usual is None:
+            return max(largest, gap_bound(self.config, self.policy) / 100)
+        if largest > DRIFT * usual:
+            self.tracker.say(f"[bold]warning[/]: {describe_drift(largest, usual)}")
+        return usual
 
     def load_policy(self, saved: Path | None) -> Policy:
         """The policy at the start of the run, or from the checkpoint."""
@@ -259,6 +288,7 @@ class TrainingRun:
             tracker=self.tracker,
             accelerator=self.accelerator,
             progress=self.progress,
+            usual_gap=self.usual_gap,
         )
 
     def save(self, trainer: Trainer, best: bool) -> None:
@@ -276,6 +306,7 @@ class TrainingRun:
                     "scheduler": trainer.update.scheduler.state_dict(),
                     "best": self.best,
                     "seconds": self.tracker.seconds,
+                    "usual_gap": self.usual_gap,
                 },
                 best=best,
             )

@@ -32,7 +32,7 @@ from rethinker.policy.loading import Policy
 from rethinker.replay import Selector
 from rethinker.rethink import keep
 from rethinker.rollout.base import RolloutEngine
-from rethinker.rollout.canary import canary_gap
+from rethinker.rollout.canary import checked_gap
 from rethinker.rundir.metrics import (
     EpisodeRecord,
     engine_gaps,
@@ -43,7 +43,7 @@ from rethinker.rundir.metrics import (
 )
 from rethinker.rundir.tracking import Tracker
 from rethinker.seeding import stable_seed
-from rethinker.types import Group, Query, Request, Sample, Sampling
+from rethinker.types import Group, Query, Sample, Sampling
 from rethinker.update import PolicyUpdate
 
 
@@ -59,7 +59,8 @@ class Progress:
 
 
 class Trainer:
-    """Runs the episodes of one stage. ``config`` holds the stage's settings."""
+    """Runs the episodes of one stage. ``config`` holds the stage's settings. ``usual_gap``: the canary's at the start
+    of the run, in nats."""
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class Trainer:
         tracker: Tracker,
         accelerator: Any,
         progress: Progress,
+        usual_gap: float | None = None,
         grade: GradeMany = grade_many,
     ) -> None:
         self.config = config
@@ -88,6 +90,7 @@ class Trainer:
         self.tracker = tracker
         self.accelerator = accelerator
         self.progress = progress
+        self.usual_gap = usual_gap
         self.grade = grade
         self.sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_new_tokens)
         self.seconds: dict[str, float] = defaultdict(float)
@@ -120,7 +123,11 @@ class Trainer:
         self.images_before = self.image_counts()
         config = self.config
         return EpisodeRecord(
-            self.progress.episode + 1, self.stage, config.queries_per_episode, config.rollout.group_size
+            self.progress.episode + 1,
+            self.stage,
+            config.queries_per_episode,
+            config.rollout.group_size,
+            usual_gap=self.usual_gap,
         )
 
     def rounds(self, record: EpisodeRecord) -> Iterator[list[Query]]:
@@ -261,23 +268,16 @@ class Trainer:
 
     def check_engine(self, record: EpisodeRecord) -> float | None:
         """Compare engine and trainer on a probe after the sync. Raises RuntimeError if they are far apart."""
-        limit = self.config.rollout.canary
-        if not limit:
-            return None
-        probe = [
-            Request(group.query.qid, group.query, stable_seed(self.config.seed, "canary", record.number))
-            for group in record.firsts[:2]
-        ]
-        forward = self.accelerator.unwrap_model(self.forward)
-        gap = canary_gap(self.engine, self.policy, forward, probe, self.sampling)
-        if gap is not None and not gap <= limit:  # NaN is far apart too
-            raise RuntimeError(
-                f"after the weight sync of episode {record.number} engine and trainer differ by {gap:.3g} "
-                f"nats per token (rollout.canary={limit}): the engine does not run the trainer's "
-                "weights or prompts. With lower precision (rollout.dtype, model.dtype) the gap is only rounding: raise "
-                "rollout.canary"
-            )
-        return gap
+        return checked_gap(
+            self.engine,
+            self.policy,
+            self.accelerator.unwrap_model(self.forward),
+            [group.query for group in record.firsts[:2]],
+            self.sampling,
+            self.config,
+            seed=stable_seed(self.config.seed, "canary", record.number),
+            when=f"of episode {record.number}",
+        )
 
     def image_counts(self) -> tuple[int, int]:
         """Images that this rank has decoded, and encoded by the policy's vision tower, so far."""

@@ -219,6 +219,7 @@ class World:
             "grader/failures": int(episode == 2),
             "tokens/generated": self.tokens,
             "canary/gap": None,
+            "canary/usual": None,
         }
         for _ in range(4):
             self.step += 1

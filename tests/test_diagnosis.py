@@ -203,3 +203,15 @@ def test_a_run_in_which_nothing_is_learned_says_so(tiny_folder, queries, tmp_pat
         1,
         2,
     ]
+
+
+def test_an_engine_that_drifts_is_a_warning():
+    gaps = [2e-6, 3e-6, 3.1e-6, 2e-3]
+    episodes = [episode(number, canary__gap=gap, canary__usual=1e-6) for number, gap in enumerate(gaps, start=1)]
+    (found,) = diagnose(episodes, SETTINGS)
+    assert found.episodes == (3, 4)
+    assert found.text.startswith(
+        "engine drifts in episodes 3 to 4: after a weight sync engine and trainer differ by 0.002 nats per token, 2000 "
+        "times as much as at the start of the run (1e-06)"
+    )
+    assert names(episode(canary__gap=None, canary__usual=None), episode(canary__gap=1.0, canary__usual=None)) == []

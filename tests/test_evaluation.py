@@ -39,7 +39,9 @@ def encode(text: str) -> tuple[int, ...]:
     return tuple(ord(letter) for letter in text)
 
 
-POLICY: Any = SimpleNamespace(eos_id=EOS, decode=decode, encode=encode, prompt=lambda query: SimpleNamespace(ids=()))
+POLICY: Any = SimpleNamespace(
+    eos_ids=(EOS,), decode=decode, encode=encode, prompt=lambda query: SimpleNamespace(ids=())
+)
 
 
 @dataclass

@@ -104,6 +104,7 @@ def test_metrics_by_hand():
         "gap/mean": None,
         "gap/max": None,
         "canary/gap": None,
+        "canary/usual": None,
         "images/decoded": 3,
         "images/encoded": 7,
         "grader/failures": 0,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import itertools
 import math
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,15 +16,17 @@ import torch
 from bounds import EXACT, in_float64
 from hypothesis import given
 from hypothesis import strategies as st
+from memory import peak_bytes
 from plain_inputs import image_inputs
 from tiny_qwen3 import tiny_qwen3
 
 import rethinker.rollout
 from rethinker.config import ModelConfig, RolloutConfig, RunConfig
 from rethinker.config.schema import ConfigError
+from rethinker.policy.attention import FlexLayout, PrefixTrees, SdpaLayout
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy
-from rethinker.rollout import ScriptedEngine, TransformersEngine, canary_gap, make_engine
+from rethinker.rollout import ScriptedEngine, TransformersEngine, canary_gap, decoding, gap_bound, make_engine
 from rethinker.rollout.decoding import Decoder
 from rethinker.rollout.sampler import choose, sampling_logprobs, uniform_stream
 from rethinker.rollout.transformers import KEEP_ROWS, SPARE_ROWS, arrange
@@ -218,7 +223,7 @@ def test_finished_rows_leave_the_batch(policy, queries, monkeypatch):
     sampling = Sampling(temperature=0.5, max_new_tokens=40)
     answers = TransformersEngine(policy).generate(requests, sampling)
     tokens = Counter(token for each in answers.values() for r in each for token in r.token_ids)
-    engine = TransformersEngine(dataclasses.replace(policy, eos_id=tokens.most_common(1)[0][0]))
+    engine = TransformersEngine(dataclasses.replace(policy, eos_ids=(tokens.most_common(1)[0][0],)))
     rows = []
     advance = Decoder.advance
     monkeypatch.setattr(Decoder, "advance", lambda self, tokens: rows.append(len(tokens)) or advance(self, tokens))
@@ -345,6 +350,42 @@ def test_what_requests_have_in_common_is_read_once(policy, queries):
     assert all(width == 1 and rows <= SPARE_ROWS * samples for rows, width in read[1:])
 
 
+@pytest.mark.parametrize("part", ["prompt", "prefix"])
+def test_memory_of_reading_grows_with_the_length(policy, monkeypatch, part):
+    """Four times the tokens take four times the memory, not sixteen times: nobody makes S x S scores. Also where the
+    trainer has the layout of a GPU, which only compiled code may use."""
+    monkeypatch.setattr(PrefixTrees, "layout", lambda self, dtype=None: FlexLayout(self))
+    monkeypatch.setattr(decoding, "SdpaLayout", functools.partial(SdpaLayout, entries=2**16))
+    peaks = []
+    for words in (500, 2000):
+        text = "circles and " * words
+        query = Query(f"{words} words", text if part == "prompt" else "How many?", "1")
+        prefix = () if part == "prompt" else tuple(policy.tokenizer(text)["input_ids"])
+        items = [(query, prefix)]
+        policy.prompt(query)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # as the engine reads
+            peaks.append(peak_bytes(lambda items=items: Decoder(policy, items)))
+    assert peaks[1] < 5 * peaks[0]
+
+
+def test_any_of_several_eos_ids_ends_a_response(policy, queries):
+    """The most frequent token becomes an EOS beside the template's own: responses end at either, and no other token."""
+    sampling = Sampling(temperature=0.5, max_new_tokens=40)
+    answers = TransformersEngine(policy).generate(make_requests(queries, n=8), sampling)
+    tokens = Counter(token for each in answers.values() for r in each for token in r.token_ids)
+    other = next(token for token, _ in tokens.most_common() if token != policy.eos_id)
+    several = dataclasses.replace(policy, eos_ids=(policy.eos_id, other))
+    found = TransformersEngine(several).generate(make_requests(queries, n=8), sampling)
+    ends = Counter()
+    for request in make_requests(queries, n=8):
+        for one, whole in zip(found[request.request_id], answers[request.request_id], strict=True):
+            stop = next((i for i, token in enumerate(whole.token_ids) if token in several.eos_ids), None)
+            assert one.token_ids == (whole.token_ids if stop is None else whole.token_ids[: stop + 1])
+            assert one.finished == (stop is not None)
+            ends[one.token_ids[-1] if one.finished else None] += 1
+    assert ends[policy.eos_id] and ends[other]
+
+
 def test_the_mode_of_the_model_is_restored(policy, engine, queries):
     policy.model.train()
     engine.generate(make_requests(queries[:1]), Sampling(max_new_tokens=2))
@@ -403,6 +444,25 @@ def test_canary_passes_over_responses_without_tokens(policy, queries):
     assert canary_gap(engine, policy, forward, [mute], Sampling()) is None
 
 
+def test_the_bound_follows_from_types_and_depth(policy):
+    """By hand: LOGIT * sqrt(2 * STEPS * layers) is 10 * sqrt(60) = 77.5 with 3 layers; the MLP is 256 wide."""
+
+    def bound(**changes):
+        settings = {"model": ModelConfig(), "rollout": RolloutConfig()} | changes
+        return gap_bound(RunConfig(**settings), policy)
+
+    assert bound() == pytest.approx(77.46 * 16 * 2**-24, rel=1e-3)  # 7.4e-5
+    half = pytest.approx(77.46 * 2**-9, rel=1e-3)  # 0.15
+    assert bound(model=ModelConfig(dtype="bfloat16")) == half
+    assert bound(model=ModelConfig(autocast=True)) == half
+    assert bound(rollout=RolloutConfig(dtype="bfloat16")) == half
+    assert bound(rollout=RolloutConfig(temperature=0.5)) == 2 * bound()
+    large = copy.copy(policy)
+    large.model = SimpleNamespace(config=copy.deepcopy(policy.model.config), device=policy.device)
+    large.model.config.text_config.num_hidden_layers = 12
+    assert gap_bound(RunConfig(), large) == pytest.approx(2 * bound())
+
+
 def test_placement_of_vllm_workers(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert placement(True, 2) == {"tensor_parallel_size": 2}
@@ -413,11 +473,11 @@ def test_placement_of_vllm_workers(monkeypatch):
         placement(True, 2)
 
 
-def test_the_most_images_of_a_query_reach_vllm(policy, monkeypatch):
+def test_the_largest_prompts_reach_vllm(policy, monkeypatch):
     made = {}
     monkeypatch.setattr(rethinker.rollout, "VllmEngine", lambda policy, path, **options: made.update(options))
-    make_engine(RunConfig(rollout=RolloutConfig(engine="vllm")), policy, max_images=13)
-    assert made["max_images"] == 13
+    make_engine(RunConfig(rollout=RolloutConfig(engine="vllm")), policy, max_images=13, max_prompt=5000)
+    assert (made["max_images"], made["max_prompt"]) == (13, 5000)
 
 
 @pytest.mark.parametrize(

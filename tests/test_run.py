@@ -19,11 +19,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from bounds import LOGPROB, rounding
 from safetensors.torch import load_file
+from tiny_training import tiny_policy
 
+import rethinker.run as run_module
 from rethinker.config import RunConfig, load_config, to_yaml
-from rethinker.datasets.io import write_parquet
-from rethinker.evaluation.held_out import read_source
+from rethinker.datasets.io import load_queries, write_parquet
+from rethinker.evaluation.held_out import evaluate_checkpoint, read_source
 from rethinker.processes import check_accelerator
+from rethinker.rollout import TransformersEngine
 from rethinker.run import TrainingRun
 from rethinker.rundir.folder import RunExists, run_state
 from rethinker.rundir.glossary import EPISODE, STEP, VALIDATION
@@ -391,6 +394,87 @@ def test_more_queries_than_there_are(tmp_path, world, guesser):
     config = make_config(tmp_path, world, guesser, "queries_per_episode=14")
     with pytest.raises(ValueError, match=r"queries_per_episode=14, but .* has 12 usable queries"):
         TrainingRun(config)
+
+
+def with_long_questions(source: Path, target: Path, *rows: int) -> Path:
+    """A copy of a parquet file in which some rows ask more than the tiny model can read."""
+    table = pq.read_table(source).to_pylist()
+    for row in rows or range(len(table)):
+        table[row]["question"] = "How many circles? " * 2000
+    for row in table:
+        row["image"] = [str(source.parent / image) for image in row["image"] or ()]
+    write_parquet(target, table)
+    return target
+
+
+def test_prompts_that_are_too_long_are_skipped_and_said(tmp_path, world, guesser, capsys):
+    """In all three sets, before anything is generated."""
+    files = {
+        use: with_long_questions(world / f"{use}.parquet", tmp_path / f"{use}.parquet", 1)
+        for use in ("train", "validation", "test")
+    }
+    config = make_config(tmp_path, world, guesser, *(f"data.{use}={file}" for use, file in files.items()))
+    run = TrainingRun(config)
+    sets = {"train": run.train_queries, "validation": run.validation_queries, "test": run.test_queries}
+    said = capsys.readouterr().out
+    for use, queries in sets.items():
+        whole, _ = load_queries(world / f"{use}.parquet")
+        assert [query.qid for query in queries] == [query.qid for i, query in enumerate(whole) if i != 1]
+        assert f"{files[use]}: 1 dropped, prompt too long: {whole[1].qid} (" in said
+        (row,) = json.loads((config.folder / "dropped" / f"{use}.json").read_text())
+        assert (row["qid"], row["reason"]) == (whole[1].qid, "prompt too long")
+        assert "a response of rollout.max_new_tokens=64 exceed the model's context of 1024" in row["detail"]
+    result = evaluate_checkpoint(config)
+    assert result.summary()["queries"] == len(sets["test"])
+    assert "1 dropped, prompt too long" in capsys.readouterr().err
+
+
+def test_nothing_but_prompts_that_are_too_long(tmp_path, world, guesser):
+    file = with_long_questions(world / "train.parquet", tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"data\.train=.*: none of its 12 rows can be used"):
+        TrainingRun(make_config(tmp_path, world, guesser, f"data.train={file}"))
+    with pytest.raises(ValueError, match=r"data\.test=.*: none of its 12 rows can be used"):
+        evaluate_checkpoint(make_config(tmp_path, world, guesser, f"data.test={file}"))
+
+
+# -- the engine at the start ------------------------------------------------------------------------------------------
+
+
+def test_an_engine_with_other_weights_is_found_out_at_the_start(tmp_path, world, guesser, tiny_folder, monkeypatch):
+    """Before the first response of a test, a validation or an episode."""
+    asked = []
+    generate = TransformersEngine.generate
+
+    def remember(self, requests, sampling):
+        asked.append((len(requests), sampling.max_new_tokens))
+        return generate(self, requests, sampling)
+
+    monkeypatch.setattr(TransformersEngine, "generate", remember)
+    monkeypatch.setattr(run_module, "make_engine", lambda *_, **__: Deaf(tiny_policy(tiny_folder)))
+    with pytest.raises(RuntimeError, match="after the weight sync at the start engine and trainer differ by"):
+        TrainingRun(make_config(tmp_path, world, guesser)).run()
+    assert asked == [(4, 16)]
+    monkeypatch.setattr(run_module, "make_engine", lambda *_, **__: Deaf(tiny_policy(tiny_folder)))
+    assert TrainingRun(make_config(tmp_path, world, guesser, "name=unchecked", "rollout.canary=0")).usual_gap is None
+    assert TrainingRun(make_config(tmp_path, world, guesser, "name=loose", "rollout.canary=20")).usual_gap > 0.01
+
+
+class Deaf(TransformersEngine):
+    """Takes no weights."""
+
+    def sync_weights(self, model: object) -> None:
+        pass
+
+
+def test_the_usual_gap_is_kept_when_a_run_is_resumed(whole, capsys):
+    usual = {line["canary/usual"] for line in lines(whole) if line["record"] == "episode"}
+    assert len(usual) == 1
+    checkpoint = (whole.folder / "checkpoints" / "last").resolve() / "trainer.json"
+    assert json.loads(checkpoint.read_text())["trainer"]["usual_gap"] == usual.pop()
+    AcceleratorState._reset_state(True)
+    run = TrainingRun(whole, resume=True)
+    assert run.check_engine(1e-12) == 1e-12
+    assert "warning: after a weight sync engine and trainer differ by" in capsys.readouterr().out
 
 
 def changed_copy(folder: Path, source: Path, changes: list[dict]) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import random
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +14,12 @@ import pytest
 import torch
 from bounds import LOGPROB, STEPS, needs_bfloat16, rounding
 
+import rethinker.rollout.vllm as vllm_engine
 from rethinker.config import ModelConfig
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy
 from rethinker.rollout import TransformersEngine, VllmEngine, canary_gap, vllm_available
+from rethinker.rollout.vllm_inputs import VllmInputs
 from rethinker.rollout.vllm_setup import CPU_KV_BYTES, machine_arguments
 from rethinker.types import Query, Request, Sampling
 
@@ -244,6 +248,53 @@ def test_banned_tokens_are_never_sampled(engine, policy, queries):
         assert response.finished or len(response.token_ids) == 24
 
 
+def test_any_of_several_eos_ids_ends_a_response(engine, policy, queries, monkeypatch):
+    """The most frequent token becomes an EOS beside the template's own: responses end at either, and at no other."""
+    engine.sync_weights(policy.model)
+    sampling, requests = Sampling(temperature=0.5, max_new_tokens=40), make_requests(queries, n=8)
+    answers = engine.generate(requests, sampling)
+    tokens = Counter(token for each in answers.values() for r in each for token in r.token_ids)
+    other = next(token for token, _ in tokens.most_common() if token != policy.eos_id)
+    monkeypatch.setattr(engine, "policy", dataclasses.replace(policy, eos_ids=(policy.eos_id, other)))
+    found = engine.generate(requests, sampling)
+    ends = Counter()
+    for request in requests:
+        for response in found[request.request_id]:
+            *before, last = response.token_ids
+            assert not {policy.eos_id, other} & set(before)
+            assert response.finished == (last in (policy.eos_id, other))
+            ends[last] += 1
+    assert ends[policy.eos_id] and ends[other]
+
+
+def test_pixels_of_a_call_are_bounded(engine, policy, image_files, monkeypatch):
+    """Requests wait until others are finished; what they get is the same."""
+    engine.sync_weights(policy.model)
+    queries = [Query(str(i), "<image>How many?", "3", (image_files[i % 6],)) for i in range(24)]
+    requests = [Request(query.qid, query, seed=index, n=2) for index, query in enumerate(queries)]
+    sampling = Sampling(max_new_tokens=8)
+    expected = engine.generate(requests, sampling)
+    size = policy.images.get(image_files[0]).values.nbytes
+    most, held = [], VllmInputs.make
+
+    def watch(self, request, sampling):
+        made = held(self, request, sampling)
+        most.append((self.bytes, len(self._images)))
+        return made
+
+    monkeypatch.setattr(VllmInputs, "make", watch)
+    for limit, images, unfinished in ((2**32, 6, 24), (2 * size, 3, 12), (1, 1, 4)):
+        monkeypatch.setattr(vllm_engine, "PIXEL_BYTES", limit)
+        most.clear()
+        found = engine.generate(requests, sampling)
+        assert len(most) == 24 and max(count for _, count in most) <= unfinished
+        assert max(size for size, _ in most) <= images * size
+        for request in requests:
+            texts = [[r.text for r in answers[request.request_id]] for answers in (found, expected)]
+            assert texts[0] == texts[1]
+    assert not engine._llm.llm_engine.has_unfinished_requests()
+
+
 def test_many_requests_at_once(engine, policy, queries):
     """More prompt tokens than one engine step takes: split prefills of seeded requests end vLLM on a CPU."""
     query = queries[2]
@@ -271,6 +322,30 @@ def test_lora_weights_arrive_merged(engine, policy, queries, tiny_folder):
     engine.sync_weights(adapted.model)
     assert largest_gap(engine, adapted, requests, Sampling(max_new_tokens=24)) < rounding(LOGPROB)
     engine.sync_weights(policy.model)
+
+
+@pytest.mark.parametrize("way", ["tensors", "file"])
+def test_a_tied_head_follows(engine, policy, queries, way, monkeypatch):
+    """vLLM on a CPU has a copy of a tied head of its own, which it keeps unless ``lm_head.weight`` is in what it loads.
+    "file": what workers in other processes read."""
+    assert policy.model.config.tie_word_embeddings
+    assert policy.model.lm_head.weight is policy.model.model.language_model.embed_tokens.weight
+    requests, sampling = make_requests(queries), Sampling(max_new_tokens=16)
+    engine.sync_weights(policy.model)
+    before = policy.model.lm_head.weight.detach().clone()
+    with torch.no_grad():
+        noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(4))
+        policy.model.lm_head.weight.add_(0.02 * before.std() * noise)
+    try:
+        assert canary_gap(engine, policy, PolicyForward(policy.model), requests, sampling) > 10 * rounding(LOGPROB)
+        monkeypatch.setattr(engine, "_parallel", way == "file")
+        engine.sync_weights(policy.model)
+        assert largest_gap(engine, policy, requests, sampling) < rounding(LOGPROB)
+    finally:
+        with torch.no_grad():
+            policy.model.lm_head.weight.copy_(before)
+        monkeypatch.undo()
+        engine.sync_weights(policy.model)
 
 
 @needs_bfloat16
@@ -341,7 +416,11 @@ def calls(monkeypatch):
 def test_order_of_calls_on_a_gpu(policy, tiny_folder, calls):
     """Weights are dropped, not kept in main memory; they are back before the KV cache is (vLLM's documentation)."""
     on_gpu = SimpleNamespace(
-        model=policy.model, images=policy.images, banned_ids=policy.banned_ids, device=torch.device("cuda")
+        model=policy.model,
+        images=policy.images,
+        banned_ids=policy.banned_ids,
+        device=torch.device("cuda"),
+        context=policy.context,
     )
     engine = VllmEngine(on_gpu, tiny_folder, max_new_tokens=8)
     engine.sleep()
@@ -368,9 +447,16 @@ def test_memory_on_a_cpu(policy):
     text = policy.model.config.get_text_config()
     token = 2 * text.num_hidden_layers * text.num_key_value_heads * 32 * 4
     settings = {"dtype": "float32", "max_images": 1, "gpu_memory_utilization": 0.5, "tensor_parallel_size": 1}
+    settings |= {"max_prompt": 0}
     small = machine_arguments(policy, max_new_tokens=48, **settings)
     assert small["max_model_len"] == text.max_position_embeddings == 1024
     # 64 x 64 pixels are 16 tokens of 2 x 2 patches of 8 x 8.
     assert small["kv_cache_memory_bytes"] == token * (256 * (16 + 256 + 48) + 1024 + 64)
+    roomy = copy.copy(policy)
+    roomy.model = SimpleNamespace(config=copy.deepcopy(policy.model.config), device=policy.device)
+    roomy.model.config.text_config.max_position_embeddings = 100_000
+    assert machine_arguments(roomy, max_new_tokens=48, **settings)["max_model_len"] == 16 + 2048 + 48
+    long = machine_arguments(roomy, max_new_tokens=48, **settings | {"max_prompt": 3000})
+    assert long["max_model_len"] == 3048
     large = machine_arguments(policy, max_new_tokens=10**6, **settings)
     assert large["kv_cache_memory_bytes"] // token == CPU_KV_BYTES // token

@@ -52,8 +52,8 @@ class RolloutConfig:
     ``dtype``: vLLM can run in bfloat16 beside a trainer in float32 (also one with model.autocast), for half the memory
     and more speed: weights are rounded when they are synchronised, and ``grpo.importance_cap`` corrects for the gap.
     The transformers engine has no weights of its own, and so no type of its own. ``canary``: the largest mean gap, in
-    nats per token, between the log-probs of engine and trainer after a synchronisation; 1e-2 is for float32 on both
-    sides, lower precision needs more (experiments/vl_rethinker_7b.yaml has 0.3).
+    nats per token, between the log-probs of engine and trainer after a synchronisation, the first one at the start of
+    the run; null: what the types and the depth of the model explain (``rollout.canary.gap_bound``).
     """
 
     engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vLLM where installed
@@ -63,7 +63,7 @@ class RolloutConfig:
     max_new_tokens: int = option(2048, min=1)  # a response, forced rethinking included (official code)
     batch_size: int = option(64, min=1)  # prompts generated at once by the transformers engine
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of vLLM's weights and KV cache; auto: model.dtype
-    canary: float = option(1e-2, min=0)  # nats, see above; 0: no check
+    canary: float | None = option(None, min=0)  # nats, see above; 0: no check (ours)
     gpu_memory_utilization: float = option(0.5, min=0, max=1, exclusive=True)  # vLLM on a GPU
     tensor_parallel_size: int = option(1, min=1)  # vLLM on GPUs
 

@@ -50,6 +50,7 @@ _ARROW_SCHEMA = pa.schema(
     ]
 )
 CheckGold = Callable[[str], "str | None"]
+CheckQuery = Callable[[Query], "tuple[str, str] | None"]
 Faults = dict[Path, "tuple[str, str] | None"]  # of the images checked so far
 
 
@@ -75,6 +76,7 @@ def load_queries(
     *,
     image_root: str | Path | None = None,
     check_gold: CheckGold = check_gold,
+    check_query: CheckQuery | None = None,
 ) -> tuple[list[Query], list[Dropped]]:
     """Read queries, in the order of the rows, and the rows that had to be dropped.
 
@@ -85,6 +87,7 @@ def load_queries(
         limit: stop after so many good queries.
         image_root: where relative image paths start; by default the folder of the file (or data set).
         check_gold: why a gold answer cannot be graded, or None if it can; by default the grader's own check.
+        check_query: (reason, detail) of a query that cannot be used for another cause, or None.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
@@ -106,6 +109,8 @@ def load_queries(
             query = _query(row, root, check_gold, faults)
             if query.qid in seen:
                 raise _RowError("duplicate qid", "an earlier row has this qid")
+            if check_query and (fault := check_query(query)):
+                raise _RowError(*fault)
         except _RowError as error:
             dropped.append(Dropped(name, error.reason, str(error)))
             continue

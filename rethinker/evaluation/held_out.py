@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from rethinker.config import RunConfig, data_source
-from rethinker.datasets.io import Dropped, describe_dropped, load_queries
+from rethinker.datasets.io import CheckQuery, Dropped, describe_dropped, load_queries
 from rethinker.evaluation.evaluate import evaluate
 from rethinker.evaluation.result import Evaluation
+from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import Policy, load_policy
 from rethinker.processes import use_deterministic_algorithms
 from rethinker.rollout import make_engine
@@ -19,12 +20,14 @@ from rethinker.seeding import stable_seed
 from rethinker.types import Query, Sampling
 
 
-def read_source(source: str, limit: int | None = None) -> tuple[list[Query], list[Dropped]]:
+def read_source(
+    source: str, limit: int | None = None, check_query: CheckQuery | None = None
+) -> tuple[list[Query], list[Dropped]]:
     """The queries of an entry of ``data``, which may name a split (``path:split``), and the dropped rows."""
     path, split = data_source(source)
     if split and Path(path).is_file():
         raise ValueError(f"{source}: {path} is a file, which has no splits")
-    return load_queries(path, split, limit)
+    return load_queries(path, split, limit, check_query=check_query)
 
 
 def most_images(queries: list[Query]) -> int:
@@ -39,16 +42,17 @@ def evaluate_checkpoint(config: RunConfig) -> Evaluation:
     torch.set_num_threads(config.launch.threads)
     if config.launch.deterministic:
         use_deterministic_algorithms()
-    queries, dropped = read_source(config.data.test, config.data.test_limit)
-    if dropped:
-        print(describe_dropped(dropped), file=sys.stderr)
-    if not queries:
-        raise ValueError(f"data.test={config.data.test}: none of its {len(dropped)} rows can be used")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = load_policy(
         config.model, device, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint
     )
-    engine = make_engine(config, policy, max_images=most_images(queries))
+    room = PromptRoom(policy, config.rollout.max_new_tokens)
+    queries, dropped = read_source(config.data.test, config.data.test_limit, room)
+    if dropped:
+        print(describe_dropped(dropped), file=sys.stderr)
+    if not queries:
+        raise ValueError(f"data.test={config.data.test}: none of its {len(dropped)} rows can be used")
+    engine = make_engine(config, policy, max_images=most_images(queries), max_prompt=room.longest)
     try:
         return test_policy(config, policy, engine, queries)
     finally:

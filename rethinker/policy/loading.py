@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
@@ -50,8 +51,9 @@ class PromptIds:
 class Policy:
     """A model and what belongs to it; ``model`` is the Hugging Face module itself, never a wrapper.
 
-    ``banned_ids``: every special token but EOS; they have probability zero in sampling and in log-probs, because a
-    sampled image token would break the next forward pass.
+    ``eos_ids``: the tokens that end a response, the chat template's end of turn first. ``banned_ids``: every other
+    special token; they have probability zero in sampling and in log-probs, because a sampled image token would break
+    the next forward pass.
     """
 
     model: PreTrainedModel
@@ -60,12 +62,23 @@ class Policy:
     images: ImageStore
     encoder: ImageEncoder
     banned_ids: tuple[int, ...]
-    eos_id: int
+    eos_ids: tuple[int, ...]
     pad_id: int
     image_id: int
     prompt_suffix: str = ""
     prompt_hint: str = ""
     _prompts: OrderedDict[Query, PromptIds] = field(default_factory=OrderedDict, repr=False)
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a response as the chat template does."""
+        return self.eos_ids[0]
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest prompt with response that the model takes."""
+        config: Any = self.model.config
+        return int(config.get_text_config().max_position_embeddings)
 
     @property
     def device(self) -> torch.device:
@@ -197,9 +210,7 @@ def make_policy(model: PreTrainedModel, processor: Any, *, prompt_suffix: str = 
     """A policy around a loaded ``model`` and ``processor``."""
     use_shared_prefix_attention(model)
     tokenizer = processor.tokenizer
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no EOS token: responses could never end")
-    eos_id = int(tokenizer.eos_token_id)
+    eos_ids = response_ends(model, processor)
     config: Any = model.config
     vision = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -210,13 +221,51 @@ def make_policy(model: PreTrainedModel, processor: Any, *, prompt_suffix: str = 
         tokenizer=tokenizer,
         images=ImageStore(processor.image_processor),
         encoder=ImageEncoder(model),
-        banned_ids=tuple(sorted((special | vision | set(tokenizer.all_special_ids)) - {eos_id})),
-        eos_id=eos_id,
-        pad_id=eos_id if pad_id is None else int(pad_id),
+        banned_ids=tuple(sorted((special | vision | set(tokenizer.all_special_ids)) - set(eos_ids))),
+        eos_ids=eos_ids,
+        pad_id=eos_ids[0] if pad_id is None else int(pad_id),
         image_id=int(config.image_token_id),
         prompt_suffix=prompt_suffix,
         prompt_hint=prompt_hint,
     )
+
+
+def response_ends(model: PreTrainedModel, processor: Any) -> tuple[int, ...]:
+    """The tokens that end a response, the chat template's end of turn first: the tokenizer's EOS and those of
+    generation_config.json.
+
+    Raises ConfigError where there is none, and where the template ends a turn by a special token that is not among
+    them: the policy would write it, the engine would go on (it would even be banned), and every response be cut.
+    """
+    tokenizer = processor.tokenizer
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    found = [tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])]
+    eos_ids = [int(token) for token in dict.fromkeys(found) if token is not None]
+    where = getattr(model.config, "_name_or_path", "") or "the model"
+    if not eos_ids:
+        raise ConfigError(f"{where}: neither the tokenizer nor generation_config.json has an EOS token: set eos_token")
+    end = end_of_turn(processor)
+    if end is None:
+        return tuple(eos_ids)
+    if end not in eos_ids:
+        word, known = tokenizer.convert_ids_to_tokens([end])[0], tokenizer.convert_ids_to_tokens(eos_ids)
+        raise ConfigError(
+            f"{where}: the chat template ends a turn by {word!r} (id {end}), but EOS is {', '.join(map(repr, known))}: "
+            f'no response would ever end. Set "eos_token": "{word}" in tokenizer_config.json, or add {end} to '
+            '"eos_token_id" in generation_config.json (a list may have several)'
+        )
+    return (end, *(token for token in eos_ids if token != end))
+
+
+def end_of_turn(processor: Any) -> int | None:
+    """The first special token that the chat template puts behind an assistant's words; None if there is none."""
+    words = "The answer is 4."
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": words}]
+    _, _, tail = str(processor.apply_chat_template(turns, tokenize=False)).rpartition(words)
+    tokenizer = processor.tokenizer
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    return next((token for token in ids if token in special or token in tokenizer.all_special_ids), None)
 
 
 def _add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -250,7 +299,11 @@ def _add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, weight) of every weight under its checkpoint's name, LoRA adapters added in; one at a time."""
+    """(name, weight) of every weight under its checkpoint's name, LoRA adapters added in; one at a time.
+
+    A tied weight comes under both of its names: vLLM on a CPU has a prepacked copy of a tied head, which it makes anew
+    only where ``lm_head.weight`` is among what it loads.
+    """
     from peft.tuners.lora import LoraLayer
 
     adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
@@ -275,3 +328,15 @@ def save_model(policy: Policy, folder: str | Path, model: PreTrainedModel | None
     source = policy.model if model is None else model
     source.save_pretrained(folder, state_dict=dict(merged_weights(source)))
     policy.processor.save_pretrained(folder)
+
+
+def save_weights(folder: str | Path, model: nn.Module) -> None:
+    """``merged_weights`` as a file that vLLM reloads from: every name, which ``save_pretrained`` would not write."""
+    weights: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, weight in merged_weights(model):
+        here = weight.cpu()
+        # safetensors refuses tensors that share their memory.
+        weights[name] = here.clone() if here.untyped_storage().data_ptr() in storages else here.contiguous()
+        storages.add(here.untyped_storage().data_ptr())
+    save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})

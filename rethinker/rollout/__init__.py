@@ -5,7 +5,7 @@ from __future__ import annotations
 from rethinker.config import RunConfig, check_own_weights
 from rethinker.policy.loading import Policy
 from rethinker.rollout.base import RolloutEngine
-from rethinker.rollout.canary import canary_gap
+from rethinker.rollout.canary import canary_gap, checked_gap, gap_bound
 from rethinker.rollout.scripted import ScriptedEngine
 from rethinker.rollout.transformers import TransformersEngine
 from rethinker.rollout.vllm import VllmEngine, vllm_available
@@ -16,16 +16,19 @@ __all__ = [
     "TransformersEngine",
     "VllmEngine",
     "canary_gap",
+    "checked_gap",
+    "gap_bound",
     "make_engine",
     "vllm_available",
 ]
 
 
-def make_engine(config: RunConfig, policy: Policy, max_images: int = 8) -> RolloutEngine:
+def make_engine(config: RunConfig, policy: Policy, max_images: int = 8, max_prompt: int = 0) -> RolloutEngine:
     """The engine that ``config.rollout.engine`` names; ``auto``: vLLM if it is installed, else transformers.
 
-    ``max_images``: the most images of a query (vLLM keeps room for them in its context). vLLM starts from
-    ``config.model.path``: call ``sync_weights`` first where the policy has other weights by now.
+    ``max_images``: the most images of a query, ``max_prompt``: tokens of the longest prompt, where that is known
+    (vLLM's context has room for either). vLLM starts from ``config.model.path``: call ``sync_weights`` first where the
+    policy has other weights by now.
     Raises ImportError if vLLM is asked for and not installed, ConfigError for a ``rollout.dtype`` other than the
     policy's without vLLM.
     """
@@ -41,4 +44,5 @@ def make_engine(config: RunConfig, policy: Policy, max_images: int = 8) -> Rollo
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         tensor_parallel_size=rollout.tensor_parallel_size,
         max_images=max_images,
+        max_prompt=max_prompt,
     )

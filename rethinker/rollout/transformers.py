@@ -116,7 +116,7 @@ class TransformersEngine:
                 if sample is not None and sample.active:
                     sample.token_ids.append(token)
                     sample.logprobs.append(logprob)
-                    sample.finished = token == self.policy.eos_id
+                    sample.finished = token in self.policy.eos_ids
                     ended = ended or not sample.active
             if not ended:
                 decoder.advance(tokens)

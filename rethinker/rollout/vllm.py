@@ -1,4 +1,4 @@
-"""Rollouts by vLLM in the trainer's own process (the only module that imports vllm, and only when an engine is made).
+"""Rollouts by vLLM in the trainer's own process (vllm is imported only when an engine is made).
 
 Checked with vLLM 0.32: multiprocessing is off, so that weights go from the trainer to the engine as tensors; after
 every synchronisation the prefix and encoder caches are reset (without the latter the next known image ends the engine).
@@ -16,6 +16,7 @@ import gc
 import importlib.util
 import os
 import tempfile
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -26,13 +27,14 @@ import torch
 
 from rethinker.config.schema import ConfigError
 from rethinker.policy.cpu import check_bfloat16, missing_for_vllm
-from rethinker.policy.images import Pixels
-from rethinker.policy.loading import Policy, merged_weights, save_model
+from rethinker.policy.loading import Policy, merged_weights, save_weights
 from rethinker.processes import warn_of_nondeterminism
 from rethinker.rollout.requests import check_requests, token_budget
+from rethinker.rollout.vllm_inputs import VllmInputs
 from rethinker.rollout.vllm_setup import machine_arguments, pixel_size, unchanged_process
 from rethinker.types import Request, Response, Sampling
 
+PIXEL_BYTES = 2**32  # pixels of unfinished requests, about: as much as the image store keeps
 BAN = -100.0  # vLLM's lowest logit bias: a probability of about 1e-43
 
 
@@ -45,7 +47,9 @@ class VllmEngine:
     """vLLM with the policy's weights, in this process.
 
     ``path``: the checkpoint the engine starts from (its weights are replaced at the first ``sync_weights``). The device
-    is the policy's. ``max_images``: images per prompt. ``max_new_tokens``: the longest response that will be asked for.
+    is the policy's. ``max_images``: images per prompt. ``max_prompt``: tokens of the longest prompt; there is room for
+    ``TEXT_TOKENS`` beside the largest images in any case. ``max_new_tokens``: the longest response that will be asked
+    for.
     ``dtype``: of weights and KV cache; the policy's weights are cast where theirs is another.
     Each of several accelerate processes has an engine of its own, on GPUs on the device of its LOCAL_RANK (after
     vLLM's documentation and source; not run by us on more than one GPU).
@@ -67,6 +71,7 @@ class VllmEngine:
         gpu_memory_utilization: float = 0.5,
         tensor_parallel_size: int = 1,
         max_images: int = 8,
+        max_prompt: int = 0,
     ) -> None:
         if missing_for_vllm():
             raise ConfigError(
@@ -95,6 +100,7 @@ class VllmEngine:
             policy,
             dtype=dtype,
             max_images=max_images,
+            max_prompt=max_prompt,
             max_new_tokens=max_new_tokens,
             gpu_memory_utilization=gpu_memory_utilization,
             tensor_parallel_size=tensor_parallel_size,
@@ -121,62 +127,32 @@ class VllmEngine:
         self.max_model_len = int(self._llm.llm_engine.model_config.max_model_len)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
-        """See RolloutEngine. Raises ValueError for a prompt that is too long or has too many images, RuntimeError after
-        ``sleep`` without ``sync_weights``."""
+        """See RolloutEngine. vLLM holds the pixels of what it was given: requests wait where those of unfinished ones
+        take ``PIXEL_BYTES``.
+
+        Raises ValueError for a prompt that is too long or has too many images, RuntimeError after ``sleep`` without
+        ``sync_weights``.
+        """
         check_requests(requests, sampling)
         if self._asleep:
             raise RuntimeError("the engine sleeps, and its weights are gone: call sync_weights before generate")
-        inputs = self._inputs(requests, sampling)
         engine, finished = self._llm.llm_engine, {}
+        waiting, inputs = deque(requests), VllmInputs(self.policy, self.max_images, self.max_model_len)
         with self._uncompiled(), warn_of_nondeterminism():
             try:
-                for request, prompt in zip(requests, inputs, strict=True):
-                    engine.add_request(request.request_id, prompt, self._parameters(request, sampling))
-                while engine.has_unfinished_requests():
-                    finished.update({output.request_id: output for output in engine.step() if output.finished})
+                while waiting or engine.has_unfinished_requests():
+                    while waiting and inputs.bytes < PIXEL_BYTES:
+                        request = waiting.popleft()
+                        prompt = inputs.make(request, sampling)
+                        engine.add_request(request.request_id, prompt, self._parameters(request, sampling))
+                    for output in engine.step():
+                        if output.finished:
+                            finished[output.request_id] = output
+                            inputs.release(output.request_id)
             except BaseException:  # nothing may stay behind for the next call
                 engine.abort_request([request.request_id for request in requests])
                 raise
         return {request.request_id: self._responses(request, finished[request.request_id]) for request in requests}
-
-    def _inputs(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
-        """vLLM's engine inputs; requests about one image share its pixels."""
-        from vllm.inputs.engine import mm_input, tokens_input
-
-        items: dict[str, Any] = {}
-        inputs = []
-        for request in requests:
-            query, prompt = request.query, self.policy.prompt(request.query)
-            if len(query.images) > self.max_images:
-                raise ValueError(
-                    f"query {query.qid!r}: {len(query.images)} images, this engine takes {self.max_images} a prompt"
-                )
-            if len(prompt.ids) + sampling.max_new_tokens > self.max_model_len:
-                raise ValueError(
-                    f"query {query.qid!r}: a prompt of {len(prompt.ids)} tokens and a response of "
-                    f"{sampling.max_new_tokens} exceed the engine's context of {self.max_model_len}; lower "
-                    "rollout.max_new_tokens or model.max_pixels"
-                )
-            ids = [*prompt.ids, *request.prefix_ids]
-            if not query.images:
-                inputs.append(tokens_input(ids))
-                continue
-            grids = []
-            for path in query.images:
-                pixels = self.policy.images.get(path, query.qid)
-                grids.append(pixels.grid)
-                if path not in items:
-                    items[path] = _image_item(pixels)
-            places = _placeholders(prompt.ids, self.policy.image_id, grids, self.policy.merge_size)
-            inputs.append(
-                mm_input(
-                    ids,
-                    {"image": [items[path] for path in query.images]},
-                    {"image": [*query.images]},
-                    {"image": places},
-                )
-            )
-        return inputs
 
     def _parameters(self, request: Request, sampling: Sampling) -> Any:
         from vllm import SamplingParams
@@ -193,7 +169,7 @@ class VllmEngine:
             logprobs=0,  # of the sampled token only
             flat_logprobs=True,
             logit_bias=self._bias,
-            stop_token_ids=[self.policy.eos_id],
+            stop_token_ids=list(self.policy.eos_ids),
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -210,7 +186,7 @@ class VllmEngine:
             logprobs = tuple(map(float, completion.logprobs.logprobs))
             if len(logprobs) != len(ids):
                 raise RuntimeError(f"request {request.request_id!r}: {len(logprobs)} log-probs of {len(ids)} tokens")
-            finished = bool(ids) and ids[-1] == self.policy.eos_id
+            finished = bool(ids) and ids[-1] in self.policy.eos_ids
             responses.append(Response(ids, logprobs, finished, self.policy.decode(ids)))
         if len(responses) == 1:
             return tuple(responses) * request.n
@@ -230,7 +206,7 @@ class VllmEngine:
             self._llm.wake_up(tags=["weights"])
         if self._parallel:  # the workers are other processes: tensors cannot be handed over
             with tempfile.TemporaryDirectory() as folder:
-                save_model(self.policy, folder, model)
+                save_weights(folder, model)
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         else:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(model)})
@@ -263,27 +239,3 @@ class VllmEngine:
             gc.collect()
             if self._gpu:
                 torch.cuda.empty_cache()
-
-
-def _image_item(pixels: Pixels) -> Any:
-    """One preprocessed image as vLLM's processors of Qwen's families give it."""
-    from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
-
-    fields = {
-        "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", torch.tensor([len(pixels.values)])),
-        "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
-    }
-    values: Any = {"pixel_values": pixels.values, "image_grid_thw": pixels.grid[None]}
-    return MultiModalKwargsItems.from_hf_inputs(values, fields)["image"][0]
-
-
-def _placeholders(ids: Sequence[int], image_id: int, grids: Sequence[torch.Tensor], merge_size: int) -> list[Any]:
-    """Where in the prompt ``ids`` the tokens of each image stand."""
-    from vllm.multimodal.inputs import PlaceholderRange
-
-    places, start = [], 0
-    for grid in grids:
-        offset, length = ids.index(image_id, start), int(grid.prod()) // merge_size**2
-        places.append(PlaceholderRange(offset=offset, length=length))
-        start = offset + length
-    return places

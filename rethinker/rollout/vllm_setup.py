@@ -29,6 +29,7 @@ def machine_arguments(
     *,
     dtype: str,
     max_images: int,
+    max_prompt: int,
     max_new_tokens: int,
     gpu_memory_utilization: float,
     tensor_parallel_size: int,
@@ -38,7 +39,7 @@ def machine_arguments(
     Raises ValueError for a ``tensor_parallel_size`` above 1 in several processes.
     """
     gpu = policy.device.type == "cuda"
-    context = _context(policy, max_images, max_new_tokens)
+    context = _context(policy, max_images, max_prompt, max_new_tokens)
     arguments = {"max_model_len": context, **placement(gpu, tensor_parallel_size)}
     if gpu:
         return {**arguments, "gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
@@ -82,13 +83,10 @@ def _image_tokens(policy: Policy) -> int:
     return int(pixel_size(policy)["longest_edge"] // (processor.patch_size * processor.merge_size) ** 2)
 
 
-def _context(policy: Policy, max_images: int, max_new_tokens: int) -> int:
+def _context(policy: Policy, max_images: int, max_prompt: int, max_new_tokens: int) -> int:
     """Tokens of the longest prompt with response, within what the model takes."""
-    config: Any = policy.model.config
-    return min(
-        int(config.get_text_config().max_position_embeddings),
-        max_images * _image_tokens(policy) + TEXT_TOKENS + max_new_tokens,
-    )
+    prompt = max(max_images * _image_tokens(policy) + TEXT_TOKENS, max_prompt)
+    return min(policy.context, prompt + max_new_tokens)
 
 
 def _kv_bytes(policy: Policy, dtype: str, context: int, max_images: int, max_new_tokens: int) -> int:

@@ -17,6 +17,7 @@ from rethinker.config import RunConfig, to_dict
 LITTLE = 0.05  # share of samples with an advantage, below which an episode has little to learn from
 LIKELY = 0.1  # share of responses or groups from which something is a likely cause of an episode without signal
 COLD, HOT = 0.5, 1.5  # temperatures below and above which sampling is a likely cause
+DRIFT = 3.0  # times its usual gap from which the engine is said to drift away from the trainer
 WINDOW = 10  # the newest episodes, which the live views look at
 
 Episode = Mapping[str, Any]
@@ -160,7 +161,26 @@ def diagnose(episodes: Sequence[Episode], settings: Settings) -> list[Finding]:
             found.append(
                 Finding(cause.name, numbers, f"{cause.name} in {_span(numbers, episodes)}: {_words(cause, some)}")
             )
+    adrift = [episode for episode in episodes if _drift(episode) > DRIFT]
+    if adrift:
+        numbers, worst = tuple(int(episode["episode"]) for episode in adrift), max(adrift, key=_drift)
+        words = describe_drift(worst["canary/gap"], worst["canary/usual"])
+        found.append(Finding("engine drifts", numbers, f"engine drifts in {_span(numbers, episodes)}: {words}"))
     return found
+
+
+def describe_drift(gap: float, usual: float) -> str:
+    """A gap between engine and trainer after a weight sync that is many times the usual one, in words."""
+    return (
+        f"after a weight sync engine and trainer differ by {gap:.2g} nats per token, {gap / usual:.0f} times as much "
+        f"as at the start of the run ({usual:.2g}): does the engine get all weights?"
+    )
+
+
+def _drift(episode: Episode) -> float:
+    """The canary's gap by its usual one; 0 without a canary."""
+    usual = _number(episode, "canary/usual")
+    return _number(episode, "canary/gap") / usual if usual else 0.0
 
 
 def news(episodes: Sequence[Episode], settings: Settings) -> list[Finding]:

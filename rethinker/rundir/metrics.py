@@ -25,7 +25,7 @@ class EpisodeRecord:
     ``groups``: those of them that it trains on, all but what dynamic sampling dropped; ``trained``: the samples of all
     steps. ``rounds``: of rollouts (more than one with dynamic sampling only). ``on_policy``: one update, on the
     episode's own samples. ``own``: qids that this rank has rolled out. ``gaps``: ``engine_gaps`` of every rank.
-    ``canary``: ``rollout.canary_gap`` after the sync.
+    ``canary``: ``rollout.canary_gap`` after the sync; ``usual_gap``: after the first one of the run.
     """
 
     number: int
@@ -44,6 +44,7 @@ class EpisodeRecord:
     own: set[str] = field(default_factory=set)
     gaps: list[tuple[float, int, float]] = field(default_factory=list)
     canary: float | None = None
+    usual_gap: float | None = None
     images_decoded: int = 0
     images_encoded: int = 0
 
@@ -137,6 +138,7 @@ def episode_metrics(episode: EpisodeRecord) -> dict[str, Any]:
         "gap/mean": sum(total for total, _, _ in episode.gaps) / gap_tokens if gap_tokens else None,
         "gap/max": max(largest for _, _, largest in episode.gaps) if gap_tokens else None,
         "canary/gap": episode.canary,
+        "canary/usual": episode.usual_gap,
         "images/decoded": episode.images_decoded,
         "images/encoded": episode.images_encoded,
         "grader/failures": sum(sample.grade.reason.startswith(("error", "timeout")) for sample in generated),

@@ -1,0 +1,51 @@
+"""Prompts that the model's context has no room for: found before a run, from text and image headers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from rethinker.policy.loading import Policy
+from rethinker.policy.prompt import prompt_text
+from rethinker.types import Query
+
+LONG = 2048  # tokens from which a prompt is counted exactly
+
+
+class PromptRoom:
+    """Whether a query's prompt and a response of ``max_new_tokens`` fit into the model's context.
+
+    No image is decoded, and a text is tokenised only if it could be too long: one of fewer bytes than ``LONG`` and than
+    there is room is short enough. ``longest`` is at least the tokens of the longest prompt that fits, and is below
+    ``LONG`` or exact.
+    """
+
+    def __init__(self, policy: Policy, max_new_tokens: int) -> None:
+        self.policy = policy
+        self.max_new_tokens = max_new_tokens
+        self.longest = 0
+
+    def __call__(self, query: Query) -> tuple[str, str] | None:
+        """(reason, detail) for a query that has no room, else None."""
+        policy = self.policy
+        text = prompt_text(policy.processor, query, policy.prompt_suffix, policy.prompt_hint)
+        images = sum(map(self._image_tokens, query.images))
+        room = policy.context - self.max_new_tokens
+        tokens = len(text.encode()) + images  # a token is a byte or more
+        if tokens > min(room, LONG):
+            tokens = len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) + images - len(query.images)
+        if tokens > room:
+            of_images = f" ({images} of them its images')" if images else ""
+            return "prompt too long", (
+                f"{tokens} tokens{of_images} and a response of rollout.max_new_tokens={self.max_new_tokens} exceed the "
+                f"model's context of {policy.context}"
+            )
+        self.longest = max(self.longest, tokens)
+        return None
+
+    def _image_tokens(self, path: str | Path) -> int:
+        processor = self.policy.images.image_processor
+        with Image.open(path) as image:  # reads the header
+            width, height = image.size
+        return int(processor.get_number_of_image_patches(height, width)) // self.policy.merge_size**2
