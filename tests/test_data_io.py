@@ -126,7 +126,7 @@ def test_faults_of_types_that_only_json_can_have(folder: Path) -> None:
 def test_the_callers_own_gold_check_decides(folder: Path) -> None:
     virl39k_file(folder / "train.parquet", [row("one"), row("two", answer="\\boxed{13}")])
     check = {"\\boxed{12}": None, "\\boxed{13}": "unlucky"}
-    queries, dropped = load_queries(folder, "train", check_gold=check.__getitem__)
+    queries, dropped = load_queries(folder, "train", check_golds=lambda golds: [check[gold] for gold in golds])
     assert [query.qid for query in queries] == ["one"]
     assert dropped[0].detail == "unlucky"
 

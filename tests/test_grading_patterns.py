@@ -62,7 +62,8 @@ LOOPS = {  # tuples of patterns, which the code reaches through a variable
     ("choices", "_MARKERS"): {"finditer"},
     ("names", "_KINDS"): {"match"},
     ("normalize", "_LEAD_INS"): {"match"},
-    ("quantity", "_POWERS"): {"sub"},
+    ("normalize", "_WRAPPERS"): {"fullmatch"},
+    ("units", "_POWERS"): {"sub"},
 }
 PATTERNS = [
     pytest.param(pattern, USES.get((module, name)) or LOOPS.get((module, name)), id=f"{module}.{name}{index or ''}")

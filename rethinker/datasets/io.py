@@ -10,9 +10,10 @@ A row that cannot be used is reported with its qid and dropped; it is never grad
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 
 from rethinker.datasets.checks import image_fault, special_token
 from rethinker.datasets.rows import REQUIRED_COLUMNS, Row, open_rows, stored_image
-from rethinker.grading import check_gold, extract_gold
+from rethinker.grading import check_golds, extract_gold
 from rethinker.rundir.atomic import atomic_write_bytes
 from rethinker.types import Query
 
@@ -49,7 +50,7 @@ _ARROW_SCHEMA = pa.schema(
         ("level", pa.int64()),
     ]
 )
-CheckGold = Callable[[str], "str | None"]
+CheckGolds = Callable[[Sequence[str]], "list[str | None]"]
 CheckQuery = Callable[[Query], "tuple[str, str] | None"]
 Faults = dict[Path, "tuple[str, str] | None"]  # of the images checked so far
 
@@ -75,7 +76,7 @@ def load_queries(
     limit: int | None = None,
     *,
     image_root: str | Path | None = None,
-    check_gold: CheckGold = check_gold,
+    check_golds: CheckGolds = check_golds,
     check_query: CheckQuery | None = None,
 ) -> tuple[list[Query], list[Dropped]]:
     """Read queries, in the order of the rows, and the rows that had to be dropped.
@@ -86,7 +87,8 @@ def load_queries(
         split: which file (or split) of a folder or data set; may be left out if there is only one.
         limit: stop after so many good queries.
         image_root: where relative image paths start; by default the folder of the file (or data set).
-        check_gold: why a gold answer cannot be graded, or None if it can; by default the grader's own check.
+        check_golds: why each of some gold answers cannot be graded, or None if it can; by default the grader's own
+            check.
         check_query: (reason, detail) of a query that cannot be used for another cause, or None.
 
     Raises:
@@ -101,12 +103,12 @@ def load_queries(
     dropped: list[Dropped] = []
     seen: set[str] = set()
     faults: Faults = {}
-    for index, row in enumerate(rows):
+    for index, (row, gold_fault) in enumerate(_with_gold_faults(rows, check_golds)):
         if limit is not None and len(queries) >= limit:
             break
         name = str(row.get("qid") or f"row {index}")
         try:
-            query = _query(row, root, check_gold, faults)
+            query = _query(row, root, gold_fault, faults)
             if query.qid in seen:
                 raise _RowError("duplicate qid", "an earlier row has this qid")
             if check_query and (fault := check_query(query)):
@@ -140,7 +142,14 @@ def write_parquet(path: str | Path, rows: Iterable[Row]) -> None:
     atomic_write_bytes(path, sink.getvalue().to_pybytes())
 
 
-def _query(row: Row, root: Path, check_gold: CheckGold, faults: Faults) -> Query:
+def _with_gold_faults(rows: Iterable[Row], check_golds: CheckGolds) -> Iterator[tuple[Row, str | None]]:
+    """Each row and what is wrong with its gold answer, asked for many rows together."""
+    left = iter(rows)
+    while chunk := list(itertools.islice(left, 1024)):
+        yield from zip(chunk, check_golds([str(row.get("answer")) for row in chunk]), strict=True)
+
+
+def _query(row: Row, root: Path, gold_fault: str | None, faults: Faults) -> Query:
     question, answer, qid = (row.get(name) for name in REQUIRED_COLUMNS)
     if not isinstance(qid, str | int) or isinstance(qid, bool) or not str(qid).strip():
         raise _RowError("no qid", f"qid is {qid!r}")
@@ -150,8 +159,8 @@ def _query(row: Row, root: Path, check_gold: CheckGold, faults: Faults) -> Query
         raise _RowError("special token in the question", f"{token} is a token of the chat format")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise _RowError("no answer", f"answer is {answer!r}")
-    if fault := check_gold(str(answer)):
-        raise _RowError("unparsable gold answer", fault)
+    if gold_fault:
+        raise _RowError("unparsable gold answer", gold_fault)
     images = _images(row.get("image"), root, faults)
     wanted = question.count("<image>")
     if wanted > len(images):

@@ -24,17 +24,18 @@ from rethinker.grading.extract import (
     MAX_ANSWER_CHARS,
     MAX_BRACE_DEPTH,
     brace_depth,
-    check_gold,
     extract_boxed,
     extract_gold,
+    gold_fault,
 )
+from rethinker.grading.gold import check_gold, check_golds
 from rethinker.grading.pool import POOL
 from rethinker.types import Grade
 
 SHORT_ANSWER_CHARS = 200  # ours: up to here an answer and its gold answer are compared in this process
 SHORT_QUESTION_CHARS = 4000  # its options are read, once for a question
 
-__all__ = ["check_gold", "extract_boxed", "extract_gold", "grade", "grade_many"]
+__all__ = ["check_gold", "check_golds", "extract_boxed", "extract_gold", "grade", "grade_many"]
 
 
 class _Undecided(Exception):
@@ -72,7 +73,7 @@ def _settle(extracted: str | None, gold: str, question: str) -> Grade | None:
     """The grade, if it needs no worker."""
     if extracted is None:
         return Grade(False, None, "no boxed answer")
-    problem = check_gold(gold)
+    problem = gold_fault(gold)
     if problem is not None:
         return Grade(False, extracted, f"error: {problem}")
     if not extracted:

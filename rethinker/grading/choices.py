@@ -1,8 +1,12 @@
 """Multiple choice: options in the question text, letters in answers.
 
-A letter counts as ``A``, ``a``, ``(A)``, ``A.``, ``\\text{A}``, ``Option A`` and ``A: text``; ``ABC`` never counts for
-A (the official code's ``startswith`` does that). An option's text counts as its letter where the question lists the
-options.
+Rules (ours), for a gold answer that is a letter:
+- A letter counts as ``A``, ``a``, ``(A)``, ``A.``, ``\\text{A}``, ``Option A`` and ``A: text``; ``ABC`` never counts
+  for A (the official code's ``startswith`` does that). Where options are listed, a lower-case gold letter is one too.
+- An answer that names a second letter (``(A), (B)``, ``A. 12 or B. 13``) is wrong.
+- A letter with text is right only if the text means its option, begins it, or adds a remark in words; ``(A) 13`` is
+  wrong where A is 12. Where the option's text is unknown, the letter decides.
+- An option's text counts as its letter, unless another option means the same. Options with one text are one option.
 """
 
 from __future__ import annotations
@@ -12,16 +16,19 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from rethinker.grading.normalize import clean, squeeze, strip_lead_in
+from rethinker.grading.plain import word_form
 
 _MARKERS = (
     re.compile(r"[(（]\s*+([A-Z])\s*+[)）]"),
     re.compile(r"(?<![\w\\(])([A-Z])\s*+[.．、:：)](?=\s|\S)"),
 )
 _BARE = re.compile(r"[(\[]? ?([A-Za-z]) ?[)\]]? ?[.:)]?")
-_WITH_TEXT = re.compile(r"(?:[(\[] ?([A-Za-z]) ?[)\]]|([A-Z]) ?[.:)]) ?(\S.*)", re.DOTALL)
+_WITH_TEXT = re.compile(r"(?:[(\[] ?([A-Za-z]) ?[)\]]|([A-Za-z]) ?[.:)]) ?(\S.*)", re.DOTALL)
 _SPACED_TEXT = re.compile(r"([A-Z]) (\S.*)", re.DOTALL)
 _LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?+(?:[\s,;&]*+[(\[]?[A-Z][)\]]?+)*+")
 _MORE_LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?: ?(?:,|;|and|or|&) ?[(\[]?[A-Z][)\]]?)*[.)]?")
+_LONE_LETTER = re.compile(r"(?<![A-Za-z\\])(?:A(?! [a-z]{2})|[B-Z])(?![A-Za-z'])")  # "A" may be an article
+_REMARK = re.compile(r"(?:is|because|since|as|so|which|correct|right|option|choice|(?:best|correct|right) answer)\b")
 _AND = re.compile(r"\band\b", re.IGNORECASE)
 _CAPITAL = re.compile(r"[A-Z]")
 
@@ -60,42 +67,49 @@ def parse_choices(question: str) -> dict[str, str]:
 
 def gold_letter(gold: str, choices: dict[str, str]) -> str | None:
     """The upper-case letter that a cleaned gold answer names, alone or (if listed) before its option's text."""
-    match = _BARE.fullmatch(gold)
-    if match and match.group(1).isupper():
-        return match.group(1)
-    named = _letter_and_text(gold)
-    if named and named[0] in choices and named[1]:
-        return named[0]
-    return None
+    if match := _BARE.fullmatch(gold):
+        letter = match.group(1)
+        if not choices:
+            return letter if letter in USUAL else None  # else a point or a variable, whose case counts
+        if letter.upper() not in choices or (letter.islower() and letter in choices.values()):
+            return None
+        return letter.upper()
+    named = _letter_and_text(gold, choices)
+    return named[0] if named and named[0] in choices and named[1] else None
 
 
 def judge_letter(pred: str, letter: str, choices: dict[str, str], same: Same) -> tuple[bool, str]:
     """(correct, reason) of a cleaned answer where the gold answer is a choice ``letter``."""
+    option = choices.get(letter, "")
+    right = {letter} | {key for key, text in choices.items() if text and squeeze(text) == squeeze(option)}
+    folded = [squeeze(text).lower() for key, text in choices.items() if key not in right]
     for text in dict.fromkeys((pred, strip_lead_in(pred))):
-        named = _letter_and_text(text)
+        spelled = squeeze(text).lower() == squeeze(option).lower() not in folded
+        if option and spelled and not (_BARE.fullmatch(text) and text.upper() in choices):
+            return True, "choice text"
+        named = _letter_and_text(text, choices)
         if named is not None:
-            if named[0] != letter:
+            if named[0] not in right:
                 return False, "other choice letter"
-            if _contradicts(named[1], letter, choices):
-                return False, "choice letter and text disagree"
-            return True, "choice letter"
+            fault = _fault(*named, choices, same)
+            return fault is None, fault or "choice letter"
     spaced = _SPACED_TEXT.fullmatch(pred)
     if spaced and squeeze(choices.get(spaced.group(1), "")) == squeeze(spaced.group(2)) != "":
-        return spaced.group(1) == letter, "choice letter" if spaced.group(1) == letter else "other choice letter"
-    option = choices.get(letter, "")
-    if squeeze(pred) != squeeze(option) and _MORE_LETTERS.fullmatch(pred):
+        return spaced.group(1) in right, "choice letter" if spaced.group(1) in right else "other choice letter"
+    if _MORE_LETTERS.fullmatch(pred):
         return False, "several choice letters"
     if option and same(pred, option):
-        others = [text for key, text in choices.items() if key != letter and text]
-        if not any(squeeze(pred) == squeeze(text) for text in others):
-            return True, "choice text"
+        others = [text for key, text in choices.items() if key not in right and text]
+        if any(same(pred, text) for text in others):
+            return False, "the text of several choices"
+        return True, "choice text"
     return False, f"not choice {letter}"
 
 
 def letter_names_text(pred: str, gold: str, choices: dict[str, str], same: Same) -> bool:
     """Whether a cleaned answer is the letter of the option whose text is ``gold`` (the gold answer is not a letter)."""
-    named = _letter_and_text(strip_lead_in(pred))
-    if named is None or not choices.get(named[0]) or _contradicts(named[1], named[0], choices):
+    named = _letter_and_text(strip_lead_in(pred), choices)
+    if named is None or not choices.get(named[0]) or _fault(*named, choices, same) is not None:
         return False
     return same(choices[named[0]], gold)
 
@@ -110,21 +124,46 @@ def same_letters(pred: str, gold: str, choices: dict[str, str]) -> bool | None:
     return sorted(found) == sorted(letters)
 
 
-def _letter_and_text(text: str) -> tuple[str, str] | None:
+def _letter_and_text(text: str, choices: dict[str, str]) -> tuple[str, str] | None:
+    """The letter that ``text`` names and what it says behind it; None if it names none of the (usual) letters."""
     if bare := _BARE.fullmatch(text):
         return bare.group(1).upper(), ""
     match = _WITH_TEXT.fullmatch(text)
     if match is None:
         return None
-    return (match.group(1) or match.group(2)).upper(), match.group(3).strip()
+    letter = (match.group(1) or match.group(2)).upper()
+    return (letter, match.group(3).strip()) if letter in (choices or USUAL) else None
 
 
-def _contradicts(text: str, letter: str, choices: dict[str, str]) -> bool:
-    """Whether the text that follows ``letter`` names another choice."""
-    if not text:
+def _fault(letter: str, rest: str, choices: dict[str, str], same: Same) -> str | None:
+    """What is wrong with an answer that says ``rest`` behind ``letter``; None if it means that option alone."""
+    if not rest:
+        return None
+    option = choices.get(letter, "")
+    if option and same(clean(rest), option):
+        return None
+    if any(other.group() in (choices or USUAL) and other.group() != letter for other in _LONE_LETTER.finditer(rest)):
+        return "several choice letters"
+    others = [text for key, text in choices.items() if key != letter and text]
+    if option:
+        return None if _is_remark(rest, option, others) else "choice letter and text disagree"
+    return "choice letter and text disagree" if any(squeeze(rest) == squeeze(text) for text in others) else None
+
+
+def _is_remark(rest: str, option: str, others: list[str]) -> bool:
+    """Whether words behind a letter are the beginning of its option's text, that text and more, or a remark."""
+    said, own = word_form(rest), word_form(option)
+    if said is None:
         return False
-    key = squeeze(clean(text)).lower()
-    options = {name: squeeze(option).lower() for name, option in choices.items() if option}
-    if options.get(letter) == key:
+    rivals = [form for text in others if (form := word_form(text)) is not None and form != own]
+    if own is not None and _within(said, own):
+        return said not in rivals
+    if any(_within(rival, said) and not (own and _within(rival, own)) for rival in rivals):
         return False
-    return key in options.values() or bool(_MORE_LETTERS.fullmatch(text))
+    if own is not None and _within(own, said):
+        return True
+    return _REMARK.match(said) is not None and not any(character.isdigit() for character in said)
+
+
+def _within(part: str, whole: str) -> bool:
+    return f" {part} " in f" {whole} "

@@ -1,10 +1,11 @@
 """Whether two answers mean the same: cheap readings first, math-verify (through ``ask``) only when none decides.
 
-Rules (ours), beside those of `quantity`, `plain`, `names` and `choices`:
+Rules (ours), beside those of `quantity`, `plain`, `names`, `equations` and `choices`:
 - ``x = 3`` equals ``3``; two equations of different unknowns are compared as they stand. ``3+4=7`` equals ``7``.
 - ``(1, 2)`` and ``[1, 2)`` are ordered and their brackets count; ``\\{1, 2\\}`` is unordered; a bare list ``1, 2``
   takes the brackets and the order of the other side; between bare lists order does not count, unless the question
-  asks for one ("order", "ascending", "respectively", ...).
+  asks for one ("order", "ascending", "respectively", ...). Values with labels ("domain: [0, 1), range: [2, 3]") are
+  paired by label if both sides have them, else by position.
 - ``3:4`` is a ratio (equal to ``6:8`` and ``3/4``) unless both sides are times of day and no ratio is asked for.
 """
 
@@ -12,44 +13,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rethinker.grading import choices as mc
+from rethinker.grading.equations import asks_more, has_letters, is_reversed, unnamed
+from rethinker.grading.lists import is_listed, split_list
 from rethinker.grading.names import same_name, same_relation
 from rethinker.grading.normalize import clean, squeeze, strip_lead_in, to_latex
 from rethinker.grading.plain import is_phrase, leading_verdict, number_word, parse_time, same_time, word_form
-from rethinker.grading.quantity import Quantity, compare_quantities, parse_number, parse_quantity, split_unit
+from rethinker.grading.quantity import Quantity, compare_quantities, parse_number, parse_quantity
+from rethinker.grading.units import split_unit
 
 Ask = Callable[[str, str], tuple[bool, str]]  # (gold LaTeX, answer LaTeX) -> (equal, reason)
 
 _ORDERED = re.compile(
     r"\border(?:ed)?\b|ascending|descending|respectively|sequence|rank|from (?:small|larg|left|right|top)", re.I
 )
-# The alternatives begin with different characters and give nothing back (++, *+), so that the time is linear.
-_NAME = re.compile(
-    r"(?:(?:\\(?:angle|triangle|Delta|theta|alpha|beta|gamma|phi|lambda|mu|sin|cos|tan|overline|vec)|[A-Za-z]++'?+|"
-    r"_\s*+\{?+\w++\}?+|\{[A-Za-z]++\}|\([A-Za-z0-9,\s]++\)|\|[A-Za-z]++\|)\s*+)++"
-)
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _RATIO = re.compile(r"([\d.]++) ?: ?([\d.]++)")
 _MEGA = re.compile(r"\d ?M(?=(?:m|g|s|W|V|A|J|N|Hz|Pa|eV|\\?Omega|ohm)\b)")  # 5 MW is not 5 mW
 _DASHED = re.compile(r"\d++(?: ?- ?\d++)++")  # a date, a range
 _RELATIONS = re.compile(r"[<>,;]|\\(?:approx|le|ge|ne|lt|gt|neq|leq|geq)(?![a-zA-Z])")
-_SEVERAL = re.compile(r"[<>,;]|\b(?:or|and)\b|\\(?:le|ge|ne|lt|gt|neq|leq|geq)(?![a-zA-Z])")
-_LISTED = re.compile(r"[,;]|\band\b|\bor\b")
-_COMMAND = re.compile(r"\\[A-Za-z]++")
-_LETTER = re.compile(r"[A-Za-z]")
 _UNIT_PART = re.compile(r"[\d.,]++ ?[A-Za-z]*+")
 _BETWEEN_PARTS = re.compile(r"\band\b|,")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_CONJUNCTION = re.compile(r" ?,? ?\b(?:and|or)\b ?")
-_MAX_ITEMS = 30
-
-
-@dataclass(frozen=True, slots=True)
-class _List:
-    brackets: str  # "()", "[)", "{}", "" for a bare list
-    items: tuple[str, ...]
 
 
 def equivalent(pred: str, gold: str, question: str, ask: Ask) -> tuple[bool, str]:
@@ -63,11 +48,9 @@ def equivalent(pred: str, gold: str, question: str, ask: Ask) -> tuple[bool, str
         return True, "exact"
     if not p:
         return False, "empty answer"
-    comparison = _Comparison(question, ask)
     options = mc.parse_choices(question) if question else {}
     letter = mc.gold_letter(g, options)
-    if letter is not None and not options and letter not in mc.USUAL:  # a point, a variable: its case counts
-        letter = None
+    comparison = _Comparison(question, ask, as_option=letter is not None)
     if letter is not None:
         return mc.judge_letter(p, letter, options, lambda a, b: comparison.same(a, b)[0])
     if options:
@@ -80,11 +63,12 @@ def equivalent(pred: str, gold: str, question: str, ask: Ask) -> tuple[bool, str
 
 
 class _Comparison:
-    def __init__(self, question: str, ask: Ask) -> None:
+    def __init__(self, question: str, ask: Ask, *, as_option: bool = False) -> None:
         self._question = question
         self._ordered = bool(_ORDERED.search(question))
         self._ratio = "ratio" in question.lower()
         self._ask = ask
+        self._as_option = as_option
 
     def same(self, pred: str, gold: str, depth: int = 0) -> tuple[bool, str]:
         """(equal, reason) of two cleaned answers."""
@@ -101,7 +85,9 @@ class _Comparison:
             return verdict
         if depth == 0 and not self._holds(p):
             return False, "an equation that does not hold"
-        p, g = _unnamed(p, g)
+        if asks_more(p, g):
+            return False, "a value against an equation"
+        p, g = unnamed(p, g)
         if p and squeeze(p) == squeeze(g):
             return True, "exact"
         if _DASHED.fullmatch(p) and _DASHED.fullmatch(g):
@@ -123,15 +109,16 @@ class _Comparison:
 
         Otherwise every number would be right behind an equals sign.
         """
-        *sides, last = (part.strip() for part in text.split("="))
-        if not last or _RELATIONS.search(text):
+        parts = [part.strip() for part in text.split("=")]
+        *sides, last = parts
+        if not last or _RELATIONS.search(text) or is_reversed(parts):
             return True
-        return all(self.same(side, last, depth=1)[0] for side in sides if side and not _has_letters(side))
+        return all(self.same(side, last, depth=1)[0] for side in sides if side and not has_letters(side))
 
     def _times_and_words(self, pred: str, gold: str) -> tuple[bool, str] | None:
         gold_time, pred_time = parse_time(gold), parse_time(pred)
         if gold_time and pred_time and not self._ratio:
-            equal = same_time(gold_time, pred_time)
+            equal = same_time(gold_time, pred_time, as_option=self._as_option)
             return equal, "time" if equal else "different time"
         wanted = leading_verdict(gold)
         if wanted and wanted == gold.lower():
@@ -142,15 +129,17 @@ class _Comparison:
         if gold_words is None or pred_words is None:
             return None
         letters_only = len(gold_words) == 1  # a variable: its case counts
-        if gold_words == pred_words and not letters_only:
+        if not letters_only and (
+            gold_words == pred_words or word_form(gold, articles=True) == word_form(pred, articles=True)
+        ):
             same = bool(_MEGA.search(gold)) == bool(_MEGA.search(pred))
             return same, "words" if same else "unit: mega is not milli"
-        if is_phrase(gold) and is_phrase(pred) and not _listed(gold) and not _listed(pred):
+        if is_phrase(gold) and is_phrase(pred) and not is_listed(gold) and not is_listed(pred):
             return False, "different words"
         return None
 
     def _lists(self, pred: str, gold: str) -> tuple[bool, str] | None:
-        p, g = _split_list(pred), _split_list(gold)
+        p, g = split_list(pred), split_list(gold)
         if p is None or g is None:
             one = g or p
             other = pred if p is None else gold
@@ -164,6 +153,12 @@ class _Comparison:
         brackets = g.brackets or p.brackets
         ordered = self._ordered if brackets == "" else brackets != "{}"
         left = list(p.items)
+        if p.labels or g.labels:
+            if p.labels and g.labels:
+                if sorted(p.labels) != sorted(g.labels):
+                    return False, "different labels"
+                left = [p.items[p.labels.index(label)] for label in g.labels]
+            ordered = True
         for position, wanted in enumerate(g.items):
             candidates = [left[position]] if ordered else left
             # Equality is an equivalence, so that taking the first match is enough.
@@ -217,70 +212,3 @@ def _mixed_units(text: str) -> tuple[Quantity, ...] | None:
         return None
     quantities = tuple(quantity for part in parts if (quantity := parse_quantity(part)) and quantity.unit)
     return quantities if len(quantities) == len(parts) else None
-
-
-def _unnamed(pred: str, gold: str) -> tuple[str, str]:
-    """Both sides without the name that is given a value: ``x = 3`` and ``3`` become ``3`` and ``3``."""
-    p_name, p_value = _assignment(pred)
-    g_name, g_value = _assignment(gold)
-    if p_name is not None and g_name is not None:
-        return (p_value, g_value) if squeeze(p_name) == squeeze(g_name) else (pred, gold)
-    return (p_value if "=" not in gold else pred), (g_value if "=" not in pred else gold)
-
-
-def _assignment(text: str) -> tuple[str | None, str]:
-    """(name, value) of ``x = 3``; name None if ``text`` is nothing of that kind (the value is then the text)."""
-    if _SEVERAL.search(text):
-        return None, text
-    parts = [part.strip() for part in text.replace(r"\approx", "=").split("=")]
-    if len(parts) < 2 or not all(parts):
-        return None, text
-    named = _NAME.fullmatch(parts[0]) is not None
-    arithmetic = not _has_letters(parts[0])
-    return (parts[0], parts[-1]) if named or arithmetic else (None, text)
-
-
-def _has_letters(text: str) -> bool:
-    """Whether there are letters beside LaTeX commands."""
-    return bool(_LETTER.search(_COMMAND.sub("", text)))
-
-
-def _listed(text: str) -> bool:
-    return bool(_LISTED.search(text))
-
-
-def _split_list(text: str) -> _List | None:
-    """A list, tuple, set or interval of at least two items; None if ``text`` is none (or has too many)."""
-    brackets, body = "", text.strip()
-    for opening, closing in (("\\{", "\\}"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")):
-        if body.startswith(opening) and body.endswith(closing) and _encloses(body, len(opening), len(closing)):
-            brackets = (opening + closing).replace("\\", "")
-            body = body[len(opening) : -len(closing)]
-            break
-    if ", " in body:  # then a comma between digits groups thousands
-        body = _THOUSANDS.sub("", body)
-    if brackets == "":
-        body = _CONJUNCTION.sub(",", body)
-    items, depth, start = [], 0, 0
-    for index, character in enumerate(body):
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        elif character in ",;" and depth == 0:
-            items.append(body[start:index].strip())
-            start = index + 1
-    items.append(body[start:].strip())
-    if not 2 <= len(items) <= _MAX_ITEMS or not all(items):
-        return None
-    return _List(brackets, tuple(items))
-
-
-def _encloses(text: str, opening: int, closing: int) -> bool:
-    """Whether the first bracket is closed by the last one and not before."""
-    depth = 1
-    for character in text[opening : len(text) - closing]:
-        depth += 1 if character in "([{" else -1 if character in ")]}" else 0
-        if depth == 0:
-            return False
-    return True

@@ -1,4 +1,4 @@
-"""Find the final answer in a response, and check gold answers when data is loaded.
+"""Find the final answer in a response and in a gold answer.
 
 The final answer is the last *balanced* ``\\boxed{...}``. An unbalanced one (a response cut at the token limit) is
 passed over: the previous balanced one counts, or none. ``\\{`` and ``\\}`` are text, not braces.
@@ -13,6 +13,11 @@ MAX_BRACE_DEPTH = 40  # ours: deeper nesting is never an answer and only costs p
 
 # One linear pass, whatever the text. A doubled backslash before "boxed{" (an escaped response) still opens a box.
 _BRACES = re.compile(r"\\boxed\s{0,8}\{|\\(?!\\boxed\s{0,8}\{)[\s\S]|[{}]")
+# \frac, \beta, \vec, \alpha, \times, \text, \theta, \right, \rho of a string whose backslashes were read as escapes.
+_ESCAPED = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f]|\t(?:imes|ext|heta|an|riangle|frac)(?![a-z])|\r(?:ight|ho|angle)(?![a-z])"
+)
+_BARE_GROUPS = re.compile(r"(?<![\\a-zA-Z}\]^_])\{\s*+-?\d++\s*+\}\s*+\{\s*+-?\d++\s*+\}")
 _MISSING = {"", "none", "nan", "null", "n/a", "na", "unknown", "undefined answer"}
 
 
@@ -41,7 +46,7 @@ def extract_boxed(text: str) -> str | None:
 def extract_gold(answer: str) -> str:
     """The gold answer without its ``\\boxed{}`` (ViRL39K stores the box; plain answers pass through), stripped.
 
-    An answer whose box is unbalanced comes back as it is, so that `check_gold` still reports it.
+    An answer whose box is unbalanced comes back as it is, so that `gold_fault` still reports it.
     """
     boxed = extract_boxed(answer)
     return answer.strip() if boxed is None else boxed
@@ -62,11 +67,8 @@ def brace_depth(text: str) -> int | None:
     return deepest if depth == 0 else None
 
 
-def check_gold(answer: str | None) -> str | None:
-    """Why a gold answer (with or without its box) cannot be graded against; None if it can.
-
-    Rows with a reason are to be reported with their qid and dropped, never graded as zero.
-    """
+def gold_fault(answer: str | None) -> str | None:
+    """Why the text of a gold answer (with or without its box) is none; None if it may be one (see `gold`)."""
     if not isinstance(answer, str):
         return f"the gold answer is {type(answer).__name__}, not text"
     if brace_depth(answer) is None:
@@ -80,6 +82,10 @@ def check_gold(answer: str | None) -> str | None:
         return f"the gold answer has {len(gold)} characters, more than {MAX_ANSWER_CHARS}"
     if (brace_depth(gold) or 0) > MAX_BRACE_DEPTH:
         return f"the gold answer nests braces more than {MAX_BRACE_DEPTH} deep"
+    if match := _ESCAPED.search(answer):
+        return f"control character {match.group()[0]!r} in the gold answer {_shorten(answer)}: LaTeX that was unescaped"
+    if _BARE_GROUPS.search(gold):
+        return f"two groups without a command in the gold answer {_shorten(answer)}: a lost \\frac"
     if (len(gold) - len(gold.rstrip("\\"))) % 2:
         return f"the gold answer {_shorten(answer)} ends in a lone backslash"
     return None

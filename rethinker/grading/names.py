@@ -82,6 +82,11 @@ def same_relation(pred: str, gold: str) -> bool | None:
     return signs[0] == signs[1] and (straight or crossed)
 
 
+def is_name(text: str) -> bool:
+    """Whether ``text`` is a name or a formula of letters, which are compared without mathematics."""
+    return _read(text) is not None or _FORMULA.fullmatch(text) is not None or _ONE_LETTER.fullmatch(text) is not None
+
+
 def _read(text: str) -> tuple[str | None, tuple[str, ...]] | None:
     """(kind, letters) of a name: one with its word, or capitals alone."""
     for kind, command, words in _KINDS:

@@ -10,7 +10,8 @@ import unicodedata
 
 _UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ",
-    "°": r"^\circ ", "º": r"^\circ ", "℃": r"^\circ C", "℉": r"^\circ F", "π": r"\pi ", "∞": r"\infty ",
+    "°": r"^\circ ", "º": r"^\circ ", "掳": r"^\circ ",
+    "℃": r"^\circ C", "℉": r"^\circ F", "π": r"\pi ", "∞": r"\infty ",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ",
     "∥": r"\parallel ", "⊥": r"\perp ", "≅": r"\cong ", "≌": r"\cong ", "∽": r"\sim ", "∼": r"\sim ",
     "±": r"\pm ",
@@ -34,9 +35,13 @@ _FRAC_SHORT = re.compile(r"\\frac\s*+(?:\{([^{}]*+)\}|(\d))\s*+(?:\{([^{}]*+)\}|
 _DEGREE = re.compile(r"\^\s*+\{\s*+\\circ\s*+\}|\^\s*+\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])|\\textdegree(?![a-zA-Z])")
 _LEAD_INS = (
     re.compile(
-        r"(?:(?:so|thus|therefore|hence)\b[, ]*+)?(?:the )?(?:final |correct )?(?:answer|option|choice)\b ?"
-        r"(?:is\b|:|=)? ?:? ?",
+        r"(?:答案(?:是|为)?|(?:(?:so|thus|therefore|hence)\b[, ]*+)?(?:the )?(?:final |correct )?"
+        r"(?:answer|option|choice)\b) ?(?:is\b|:|=)? ?:? ?",
         re.IGNORECASE,
+    ),
+    re.compile(  # "x is 5", "the perimeter of the kite is 24 cm"
+        r"(?!.*\b(?:not|no|never|neither|if|or)\b)(?:[A-Za-z]|\\(?:angle|triangle)\b)[A-Za-z\d' _]{0,80}?"
+        r" (?:is|are|was|equals|will be)(?: equal to| approximately| about| exactly)? (?=[-+$(\[\\.]?\d|\\)"
     ),
     re.compile(
         r"(?:\\approx(?![a-zA-Z])|\\sim(?![a-zA-Z])|=|(?:approximately|approx\.|approx|about|roughly)(?![a-zA-Z])) ?",
@@ -45,10 +50,21 @@ _LEAD_INS = (
 )
 _DIGIT_GAP = re.compile(r"(?<=\d)\s++(?=\d)")
 _TRIG_DEGREES = re.compile(r"\\?\b(sin|cos|tan|cot|sec|csc)\s*+(?:\(\s*+)?+(-?\d++(?:\.\d++)?+)\s*+degrees(?:\s*\))?")
+_STARRED_DEGREES = re.compile(r"(?:\*|\\cdot(?![a-zA-Z])) *+degrees")
+_GROUPED_WORD = re.compile(r"(?<=[\d)])\{ ?([A-Za-z]++(?: [A-Za-z]++)?+) ?\}")
+_WRAPPERS = (  # ['ants'], [10], "ants"
+    re.compile(r"\[ ?(?:'([^'\[\]]*+)'|\"([^\"\[\]]*+)\"|(\d|[\w.%-][\w .%-]++)) ?\]"),
+    re.compile(r"\"([^\"]++)\"|'([^']++)'"),
+)
+_FACTOR = re.compile(r"(?<=\d) ?(?=\([^(),\[\]A-Za-z]*+\))|(?<=\d\)) ?(?=\d|\\frac|\([^(),\[\]]*+\))")
 _SPACES = re.compile(r"\s++")
 _EXCLAIMED = re.compile(r"[A-Za-z]{2} ?!$")  # behind a number, a variable or a bracket ! is a factorial
 _MATH_DELIMITER = re.compile(r"\\[()\[\]]")
 _DOLLAR = re.compile(r"(?<!\\)\$")
+
+
+_MAX_LINES, _MAX_LINE_CHARS = 10, 40
+_MAX_GROUPS = 8  # around one answer
 
 
 def clean(text: str) -> str:
@@ -69,15 +85,21 @@ def clean(text: str) -> str:
     text = _FRAC.sub(r"\\frac", text)
     text = _FRAC_SHORT.sub(_brace_fraction, text)
     text = _DEGREE.sub(" degrees ", text)
+    text = _STARRED_DEGREES.sub(" degrees", text)
     text = _TRIG_DEGREES.sub(r"\\\1(\\frac{\2\\pi}{180})", text)
     text = _strip_delimiters(text.strip())
     text = text.replace(r"\$", "$")
-    text = _SPACES.sub(" ", text).strip()
-    return _strip_group(_strip_closing(text))
+    text = _SPACES.sub(" ", _join_lines(text)).strip()
+    text = _strip_group(_strip_closing(_GROUPED_WORD.sub(r" \1", text)))
+    for pattern in _WRAPPERS:
+        if match := pattern.fullmatch(text):
+            text = next(group for group in match.groups() if group is not None).strip() or text
+    return text
 
 
 def strip_lead_in(text: str) -> str:
-    """``text`` (cleaned) without "the answer is", "approximately" and the like; unchanged if nothing would be left."""
+    """``text`` (cleaned) without "the answer is", "angle AOB is" (before a number), "approximately" and the like;
+    unchanged if nothing would be left."""
     for pattern in _LEAD_INS:
         match = pattern.match(text)
         rest = text[match.end() :].strip() if match else text
@@ -108,11 +130,25 @@ def to_latex(text: str) -> str:
     text = text.replace(">=", r"\ge ").replace("<=", r"\le ").replace("!=", r"\ne ")
     text = _WORD_COMMANDS.sub(lambda match: "\\" + match.group(1) + " ", text).replace(r"\infinity", r"\infty")
     text = _SPACES.sub(" ", text)
+    if "_" not in text:  # of an index: f_2(3)
+        text = _FACTOR.sub(r"\\cdot ", text)  # math-verify reads 2(3) as a mixed number
     text = _ROOT_OF_GROUP.sub(r"\\sqrt{\1}", text)
     text = _ROOT_OF_NUMBER.sub(r"\\sqrt{\1}", text)
     text = _LONG_EXPONENT.sub(r"^{\1}", text)
     text = _DEGREES.sub(r"^{\\circ}", text)
     return text.replace("%", r"\%").replace("$", "")
+
+
+def _join_lines(text: str) -> str:
+    """A list that is written one item a line as a list with commas, equal lines once."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not 2 <= len(lines) <= _MAX_LINES or max(map(len, lines)) > _MAX_LINE_CHARS:
+        return text
+    if any(line[-1] in ",;:=+-*/&([{\\." for line in lines[:-1]) or any(line[0] in ",;:=*/&)]}" for line in lines[1:]):
+        return text
+    if len({any(character.isdigit() for character in line) for line in lines}) == 2:  # a number, and its unit below
+        return text
+    return ", ".join(dict.fromkeys(lines))
 
 
 def _brace_fraction(match: re.Match[str]) -> str:
@@ -143,7 +179,9 @@ def _strip_closing(text: str) -> str:
 
 def _strip_group(text: str) -> str:
     """Without LaTeX group braces around the whole: ``{3}`` is ``3``."""
-    while len(text) > 1 and text[0] == "{" and text[-1] == "}" and text[-2] != "\\":
+    for _ in range(_MAX_GROUPS):
+        if not (len(text) > 1 and text[0] == "{" and text[-1] == "}" and text[-2] != "\\"):
+            break
         depth = 0
         for index, character in enumerate(text):
             if character in "{}" and (index == 0 or text[index - 1] != "\\"):

@@ -1,8 +1,11 @@
 """Answers that are words or times of day.
 
-Rules (ours): words are compared without case, articles and punctuation. Yes/no and true/false may be followed by a
+Rules (ours): words are compared without case, articles and punctuation; other wording ("increase" for "it would
+increase") is wrong, since only a judge model could accept it. A lone ``a`` is a letter, and no article, where it ends
+the text or stands before another single letter ("hepatitis A"; "A, B"). Yes/no and true/false may be followed by a
 remark after a punctuation mark ("Yes, because ..."). A time without am/pm is read on a twelve-hour dial, so it equals
-either half of the day; with am/pm on both sides (or hours above 12) the half of the day must agree.
+either half of the day, except among the options of a multiple choice (9:30 is not the option 21:30); with am/pm on both
+sides (or hours above 12) the half of the day must agree.
 """
 
 from __future__ import annotations
@@ -18,7 +21,11 @@ _TIME = re.compile(
 _FULL_HOUR = re.compile(r"(?P<hour>\d{1,2}) ?(?P<half>[ap]\.? ?m\b\.?|o'? ?clock)", re.IGNORECASE)
 _VERDICT = re.compile(r"(yes|no|true|false)(?=$| ?[,.;:!])", re.IGNORECASE)
 _MATH = re.compile(r"[\\=^_<>+*/|{}\[\]]")
-_PUNCTUATION = re.compile(r"[^\w\s]")
+_PUNCTUATION = re.compile(r"[^\w\s.,]|[.,](?!\d)|(?<!\d)[.,]")
+_ARTICLE = re.compile(r"\b(?:[Aa]n|[Tt]he)\b|(?:\ba|^A)(?= (?!and\b|or\b|is\b|are\b|has\b)[a-z]{2})")
+_HYPHEN = re.compile(
+    r"(?<=[a-z]{3}) ?- ?(?=[a-z\d])|(?<=[a-z\d])-(?=[a-z]{3})|(?<=[a-z]) - (?=[a-z]{3})", re.IGNORECASE
+)
 _MATH_WORDS = frozenset(
     ("sqrt", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln", "infinity",
      "infty", "theta", "alpha", "beta")
@@ -55,10 +62,12 @@ def parse_time(text: str) -> ClockTime | None:
     return ClockTime(hour, minute, second, half if half in ("a", "p") else "")
 
 
-def same_time(gold: ClockTime, pred: ClockTime) -> bool:
+def same_time(gold: ClockTime, pred: ClockTime, *, as_option: bool = False) -> bool:
     """Equal under the rule at the top of this module."""
     if (gold.minute, gold.second) != (pred.minute, pred.second):
         return False
+    if as_option and not gold.half and not pred.half:
+        return gold.hour % 24 == pred.hour % 24
     hours_gold, hours_pred = _hours(gold), _hours(pred)
     return hours_gold == hours_pred if min(hours_gold[1], hours_pred[1]) else hours_gold[0] == hours_pred[0]
 
@@ -70,15 +79,19 @@ def _hours(time: ClockTime) -> tuple[int, int]:
     return time.hour % 12, 0 if 0 < time.hour <= 12 else (2 if 12 < time.hour < 24 else 1)
 
 
-def word_form(text: str) -> str | None:
-    """The comparable form of a phrase: lower case, no articles, no punctuation; None if ``text`` is mathematics."""
+def word_form(text: str, *, articles: bool = False) -> str | None:
+    """The comparable form of a phrase: lower case, no articles (or with them), no punctuation; None if ``text`` is
+    mathematics. A minus is mathematics, a hyphen ("north-east", "x-axis") is not."""
     if _MATH.search(text) or not any(character.isalpha() for character in text):
         return None
-    words = _PUNCTUATION.sub(" ", text.lower().replace("'", "")).split()
-    kept = [word for word in words if word not in ("a", "an", "the")] or words
-    if any(word in _MATH_WORDS for word in kept):
+    text = _HYPHEN.sub(" ", text)
+    if "-" in text:
         return None
-    return " ".join(kept)
+    kept = text if articles else _ARTICLE.sub(" ", text)
+    words = _PUNCTUATION.sub(" ", kept.lower().replace("'", "")).split()
+    if any(word in _MATH_WORDS for word in words):
+        return None
+    return " ".join(words or text.lower().split())
 
 
 def is_phrase(text: str) -> bool:

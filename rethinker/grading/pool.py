@@ -72,13 +72,13 @@ class _Worker:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, pred: str, gold: str, question: str, timeout_s: float) -> dict[str, Any] | None:
+    def ask(self, request: dict[str, str], timeout_s: float) -> dict[str, Any] | None:
         """The worker's reply; None if it did not come in time (the worker must then be killed).
 
         The limit is on the worker's CPU time where the system tells it (Linux), so that a busy machine does not turn
         right answers into timeouts; elsewhere, and beyond `PATIENCE` times the limit, on wall time.
         """
-        line = json.dumps({"pred": pred, "gold": gold, "question": question, "cpu_s": timeout_s}) + "\n"
+        line = json.dumps({**request, "cpu_s": timeout_s}) + "\n"
         stdin = self._process.stdin
         assert stdin is not None
         try:
@@ -148,12 +148,19 @@ class WorkerPool:
         self._all: set[_Worker] = set()
         self._registered = False
 
+    def read(self, gold: str, timeout_s: float) -> Reply:
+        """Whether math-verify can read the LaTeX ``gold`` (``correct``), and why not."""
+        return self._request({"read": gold}, timeout_s)
+
     def ask(self, pred: str, gold: str, question: str, timeout_s: float) -> Reply:
         """A worker's verdict on the answer ``pred``, or ``timeout``.
 
         Waiting for a free worker and starting one do not count against ``timeout_s``. A worker that dies is replaced
         and asked once more; the second death is an ``error: ...``.
         """
+        return self._request({"pred": pred, "gold": gold, "question": question}, timeout_s)
+
+    def _request(self, request: dict[str, str], timeout_s: float) -> Reply:
         death = ""
         for _ in range(2):
             with self._slots:
@@ -163,7 +170,7 @@ class WorkerPool:
                     death = f"grader worker did not start: {error}"
                     continue
                 try:
-                    answer = worker.ask(pred, gold, question, timeout_s)
+                    answer = worker.ask(request, timeout_s)
                 except WorkerDied as error:
                     self._discard(worker)
                     death = f"grader worker died: {error}"

@@ -12,11 +12,11 @@ Rules (ours):
 
 from __future__ import annotations
 
-import itertools
 import re
-import string
 from dataclasses import dataclass
 from fractions import Fraction
+
+from rethinker.grading.units import UNIT_OF, split_unit
 
 _INT = r"(?:\d{1,3}+(?:,\d{3})++(?!\d)|\d{1,3}+(?: \d{3})++(?!\d)|\d++)"
 _DEC = rf"(?:{_INT}(?:\.\d*+)?|\.\d++)"
@@ -40,44 +40,6 @@ _SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "
 _MAX_EXPONENT = 300
 _MAX_DIGITS = 400
 
-_ALIASES = {
-    "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "dm": "dm decimeter decimetre",
-    "m": "m meter metre", "km": "km kilometer kilometre", "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard",
-    "mi": "mi mile", "mg": "mg milligram", "g": "g gram gramme", "kg": "kg kilogram kilo", "t": "ton tonne",
-    "lb": "lb pound", "oz": "oz ounce", "ml": "ml milliliter millilitre", "l": "l liter litre", "gal": "gal gallon",
-    "s": "s sec second", "ms": "ms millisecond", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week",
-    "month": "month", "year": "year yr", "degree": "degree deg", "celsius": "celsius", "fahrenheit": "fahrenheit",
-    "rad": "rad radian", "n": "n newton", "j": "j joule", "kj": "kj kilojoule", "w": "w watt", "kw": "kw kilowatt",
-    "v": "v volt", "a": "a amp ampere", "ohm": "ohm", "hz": "hz hertz", "pa": "pa pascal", "k": "k kelvin",
-    "mol": "mol mole", "dollar": "dollar usd buck $", "euro": "euro eur €", "gbp": "£ gbp", "yen": "yen ¥ jpy",
-    "rupee": "rupee ₹ rs rs.", "cent": "cent", "yuan": "yuan rmb cny", "%": "% percent percentage",
-    "mph": "mph", "kmh": "kph kmh",
-    "acre": "acre", "hectare": "hectare ha",
-}  # fmt: skip
-_UNIT_OF = {spelling: unit for unit, spellings in _ALIASES.items() for spelling in spellings.split()}
-_COMPOUND = {"kmh": "km/h", "mph": "mi/h"}
-_NO_UNIT = re.compile(r"(?:(?:square|sq\.?|cubic) )?units?(?: ?\^ ?[23]| squared| cubed)?")
-# Words that make the text after a number something other than a thing that is counted.
-_NOT_A_UNIT = frozenset(
-    ("and", "or", "not", "to", "than", "less", "more", "minus", "plus", "times", "divided", "by", "if", "else", "of",
-     "the", "a", "an", "is", "are", "was", "were", "be", "with", "without", "at", "in", "on", "sin", "cos", "tan",
-     "log", "ln", "sqrt", "pi", "infinity", "mod", "squared", "cubed", "over", "between", "from", "until", "but",
-     "except", "only")
-)  # fmt: skip
-_UNIT_START = re.compile(r"(?:(?<=[\d)\]}.])|(?<=\\pi)|(?<=\\infty)) ?(?=[A-Za-z$€£¥₹%]|\\Omega)")
-_UNIT_CHARACTERS = string.ascii_letters + string.digits + " /^{}.*-"
-_MAX_UNIT_CHARS = 60
-_CELSIUS = re.compile(r"\bdegrees? ?(?:c|celsius|centigrade)$")
-_FAHRENHEIT = re.compile(r"\bdegrees? ?(?:f|fahrenheit)$")
-_POWERS = (
-    (re.compile(r"\b(?:square|sq\.?) ([a-z]++)"), r"\1^2"),
-    (re.compile(r"\bcubic ([a-z]++)"), r"\1^3"),
-    (re.compile(r"\b([a-z]++) squared\b"), r"\1^2"),
-    (re.compile(r"\b([a-z]++) cubed\b"), r"\1^3"),
-)
-_PER = re.compile(r" (?:per|an) ")
-_KNOWN_UNIT = re.compile(r"([a-z$€£¥₹%.]++) ?(?:\^? ?(-?\d))?")
-
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
@@ -94,7 +56,7 @@ def parse_quantity(text: str) -> Quantity | None:
     unit: str | None = None
     currency = _CURRENCY.match(text)
     if currency:
-        unit = _UNIT_OF[currency["mark"].lower()]
+        unit = UNIT_OF[currency["mark"].lower()]
         text = currency["sign"] + text[currency.end() :]
     scale = 1
     if words := _SCALE.fullmatch(text):
@@ -132,24 +94,6 @@ def parse_number(text: str) -> tuple[Fraction, int | None] | None:
         value /= 10 ** len(fixed)
         return (-value if match["sign"] == "-" else value), None
     return None
-
-
-def split_unit(text: str) -> tuple[str, str | None]:
-    """``text`` as (what stands before the unit, canonical unit); the unit is None if there is none that is known or a
-    plain word, and "" for the empty units of geometry ("square units")."""
-    if text.endswith(("%", r"\Omega")):
-        start = len(text) - (1 if text.endswith("%") else 6)
-    else:
-        start = len(text.rstrip(_UNIT_CHARACTERS))
-        start -= text[:start].endswith(tuple("$€£¥₹"))
-    start = max(start, len(text) - _MAX_UNIT_CHARS)
-    # "3x + 5 cm" has its unit behind the 5: the second place where a number or group ends.
-    places = (match for match in _UNIT_START.finditer(text) if match.end() >= start)
-    for match in itertools.islice(places, 2):
-        unit = _canonical_unit(text[match.end() :], glued=not match.group())
-        if unit is not None:
-            return text[: match.start()].strip(), unit
-    return text, None
 
 
 def compare_quantities(gold: Quantity, pred: Quantity) -> tuple[bool, str]:
@@ -212,39 +156,3 @@ def _bare(text: str) -> str:
 
 def _same_unit(gold: str | None, pred: str | None) -> bool:
     return not gold or not pred or gold == pred
-
-
-def _canonical_unit(text: str, *, glued: bool) -> str | None:
-    """The canonical name, "" for the empty unit, None if ``text`` is no unit. ``glued``: no space before it."""
-    text = " ".join(text.lower().replace("{", "").replace("}", "").replace("\\omega", "ohm").split()).rstrip(".")
-    if _NO_UNIT.fullmatch(text):
-        return ""
-    text = _FAHRENHEIT.sub("fahrenheit", _CELSIUS.sub("celsius", text))
-    for pattern, power in _POWERS:
-        text = pattern.sub(power, text)
-    text = _PER.sub("/", text)
-    parts = [_known_unit(part.strip()) for part in text.split("/")]
-    if all(parts):
-        unit = "/".join(part for part in parts if part)
-        return _COMPOUND.get(unit, unit)
-    words = text.split()
-    if glued or len(words) > 3 or not all(word.isalpha() for word in words) or len(words[-1]) < 3:
-        return None
-    if any(word in _NOT_A_UNIT for word in words):
-        return None
-    return _singular(words[-1])  # "red balls" and "balls" count the same thing
-
-
-def _known_unit(text: str) -> str | None:
-    match = _KNOWN_UNIT.fullmatch(text)
-    if match is None:
-        return None
-    word = match[1]
-    unit = _UNIT_OF.get(word) or _UNIT_OF.get(_singular(word))
-    if unit is None or match[2] is None:
-        return unit
-    return unit if match[2] == "1" else f"{unit}^{match[2]}"
-
-
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word

@@ -1,10 +1,11 @@
 """The killable worker: the whole comparison of two answers, math-verify's part included. Run as a script by `pool`.
 
-Protocol: one JSON object per line. In: {"pred", "gold", "question", "cpu_s"}. Out: {"ready": true} once, then for each
-line {"correct": bool, "reason": str}. The parent kills the process at its time limit, so there are no signals and no
-timeouts in here. Text is never evaluated: only math-verify's LaTeX grammar is used, not its plain-expression parser,
-and sympy's string parser (which ends in `eval`, even for the digits that `sympy.Number` is given) is replaced by one
-that reads number literals and refuses everything else.
+Protocol: one JSON object per line. In: {"pred", "gold", "question", "cpu_s"}; or {"read", "cpu_s"} to learn whether
+math-verify can read that LaTeX. Out: {"ready": true} once, then for each line {"correct", "reason"}. The parent kills
+the process at its time limit, so there are no signals and no timeouts in here. Text is never evaluated: only
+math-verify's LaTeX grammar is used, not its plain-expression parser, and sympy's string parser (which ends in `eval`,
+even for the digits that `sympy.Number` is given) is replaced by one that reads number literals and refuses everything
+else.
 """
 
 from __future__ import annotations
@@ -95,6 +96,15 @@ def judge(pred: str, gold: str, question: str) -> tuple[bool, str]:
         return False, f"error: the comparison failed ({type(error).__name__}: {str(error)[:200]})"
 
 
+def read(gold: str) -> tuple[bool, str]:
+    """Whether math-verify can read the LaTeX of a gold answer; the reason is that of `ask`."""
+    try:
+        reason = ask(gold, "0")[1]
+    except _Refused as refusal:
+        return False, str(refusal)
+    return not reason.startswith("error: the gold answer"), reason
+
+
 def ask(gold: str, pred: str) -> tuple[bool, str]:
     """math-verify's verdict on two LaTeX answers; one that it cannot reach does not end the comparison (another option
     or item may decide), but too much memory or depth does."""
@@ -140,7 +150,10 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         _limit_cpu(request["cpu_s"])
-        correct, reason = judge(request["pred"], request["gold"], request["question"])
+        if "read" in request:
+            correct, reason = read(request["read"])
+        else:
+            correct, reason = judge(request["pred"], request["gold"], request["question"])
         replies.write(json.dumps({"correct": correct, "reason": reason}) + "\n")
 
 
