@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rethinker.config import ModelConfig
+from rethinker.config import ModelConfig, RethinkConfig
 from rethinker.datasets.io import load_queries
 from rethinker.datasets.order import QueryOrder
 from rethinker.grading import grade_many
-from rethinker.grpo import group_advantages, nll_loss, policy_loss, truncated_importance_weights
+from rethinker.grpo import NllScale, group_advantages, nll_loss, policy_loss, truncated_importance_weights
 from rethinker.looks import joiner
 from rethinker.policy.batching import arrange, micro_batches
 from rethinker.policy.forward import PolicyForward, token_logprobs
@@ -52,6 +52,7 @@ class Settings:
     capacity: int = 512
     min_second_look_tokens: int = 32
     nll_coef: float = 0.05
+    nll_scale: NllScale = RethinkConfig.nll_scale
 
 
 def generate_and_grade(engine: TransformersEngine, policy: Policy, queries: Sequence[Query], episode: int, s: Settings):
@@ -148,7 +149,8 @@ def loss_of(policy: Policy, forward: PolicyForward, part: list[Sample], batch: l
     )
     if nll_tokens := sum(sum(x.nll_mask) for x in batch):
         nll_BT = rows([x.nll_mask for x in part]).bool()
-        loss = loss + s.nll_coef * nll_loss(logprobs_BT, nll_BT, global_tokens=nll_tokens)
+        nll = nll_loss(logprobs_BT, nll_BT, scale=s.nll_scale, kept_tokens=nll_tokens, global_sequences=len(batch))
+        loss = loss + s.nll_coef * nll
     return loss
 
 

@@ -33,6 +33,7 @@ Aggregation = Literal["sequence_mean", "token_mean", "constant"]
 Ratio = Literal["token", "sequence"]
 Objective = Literal["clip", "cispo"]
 KLEstimator = Literal["k1", "k2", "k3"]
+NllScale = Literal["kept", "batch"]
 
 
 def group_advantages(rewards_PG: Tensor, scale: Scale = "std", eps: float = 1e-6) -> Tensor:
@@ -199,13 +200,44 @@ def kl_penalty(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, estimator: KL
     return (-difference_BT).exp() + difference_BT - 1.0
 
 
-def nll_loss(logprobs_BT: Tensor, nll_mask_BT: Tensor, *, global_tokens: float | None = None) -> Tensor:
-    """The SFT term of Forced Rethinking: mean of -logp over the tokens of ``nll_mask_BT``, this micro-batch's share.
+def nll_loss(
+    logprobs_BT: Tensor,
+    nll_mask_BT: Tensor,
+    *,
+    scale: NllScale = "kept",
+    kept_tokens: float | None = None,
+    aggregation: Aggregation = "sequence_mean",
+    max_length: float | None = None,
+    global_sequences: float | None = None,
+    global_tokens: float | None = None,
+) -> Tensor:
+    """The SFT term of Forced Rethinking: -logp on the tokens of ``nll_mask_BT``, this micro-batch's share.
 
-    ``global_tokens``: True entries of the nll masks of the whole optimiser batch (0: nothing was kept, the loss is 0).
-    The coefficient (official code: 0.05) is the caller's.
+    - ``scale="kept"``: the mean over these tokens, sum / ``kept_tokens``, the True entries of the NLL masks of the
+      whole optimiser batch (0: nothing was kept, the loss is 0). The term is as strong for one kept sample as for all:
+      of N samples of T tokens, with K tokens under the mask, each of these weighs coefficient * N * T / K times as much
+      as a policy token at abs(A) = 1. At the coefficient 0.05 one kept sample of 512 whose mask covers three eighths of
+      its tokens gives 68.
+    - ``scale="batch"``: as the policy loss, by ``aggregation`` and its denominators (see ``masked_aggregate``); with
+      ``"sequence_mean"`` the sum over the kept samples of the mean over their tokens, / ``global_sequences``. A token's
+      weight does not depend on how many samples were kept: coefficient * T / (tokens of its sample under the mask),
+      here 0.13. Every kept sample adds its own share.
+
+    The official code takes the mean over the masked tokens of a micro-batch of 4 samples, and the average over
+    micro-batches. While at most one in four is kept that is 4 times ``"batch"``: a weight of 0.05 * 4 = 0.2, on the
+    whole response, where A > 0. Where several are, they share it. The coefficient is the caller's.
     """
-    return masked_aggregate(-logprobs_BT, nll_mask_BT, "token_mean", global_tokens=global_tokens)
+    _check_choice("scale", scale, NllScale)
+    if scale == "kept":
+        return masked_aggregate(-logprobs_BT, nll_mask_BT, "token_mean", global_tokens=kept_tokens)
+    return masked_aggregate(
+        -logprobs_BT,
+        nll_mask_BT,
+        aggregation,
+        global_sequences=global_sequences,
+        global_tokens=global_tokens,
+        max_length=max_length,
+    )
 
 
 def truncated_importance_weights(

@@ -194,11 +194,15 @@ class PolicyUpdate:
         if weights_BT is not None and grpo.importance_cap is not None:
             stats["importance"] = (weights_BT * loss_mask_BT).sum()
             stats["truncated"] = ((weights_BT >= grpo.importance_cap) & loss_mask_BT & packed.sampled_BT).sum().float()
-        nll_tokens = sum(sum(sample.nll_mask) for sample in batch)
+        nll_tokens = _nll_tokens(batch)
         if nll_tokens and config.rethink.nll_coef:
-            nll = nll_loss(logprobs_BT, packed.nll_BT, global_tokens=nll_tokens)
+            scale: dict[str, Any] = {"scale": config.rethink.nll_scale, "kept_tokens": nll_tokens, **shares}
+            nll = nll_loss(logprobs_BT, packed.nll_BT, **scale)
             loss = loss + config.rethink.nll_coef * nll
             stats["nll"] = nll.detach()
+            ones_BT = torch.ones_like(logprobs_BT)
+            stats["nll_weight"] = nll_loss(-ones_BT, packed.nll_BT, **scale) * config.rethink.nll_coef
+            stats["policy_weight"] = masked_aggregate(ones_BT, loss_mask_BT, **shares)
         if grpo.entropy_coef:
             loss = loss - grpo.entropy_coef * masked_aggregate(entropy_BT, loss_mask_BT, **shares)
         if self.reference is not None:
@@ -225,11 +229,15 @@ class PolicyUpdate:
         self, sums: dict[str, float], batch: Sequence[Sample], norm: float, lr: float
     ) -> dict[str, float | None]:
         tokens = max(sums["tokens"], 1.0)
+        nll_weight = None
+        if "nll" in sums:
+            nll_weight = sums["nll_weight"] / _nll_tokens(batch) / (sums["policy_weight"] / tokens)
         corrected = self.config.grpo.importance_cap is not None
         return {
             "loss/total": sums["total"],
             "loss/policy": sums["policy"],
             "loss/nll": sums.get("nll"),
+            "loss/nll_weight": nll_weight,
             "loss/kl": sums.get("kl"),
             "policy/entropy": sums["entropy"] / tokens,
             "policy/ratio_mean": sums["ratio_sum"] / tokens,
@@ -246,6 +254,10 @@ class PolicyUpdate:
             "batch/images": sums["images"],
             "optim/lr": lr,
         }
+
+
+def _nll_tokens(batch: Sequence[Sample]) -> int:
+    return sum(sum(sample.nll_mask) for sample in batch)
 
 
 def _loss_tokens(sample: Sample, forced_tokens: str) -> int:

@@ -215,7 +215,8 @@ def test_accumulation_equals_one_big_batch(aggregation, ratio, objective):
             loss = loss + 0.1 * masked_aggregate(kl_penalty(lp_BT, lp_BT.detach() + 0.2), mask_BT[rows], **shares)
             entropy_BT = -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)
             loss = loss - 0.01 * masked_aggregate(entropy_BT, mask_BT[rows], **shares)
-            loss = loss + 0.05 * nll_loss(lp_BT, nll_mask_BT[rows], global_tokens=int(nll_mask_BT.sum()))
+            loss = loss + 0.05 * nll_loss(lp_BT, nll_mask_BT[rows], kept_tokens=int(nll_mask_BT.sum()))
+            loss = loss + 0.3 * nll_loss(lp_BT, nll_mask_BT[rows], scale="batch", **shares)
             loss.backward()
             total += loss.item()
             stats.append(part)
@@ -294,7 +295,7 @@ def test_nothing_to_train_on_is_zero_with_a_gradient(aggregation):
     loss, stats = policy_loss(
         logprobs_BT, logprobs_BT.detach(), torch.ones(2), mask_BT, aggregation=aggregation, max_length=3, **CLIP
     )
-    (loss + nll_loss(logprobs_BT, mask_BT, global_tokens=0)).backward()
+    (loss + nll_loss(logprobs_BT, mask_BT, kept_tokens=0)).backward()
     assert loss.item() == 0.0 and (logprobs_BT.grad == 0).all()
     assert all(value == 0.0 for value in stats.values())
 
@@ -339,7 +340,43 @@ def test_nll_is_the_mean_over_its_tokens():
     logprobs_BT = torch.tensor([[-1.0, -2.0, -4.0], [-8.0, -16.0, -32.0]])
     nll_mask_BT = torch.tensor([[False, True, True], [False, False, False]])
     assert nll_loss(logprobs_BT, nll_mask_BT).item() == 3.0
-    assert nll_loss(logprobs_BT, nll_mask_BT, global_tokens=12).item() == 0.5
+    assert nll_loss(logprobs_BT, nll_mask_BT, kept_tokens=12).item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        ("sequence_mean", (3.0 + 8.0) / 10),  # samples 0 and 2 of ten: the means of 2 and 4, and of 8
+        ("token_mean", (2.0 + 4.0 + 8.0) / 50),
+        ("constant", (2.0 + 4.0 + 8.0) / (10 * 20)),
+    ],
+)
+def test_nll_on_the_scale_of_the_batch(aggregation, expected):
+    logprobs_BT = torch.tensor([[-1.0, -2.0, -4.0], [-7.0, -7.0, -7.0], [-8.0, -16.0, -32.0]])
+    nll_mask_BT = torch.tensor([[False, True, True], [False, False, False], [True, False, False]])
+    shares = {"aggregation": aggregation, "global_sequences": 10, "global_tokens": 50, "max_length": 20}
+    found = [nll_loss(logprobs_BT, nll_mask_BT, scale="batch", kept_tokens=kept, **shares) for kept in (3, 999)]
+    assert [value.item() for value in found] == [pytest.approx(expected, rel=1e-6)] * 2
+    # Another kept sample adds its share and leaves those of the others alone.
+    alone = [nll_loss(logprobs_BT[i : i + 1], nll_mask_BT[i : i + 1], scale="batch", **shares).item() for i in (0, 2)]
+    assert sum(alone) == pytest.approx(expected, rel=1e-6)
+
+
+def test_weights_of_a_kept_token_as_the_docstring_has_them():
+    """One kept sample of 512, of 800 tokens each, 300 of them under the NLL: 68 times a policy token, or 0.13 times."""
+    samples, tokens, covered = 512, 800, 300
+    policy = 1 / (samples * tokens)  # sequence_mean, abs(A) = 1
+    logprobs_BT = torch.zeros(1, tokens, dtype=torch.float64, requires_grad=True)
+    mask_BT = torch.arange(tokens)[None] >= tokens - covered
+    weights = {}
+    for scale in ("kept", "batch"):
+        loss = 0.05 * nll_loss(logprobs_BT, mask_BT, scale=scale, kept_tokens=covered, global_sequences=samples)
+        (gradient,) = torch.autograd.grad(loss, logprobs_BT)
+        weights[scale] = float(-gradient[0, -1]) / policy
+        assert gradient[0, 0] == 0.0
+    assert weights == {"kept": pytest.approx(68.27, abs=0.01), "batch": pytest.approx(0.1333, abs=1e-4)}
+    # The official code: a micro-batch of 4 with one kept sample, all of its tokens, one of 512 / 4 micro-batches.
+    assert 0.05 / tokens / (samples / 4) / policy == pytest.approx(0.2)
 
 
 def test_half_precision_is_computed_in_float32():

@@ -146,18 +146,23 @@ def test_pack_pads_and_names_a_sample_of_other_length(samples):
 # -- accumulation -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
-def test_micro_batches_add_up_to_one_batch(policy, tiny_folder, samples, aggregation):
+@pytest.mark.parametrize(
+    ("aggregation", "nll_scale"),
+    [("sequence_mean", "kept"), ("sequence_mean", "batch"), ("token_mean", "batch"), ("constant", "batch")],
+)
+def test_micro_batches_add_up_to_one_batch(policy, tiny_folder, samples, aggregation, nll_scale):
     """Images and text-only, replayed, forced tokens, NLL, entropy and KL together."""
     length = len(samples[2].response.token_ids)
     mask = (False, *(True,) * (length - 1))
     samples[2] = replace(samples[2], nll_mask=mask, sampled_mask=mask)
+    samples[7] = replace(samples[7], nll_mask=(True,) * len(samples[7].response.token_ids))
     samples.append(replace(samples[0], replayed=True))
     reference = PolicyForward(double_policy(tiny_folder).model)
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.mul_(0.9)
     options = [f"grpo.aggregation={aggregation}", "grpo.entropy_coef=0.1", "grpo.kl_coef=0.1"]
+    options += [f"rethink.nll_scale={nll_scale}", "rethink.nll_coef=0.5"]
     whole, one = run(policy, samples, *options, reference=reference)
     for other in (
         ("optim.micro_batch_tokens=120",),
@@ -174,11 +179,15 @@ def test_micro_batches_add_up_to_one_batch(policy, tiny_folder, samples, aggrega
     assert (one["batch/samples"], one["batch/replayed"], one["batch/images"]) == (11.0, 1.0, 4.0)
 
 
+@pytest.mark.parametrize("nll_scale", ["kept", "batch"])
 @pytest.mark.parametrize(("ranks", "budget"), [(2, 1), (3, 16384), (12, 16384)])
-def test_ranks_add_up_to_one(policy, samples, monkeypatch, ranks, budget):
+def test_ranks_add_up_to_one(policy, samples, monkeypatch, ranks, budget, nll_scale):
     """The mean over ranks of what each backpropagates is the gradient of one rank; twelve ranks have ten samples."""
+    for index in (2, 7):
+        samples[index] = replace(samples[index], nll_mask=(True,) * len(samples[index].response.token_ids))
     samples.append(replace(samples[0], replayed=True))
     options = [f"optim.micro_batch_tokens={budget}", "grpo.entropy_coef=0.1"]
+    options += [f"rethink.nll_scale={nll_scale}", "rethink.nll_coef=0.5"]
     stats: list[Any] = []  # of the whole batch: what the ranks together would gather
     monkeypatch.setattr("rethinker.update.gather_object", lambda own: stats.extend(own) or own)
     whole, _ = run(policy, samples, *options)
@@ -282,15 +291,24 @@ def test_entropy_bonus_changes_the_gradient_by_its_own(policy, text_samples):
     assert distance(with_bonus - without, -0.5 * gradient_of(policy, expected)) < EXACT
 
 
-def test_nll_is_over_its_mask_only(policy, text_samples):
-    length = len(text_samples[0].response.token_ids)
-    mask = (False, *(True,) * (length - 1))
+@pytest.mark.parametrize("scale", ["kept", "batch"])
+def test_nll_is_over_its_mask_only(policy, text_samples, scale):
+    """Two of four samples were kept: the mean over their tokens, or half of the mean over samples of theirs."""
+    lengths = [len(sample.response.token_ids) for sample in text_samples]
+    mask = (False, *(True,) * (lengths[0] - 1))
     batch = [replace(text_samples[0], nll_mask=mask), *text_samples[1:]]
-    with_nll, metrics = run(policy, batch, "rethink.nll_coef=0.5")
-    without, _ = run(policy, batch, "rethink.nll_coef=0")
-    expected = -plain_logprobs(policy, batch[0])[0][1:].mean()
+    batch[1] = replace(batch[1], nll_mask=(True,) * lengths[1])
+    with_nll, metrics = run(policy, batch, "rethink.nll_coef=0.5", f"rethink.nll_scale={scale}")
+    without, plain = run(policy, batch, "rethink.nll_coef=0")
+    terms = [-plain_logprobs(policy, batch[0])[0][1:], -plain_logprobs(policy, batch[1])[0]]
+    expected = torch.cat(terms).mean() if scale == "kept" else (terms[0].mean() + terms[1].mean()) / 4
     assert metrics["loss/nll"] == pytest.approx(float(expected.detach()), rel=EXACT)
     assert distance(with_nll - without, 0.5 * gradient_of(policy, expected)) < EXACT
+    # Weights of a token: of the NLL 0.5 / covered or 0.5 * 2 / 4 / covered, of the policy 1 / tokens, on average.
+    covered = sum(map(len, terms))
+    share = 0.5 if scale == "kept" else 0.25
+    assert metrics["loss/nll_weight"] == pytest.approx(share / covered * sum(lengths), rel=EXACT)
+    assert plain["loss/nll"] is None and plain["loss/nll_weight"] is None
 
 
 @pytest.mark.parametrize("forced_tokens", ["on_policy", "behavior", "mask"])

@@ -67,10 +67,11 @@ def _off_policy(config: RunConfig) -> bool:
 
 
 _ALSO_TESTED = ("rethink.min_second_look_tokens", "rethink.temperature", "rethink.seam")
+_NLL = ("rethink.nll_on", "rethink.nll_scale")
 _TRAINED = tuple(
     key
     for key in (f"rethink.{field.name}" for field in fields(RethinkConfig))
-    if key not in (*_ALSO_TESTED, "rethink.fraction", "rethink.nll_on")
+    if key not in (*_ALSO_TESTED, "rethink.fraction", *_NLL)
 )
 
 RULES = (
@@ -93,7 +94,7 @@ RULES = (
     ),
     Rule(
         "rethink.fraction and rethink.nll_coef above 0",
-        ("rethink.nll_on",),
+        _NLL,
         stage=lambda config: _rethinks(config) and config.rethink.nll_coef > 0,
     ),
     Rule("grpo.kl_coef above 0", ("grpo.kl_estimator",), stage=lambda config: config.grpo.kl_coef > 0),

@@ -76,6 +76,8 @@ STEP = {
     "loss/policy": "its policy term (GRPO); about 0 on-policy, so watch the gradient instead",
     "loss/nll": "the NLL of the step's kept rethinking trajectories, before its coefficient; null if it has none. "
     "Those of unanimous groups (advantage 0) are dropped by ssr and filter before it; a replayed one pays it again",
+    "loss/nll_weight": "weight of a token under the NLL against that of a policy token at abs(A) = 1, means over the "
+    "step, the coefficient included (rethink.nll_scale); null without NLL",
     "loss/kl": "the KL estimate to the reference, before its coefficient; null if no reference is used",
     "policy/entropy": "mean entropy of the next-token distribution at trained tokens, nats",
     "policy/ratio_mean": "mean importance ratio of the current to the behaviour policy",
