@@ -24,7 +24,7 @@ from rethinker.datasets.order import QueryOrder
 from rethinker.evaluation.evaluate import validate
 from rethinker.evaluation.held_out import most_images, read_source, sampling, test_policy
 from rethinker.evaluation.result import Evaluation
-from rethinker.policy.forward import PolicyForward
+from rethinker.policy.forward import BaseForward, PolicyForward
 from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import Policy, load_policy
 from rethinker.processes import check_accelerator, keep_freed_memory, use_deterministic_algorithms
@@ -192,12 +192,16 @@ class TrainingRun:
         return policy
 
     def load_reference(self) -> torch.nn.Module | None:
-        """The policy before training, frozen; None if no stage has a KL term."""
+        """The policy before training; None if no stage has a KL term. With LoRA it is the policy itself without its
+        adapters, else a frozen copy."""
         stages = [self.config.for_stage(index) for index in range(len(self.config.stages))]
         if not any(stage.grpo.kl_coef for stage in stages):
             return None
-        model = load_policy(replace(self.config.model, lora_rank=0), self.accelerator.device).model
-        return PolicyForward(model.requires_grad_(False), autocast=self.config.model.autocast).eval()
+        autocast = self.config.model.autocast
+        if self.config.model.lora_rank:
+            return BaseForward(PolicyForward(self.policy.model, self.policy.encoder, autocast=autocast))
+        model = load_policy(self.config.model, self.accelerator.device).model
+        return PolicyForward(model.requires_grad_(False), autocast=autocast).eval()
 
     def run(self) -> str:
         """Run the remaining stages; returns "finished" or "stopped"."""

@@ -145,6 +145,9 @@ def test_settings_that_do_not_go_together():
     assert "stages[0].overrides (stage 'a'): rollout.max_new_tokens=8" in message("rollout.max_new_tokens=8", stages)
     assert "grpo.dual_clip=3.0 with grpo.objective='cispo'" in message("grpo.objective=cispo", "grpo.dual_clip=3")
     assert "model.lora_targets=[] with model.lora_rank" in message("model.lora_rank=8", "model.lora_targets=[]")
+    flash = "model.vision_attention=flash_attention_2"
+    assert "model.vision_attention='flash_attention_2' with model.dtype='float32'" in message(flash)
+    assert load_config(None, [flash, "model.dtype=bfloat16"]).model.vision_attention == "flash_attention_2"
     shared = message("rollout.engine=transformers", "rollout.dtype=bfloat16")
     assert shared.startswith("rollout.dtype='bfloat16' with the transformers engine") and "'float32'" in shared
     assert load_config(None, ["rollout.engine=transformers", "rollout.dtype=float32"]).rollout.dtype == "float32"

@@ -24,7 +24,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from rethinker.config import ModelConfig
 from rethinker.config.schema import ConfigError
 from rethinker.policy.forward import PolicyForward, token_logprobs
-from rethinker.policy.loading import load_policy, merged_weights, save_model, use_liger
+from rethinker.policy.loading import load_policy, save_model, use_liger
+from rethinker.policy.weights import merged_weights
 from rethinker.policy.packing import pack
 from rethinker.rollout import TransformersEngine
 from rethinker.types import Query, Request, Sampling

@@ -180,6 +180,8 @@ def test_a_reference_model_is_counted_where_a_stage_has_a_kl_term():
     assert "reference model" not in sizes(resident(case()))
     with_kl = case("stages.1.overrides.grpo.kl_coef=0.1")
     assert sizes(resident(with_kl))["reference model"] == 4_146_083_328
+    with_adapters = lora("stages.1.overrides.grpo.kl_coef=0.1")  # the reference is the policy without them
+    assert "reference model" not in sizes(resident(with_adapters))
 
 
 def test_a_layer_keeps_226_kilobytes_a_token():

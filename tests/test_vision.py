@@ -10,7 +10,8 @@ import torch
 from bounds import EXACT, in_float64
 from tiny_qwen3 import tiny_qwen3
 
-from rethinker.config import ModelConfig
+from rethinker.config import ConfigError, ModelConfig
+from rethinker.policy import attention, loading
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy
 from rethinker.policy.vision import ImageEncoder, Vision, blank_image, gather_images
@@ -201,3 +202,37 @@ def test_gradients_of_lora_do_not_depend_on_the_cache(tiny_folder, queries):
     for logprobs, gradient in results[:2]:
         torch.testing.assert_close(logprobs, results[2][0], atol=EXACT, rtol=0)
         assert (gradient - results[2][1]).norm() < EXACT * results[2][1].norm()
+
+
+# -- the attention of the tower ---------------------------------------------------------------------------------------
+
+
+def test_flash_attention_is_refused_where_it_cannot_run(tiny_folder, monkeypatch):
+    config = ModelConfig(path=str(tiny_folder), dtype="bfloat16", vision_attention="flash_attention_2")
+    monkeypatch.setattr(loading, "check_bfloat16", lambda *_: None)  # whatever this processor has
+    with pytest.raises(
+        ConfigError, match=r"vision_attention='flash_attention_2' needs a GPU, and the policy is on cpu"
+    ):
+        load_policy(config)
+    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"needs the package flash-attn .*; or set model.vision_attention=sdpa"):
+        load_policy(config, "cuda")
+
+
+def test_the_attention_of_the_tower_is_its_own(tiny_folder, queries, monkeypatch):
+    """In FlashAttention's place "eager", which runs everywhere: it reaches the tower and nothing else."""
+    monkeypatch.setattr(loading, "_check_flash_attention", lambda *_: None)
+    policies = [
+        load_policy(ModelConfig(path=str(tiny_folder), vision_attention=name))  # type: ignore[arg-type]
+        for name in ("sdpa", "eager")
+    ]
+    found = []
+    for policy in policies:
+        policy.model.double()
+        core = policy.model.model
+        found.append((core.visual.config._attn_implementation, core.language_model.config._attn_implementation))
+    assert found == [("sdpa", attention.NAME), ("eager", attention.NAME)]
+    vision = gather_images(policies[0].images, queries)
+    with torch.no_grad():
+        one, other = (torch.cat(ImageEncoder(policy.model)(vision).pooler_output) for policy in policies)
+    assert (one - other).norm() < torch.finfo(torch.float32).eps * one.norm()  # the softmax of "eager" is float32

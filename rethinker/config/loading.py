@@ -91,6 +91,11 @@ class RunConfig:
             raise ConfigError(f"model.min_pixels={model.min_pixels} is above model.max_pixels={model.max_pixels}")
         if model.lora_rank and not model.lora_targets:
             raise ConfigError("model.lora_targets=[] with model.lora_rank above 0: nothing would be trained")
+        if model.vision_attention != "sdpa" and model.dtype != "bfloat16":
+            raise ConfigError(
+                f"model.vision_attention={model.vision_attention!r} with model.dtype={model.dtype!r}: its kernels know "
+                "16 bits only; set model.dtype=bfloat16 (with model.lora_rank), or model.vision_attention=sdpa"
+            )
         if self.rollout.engine == "transformers":
             check_own_weights(self)
 

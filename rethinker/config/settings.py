@@ -18,6 +18,8 @@ class ModelConfig:
     max_pixels: int | None = option(None, min=1)  # (official code: 1280*28*28)
     freeze_vision: bool = False  # the vision tower; adapters (lora_rank) leave it frozen in any case
     forward: Literal["shared", "plain"] = "shared"  # shared: a query's prompt and images once for all its samples
+    # Of the vision tower; flash_attention_2: all images of a pass in one call, bfloat16 on GPUs only (not run by us)
+    vision_attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
     autocast: bool = False  # bfloat16 arithmetic on float32 weights in the trainer's forward and backward
     compile: bool = False  # torch.compile of the decoder layers, in the trainer's forward and backward
     liger: bool = True  # Liger's kernels, on GPUs where liger-kernel is installed

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rethinker.grpo import at_least_float32
 from rethinker.policy.loading import Policy
+from rethinker.policy.lora import adapters_off
 from rethinker.policy.packing import Item, PackedBatch, Packing, pack
 from rethinker.policy.vision import ImageEncoder
 
@@ -86,6 +87,21 @@ class PolicyForward(nn.Module):
             for states, targets in zip(states_UH.split(size), batch.targets_U.split(size), strict=True)
         ]
         return [torch.cat(column) for column in zip(*chunks, strict=True)]
+
+
+class BaseForward(nn.Module):
+    """``forward`` of a model with LoRA, its adapters switched off: the policy before training, without a copy of it."""
+
+    def __init__(self, forward: PolicyForward) -> None:
+        super().__init__()
+        self.adapted = forward
+
+    def forward(
+        self, batch: PackedBatch, temperature: float = 1.0, entropy: Entropy = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See ``PolicyForward``."""
+        with adapters_off(self.adapted.model):
+            return self.adapted(batch, temperature, entropy)
 
 
 def score_tokens(

@@ -5,27 +5,27 @@ Qwen2.5-VL and Qwen3-VL checkpoints in Hugging Face's layout, whole or with LoRA
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
-import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
 
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import ModelConfig
 from rethinker.policy.attention import use_shared_prefix_attention
 from rethinker.policy.cpu import check_bfloat16, keep_compiled_code_apart
 from rethinker.policy.images import ImageStore
+from rethinker.policy.lora import adapted_layers, add_lora
 from rethinker.policy.prompt import prompt_text
 from rethinker.policy.vision import ImageEncoder
+from rethinker.policy.weights import save_merged
 from rethinker.types import Query
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -141,20 +141,24 @@ def load_policy(
     """The policy of ``config`` on ``device``, in training mode only after ``.model.train()``.
 
     Raises ValueError for a model family other than Qwen2.5-VL and Qwen3-VL, ConfigError for a LoRA target that the
-    language model has not and for bfloat16 where the processor's kernels have none, OSError where there is no
-    checkpoint.
+    language model has not, for bfloat16 where the processor's kernels have none and for FlashAttention where it cannot
+    run, OSError where there is no checkpoint.
     """
     on_cpu = torch.device(device).type == "cpu"
     if on_cpu and (config.autocast or config.dtype == "bfloat16"):
         check_bfloat16("model.autocast" if config.autocast else "model.dtype=bfloat16")
+    if config.vision_attention != "sdpa":
+        _check_flash_attention(config.vision_attention, device)
     family = AutoConfig.from_pretrained(config.path).model_type
     if family not in FAMILIES:
         raise ValueError(f"{config.path}: model type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
     model = AutoModelForImageTextToText.from_pretrained(
-        config.path, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
+        config.path,
+        dtype=getattr(torch, config.dtype),
+        attn_implementation={"": "sdpa", "text_config": "sdpa", "vision_config": config.vision_attention},
     ).to(device)
     if config.lora_rank:
-        _add_lora(model, config)
+        add_lora(model, config)
     elif config.freeze_vision:
         model.model.visual.requires_grad_(False)
     if config.gradient_checkpointing:
@@ -171,6 +175,17 @@ def load_policy(
             layer.compile(dynamic=True)  # one graph for all layers and lengths; names of weights stay
     processor = load_processor(config)
     return make_policy(model.eval(), processor, prompt_suffix=prompt_suffix, prompt_hint=prompt_hint)
+
+
+def _check_flash_attention(name: str, device: torch.device | str) -> None:
+    """Raises ConfigError where transformers could not run the vision tower on it."""
+    missing = None
+    if torch.device(device).type != "cuda":
+        missing = f"a GPU, and the policy is on {torch.device(device)}"
+    elif not is_flash_attn_2_available():
+        missing = "the package flash-attn (pip install flash-attn), which is not installed for this GPU"
+    if missing:
+        raise ConfigError(f"model.vision_attention={name!r} needs {missing}; or set model.vision_attention=sdpa")
 
 
 def use_liger(model: PreTrainedModel) -> None:
@@ -268,75 +283,14 @@ def end_of_turn(processor: Any) -> int | None:
     return next((token for token in ids if token in special or token in tokenizer.all_special_ids), None)
 
 
-def _add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Adapters on the language model's named linear layers, in place; everything else is frozen.
-
-    Adapters are float32 whatever the model's type: AdamW's step at a usual learning rate is less than half a unit in
-    the last place of most bfloat16 weights, and would be rounded away. The layers cast their input and their output.
-    Raises ConfigError for a target that no layer has.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    # The vision tower's MLP has layers of the same names: the pattern starts at the language model.
-    start = r".*language_model\..*\."
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    layers = sorted({name.rpartition(".")[2] for name in linear if re.fullmatch(rf"{start}\w+", name)})
-    for target in config.lora_targets:  # peft asks only that one of them is found
-        if target not in layers:
-            near = difflib.get_close_matches(target, layers, n=1) or layers
-            raise ConfigError(
-                f"model.lora_targets: {config.path} has no linear layer {target!r} in its language model; did you mean "
-                f"{' or '.join(map(repr, near))}?"
-            )
-    pattern = rf"{start}({'|'.join(config.lora_targets)})"
-    inject_adapter_in_model(
-        LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern),
-        model,
-    )
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, weight) of every weight under its checkpoint's name, LoRA adapters added in; one at a time.
-
-    A tied weight comes under both of its names: vLLM on a CPU has a prepacked copy of a tied head, which it makes anew
-    only where ``lm_head.weight`` is among what it loads.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-    for name, value in model.state_dict().items():
-        owner, _, rest = name.rpartition(".base_layer.")
-        if ".lora_" in name:
-            continue
-        weight = value.detach()
-        if rest == "weight" and owner in adapted:
-            layer: Any = adapted[owner]
-            for adapter in layer.active_adapters:
-                # Added in the adapter's float32 and rounded once.
-                weight = (weight + layer.get_delta_weight(adapter).detach()).to(weight.dtype)
-        yield f"{owner}.{rest}" if owner else name, weight
-
-
 def save_model(policy: Policy, folder: str | Path, model: PreTrainedModel | None = None) -> None:
     """A plain Hugging Face folder (weights, tokenizer, processor) that ``from_pretrained`` and vLLM open.
 
     ``model``: save its weights instead of the policy's own.
     """
     source = policy.model if model is None else model
-    source.save_pretrained(folder, state_dict=dict(merged_weights(source)))
+    if adapted_layers(source):
+        save_merged(folder, source)
+    else:
+        source.save_pretrained(folder)
     policy.processor.save_pretrained(folder)
-
-
-def save_weights(folder: str | Path, model: nn.Module) -> None:
-    """``merged_weights`` as a file that vLLM reloads from: every name, which ``save_pretrained`` would not write."""
-    weights: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, weight in merged_weights(model):
-        here = weight.cpu()
-        # safetensors refuses tensors that share their memory.
-        weights[name] = here.clone() if here.untyped_storage().data_ptr() in storages else here.contiguous()
-        storages.add(here.untyped_storage().data_ptr())
-    save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})

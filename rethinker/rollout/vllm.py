@@ -27,7 +27,8 @@ import torch
 
 from rethinker.config.schema import ConfigError
 from rethinker.policy.cpu import check_bfloat16, missing_for_vllm
-from rethinker.policy.loading import Policy, merged_weights, save_weights
+from rethinker.policy.loading import Policy
+from rethinker.policy.weights import merged_weights, save_weights
 from rethinker.processes import warn_of_nondeterminism
 from rethinker.rollout.requests import check_requests, token_budget
 from rethinker.rollout.vllm_inputs import VllmInputs

@@ -77,7 +77,7 @@ def resident(case: Case) -> list[Part]:
     if case.lora:
         parts.append(Part("adapters", 4 * case.trained / shards, f"4·A{over}, float32"))
     parts.append(Part("AdamW", 8 * case.trained / shards, f"8·trained{over}: two float32 moments"))
-    if any(stage.grpo.kl_coef for stage in case.stages):
+    if any(stage.grpo.kl_coef for stage in case.stages) and not case.lora:
         parts.append(Part("reference model", stored * shape.total / shards, f"{stored}·(P+V){over}"))
     return parts
 
