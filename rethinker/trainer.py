@@ -201,7 +201,8 @@ class Trainer:
         eligible: int,
     ) -> None:
         """Add a round to the record: that of all ranks, in the order of the queries."""
-        record.own.update(group.query.qid for group in groups)
+        for rank, qids in enumerate(gather_object([[group.query.qid for group in groups]])):
+            record.homes |= dict.fromkeys(qids, rank)
         record.add_round(
             queries,
             firsts=gather_object(list(firsts)),
@@ -222,7 +223,8 @@ class Trainer:
         record.on_policy = self.single_update(len(samples))
         if record.on_policy:
             return samples
-        own = self.score([sample for sample in samples if sample.query.qid in record.own])
+        rank = self.accelerator.process_index
+        own = self.score([sample for sample in samples if record.homes[sample.query.qid] == rank])
         record.gaps = gather_object([engine_gaps(own)])
         scored = {sample.sample_id: sample for sample in gather_object(own)}
         return [scored[sample.sample_id] for sample in samples]
@@ -261,7 +263,7 @@ class Trainer:
         if not any(sample.effective or sample.nll_mask for sample in batch):
             record.skipped_steps += 1
             return
-        metrics = self.update(batch, on_policy=record.on_policy)
+        metrics = self.update(batch, on_policy=record.on_policy, homes=record.homes)
         record.trained += batch
         self.progress.step += 1
         self.tracker.log("step", self.stage, record.number, self.progress.step, metrics)

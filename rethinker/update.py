@@ -7,7 +7,7 @@ tokens, NLL tokens) is that of the whole batch, so the gradient does not depend 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,18 +94,21 @@ class PolicyUpdate:
         self.reference = reference
         self.scored: dict[str, tuple[float, ...]] = {}  # sample id -> log-probs
 
-    def __call__(self, batch: Sequence[Sample], *, on_policy: bool = False) -> dict[str, float | None]:
+    def __call__(
+        self, batch: Sequence[Sample], *, on_policy: bool = False, homes: Mapping[str, int] | None = None
+    ) -> dict[str, float | None]:
         """Update the policy on the whole batch of the step; returns the metrics of glossary.STEP.
 
         ``on_policy``: the weights are those of the behaviour policy of every sample, so that the log-probs of the
         update's own forward pass are the behaviour policy's; ``scored`` has them, of this rank's samples, afterwards.
+        ``homes``: of ``batching.plan``.
         Samples without any token are part of the batch (its size is a denominator), and have no loss.
         Raises FloatingPointError if the gradient is not finite; the weights are then as before.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         options = self.config.optim.micro_batch_tokens, self.config.model.forward
         scored = [sample for sample in batch if sample.response.token_ids]
-        parts = plan(scored, ranks, *options)
+        parts = plan(scored, ranks, *options, homes)
         # Every rank makes the same number of passes, so that none waits for a collective that another never enters;
         # a rank that has fewer micro-batches of its own joins with a sample that carries no loss.
         rounds = max(map(len, parts))

@@ -91,6 +91,47 @@ def test_ranks_have_about_equal_work(samples, ranks, packing):
     assert max(loads) - sum(loads) / ranks <= max(tokens)
 
 
+homes_of = st.dictionaries(st.sampled_from([make_sample(f"1/{q}/0").query.qid for q in range(4)]), st.integers(0, 4))
+
+
+@given(batches(), st.integers(1, 5), st.integers(1, 120), packings, homes_of)
+@settings(max_examples=200, deadline=None)
+def test_samples_stay_at_home_while_there_is_room(samples, ranks, budget, packing, homes):
+    homes = {qid: home % ranks for qid, home in homes.items()}
+    parts = [list(chain(*part)) for part in plan(samples, ranks, budget, packing, homes)]
+    assert Counter(chain(*parts)) == Counter(samples)
+    assert [part for part in parts if part] == [arrange(part) for part in parts if part]  # queries together
+    ordered = arrange(samples)
+    tokens = added_tokens(ordered, packing)
+    # Equal samples are drawn repeatedly and take no tokens behind the first: this counts each once.
+    work = dict(zip(map(id, ordered), tokens, strict=True))
+    loads = [sum(work[id(sample)] for sample in part) for part in parts]
+    share = sum(tokens) / ranks
+    assert max(loads) - share <= max(tokens)
+    for rank, part in enumerate(parts):
+        for sample in part:
+            home = homes.get(sample.query.qid, rank)
+            if home != rank:  # it, or an earlier sample of its query, would have been more than half too many
+                assert loads[home] >= share - max(tokens), (loads, share)
+
+
+def test_no_query_moves_where_the_work_is_equal():
+    """Four queries of two samples, on two ranks by turns, as they were rolled out; without homes two of them move."""
+    samples = [sample_of(0, (1, 2, index), 2 * index) for index in range(2)]
+    queries = [replace(samples[0].query, qid=f"q{number}") for number in range(4)]
+    batch = [replace(sample, query=query) for query in queries for sample in samples]
+    homes = {query.qid: number % 2 for number, query in enumerate(queries)}
+
+    def qids(parts):
+        return [sorted({sample.query.qid for sample in chain(*part)}) for part in parts]
+
+    assert qids(plan(batch, 2, 100, "shared", homes)) == [["q0", "q2"], ["q1", "q3"]]
+    assert qids(plan(batch, 2, 100, "shared")) == [["q0", "q1"], ["q2", "q3"]]
+    # A sample that is drawn again and again costs nothing.
+    crowd = [*batch, *[replace(batch[0], replayed=True)] * 8]
+    assert [len(list(chain(*part))) for part in plan(crowd, 2, 100, "shared", homes)] == [12, 4]
+
+
 @given(batches(), st.randoms(use_true_random=False), packings)
 @settings(max_examples=100, deadline=None)
 def test_added_tokens_add_up(samples, random, packing):

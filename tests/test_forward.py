@@ -25,8 +25,8 @@ from rethinker.config import ModelConfig
 from rethinker.config.schema import ConfigError
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy, save_model, use_liger
-from rethinker.policy.weights import merged_weights
 from rethinker.policy.packing import pack
+from rethinker.policy.weights import merged_weights
 from rethinker.rollout import TransformersEngine
 from rethinker.types import Query, Request, Sampling
 

@@ -478,9 +478,9 @@ def test_the_engine_sleeps_while_the_trainer_works(policy, four, tmp_path):
     asleep: list[bool] = []
     update = run.recorder.update
 
-    def watch(batch, *, on_policy):
+    def watch(batch, **options):
         asleep.append(run.engine.asleep)
-        return update(batch, on_policy=on_policy)
+        return update(batch, **options)
 
     run.recorder.update = watch  # type: ignore[assignment]
     run.episode()

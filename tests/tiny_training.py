@@ -84,9 +84,9 @@ class Recorder:
         self.update = update
         self.batches: list[list[Sample]] = []
 
-    def __call__(self, batch: Sequence[Sample], *, on_policy: bool = False) -> dict[str, float | None]:
+    def __call__(self, batch: Sequence[Sample], **options: Any) -> dict[str, float | None]:
         self.batches.append(list(batch))
-        return self.update(batch, on_policy=on_policy)
+        return self.update(batch, **options)
 
     @property
     def scored(self) -> dict[str, tuple[float, ...]]:

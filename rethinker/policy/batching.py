@@ -1,5 +1,5 @@
 """Which samples share a forward pass: the samples of a query together, micro-batches within a token budget, ranks with
-about equal work.
+about equal work, each as far as possible on the queries whose images it holds.
 
 Everything here depends on the whole batch only, so every rank plans the same; and as the loss's denominators are those
 of the whole batch, the plan changes the speed and not the gradient.
@@ -8,7 +8,7 @@ of the whole batch, the plan changes the speed and not the gradient.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,18 +17,40 @@ from rethinker.policy.prefix_tree import common_prefix
 from rethinker.types import Query, Sample
 
 
-def plan(samples: Sequence[Sample], ranks: int, budget: int, packing: Packing) -> list[list[list[Sample]]]:
+def plan(
+    samples: Sequence[Sample], ranks: int, budget: int, packing: Packing, homes: Mapping[str, int] | None = None
+) -> list[list[list[Sample]]]:
     """For each rank its micro-batches, each of at most ``budget`` packed tokens (one sample may exceed it alone).
 
-    The samples in ``arrange``'s order are cut into consecutive runs of about equal packed tokens, so that at most one
-    query a cut is computed twice. A rank can have no micro-batch where samples are few.
+    ``homes``: the rank that holds the images of a query, by its qid. A rank takes the samples that are at home with it
+    until it has its share of the packed tokens. The others, in ``arrange``'s order, are cut into consecutive runs that
+    fill what room is left, so that about one query a cut is computed twice. A rank can have no micro-batch where
+    samples are few.
     """
     ordered = arrange(samples)
-    tokens = np.array(added_tokens(ordered, packing))
-    middles = np.cumsum(tokens) - tokens / 2
-    owners = np.minimum(middles * ranks // max(tokens.sum(), 1), ranks - 1)
+    tokens = np.array(added_tokens(ordered, packing), dtype=np.int64)
+    owners, room = _at_home(ordered, tokens, ranks, homes or {})
+    away = owners < 0
+    behind, room = np.cumsum(tokens[away]), np.cumsum(room)
+    middles = (behind - tokens[away] / 2) * (room[-1] / max(tokens[away].sum(), 1))
+    owners[away] = np.minimum(np.searchsorted(room, middles, side="right"), ranks - 1)
     parts = [[sample for sample, owner in zip(ordered, owners, strict=True) if owner == rank] for rank in range(ranks)]
     return [micro_batches(part, budget, packing) for part in parts]
+
+
+def _at_home(
+    ordered: Sequence[Sample], tokens: np.ndarray, ranks: int, homes: Mapping[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rank of each sample that stays at home, -1 for the others, and the tokens that each rank has room for."""
+    owners, room = np.full(len(ordered), -1), np.full(ranks, tokens.sum() / ranks)
+    for query, group in itertools.groupby(range(len(ordered)), key=lambda index: ordered[index].query):
+        home = homes.get(query.qid)
+        for index in group if home is not None else ():
+            if tokens[index] and tokens[index] / 2 > room[home]:
+                break  # with the rest of its query, which shares its prompt
+            owners[index] = home
+            room[home] -= tokens[index]
+    return owners, np.maximum(room, 0)
 
 
 def arrange(samples: Sequence[Sample]) -> list[Sample]:

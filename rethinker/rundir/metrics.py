@@ -24,8 +24,8 @@ class EpisodeRecord:
     ``candidates``: every forced trajectory; ``all_groups``: what advantages were computed on, of every rollout;
     ``groups``: those of them that it trains on, all but what dynamic sampling dropped; ``trained``: the samples of all
     steps. ``rounds``: of rollouts (more than one with dynamic sampling only). ``on_policy``: one update, on the
-    episode's own samples. ``own``: qids that this rank has rolled out. ``gaps``: ``engine_gaps`` of every rank.
-    ``canary``: ``rollout.canary_gap`` after the sync; ``usual_gap``: after the first one of the run.
+    episode's own samples. ``homes``: the rank that rolled a query out, by its qid. ``gaps``: ``engine_gaps`` of every
+    rank. ``canary``: ``rollout.canary_gap`` after the sync; ``usual_gap``: after the first one of the run.
     """
 
     number: int
@@ -41,7 +41,7 @@ class EpisodeRecord:
     rounds: int = 0
     skipped_steps: int = 0
     on_policy: bool = False
-    own: set[str] = field(default_factory=set)
+    homes: dict[str, int] = field(default_factory=dict)
     gaps: list[tuple[float, int, float]] = field(default_factory=list)
     canary: float | None = None
     usual_gap: float | None = None
