@@ -220,6 +220,16 @@ def test_generated_data_may_be_missing(monkeypatch, tmp_path):
         preflight.preflight(config)
 
 
+def test_other_missing_data_is_not_replaced_by_visual_math(monkeypatch, tmp_path):
+    """Only the files that make_data writes; sums in data/generated/real, say, are somebody else's to make."""
+    monkeypatch.setattr(preflight, "find_repository", lambda: tmp_path)
+    missing = tmp_path / "data" / "generated" / "real"
+    config = load_config(None, [f"model.path={MODEL}", f"data.train={missing}/train.jsonl", f"runs_dir={tmp_path}"])
+    assert preflight.missing_generated([config]) == []
+    with pytest.raises(ConfigError, match=r"no file or folder .*train\.jsonl"):
+        preflight.preflight(config)
+
+
 def test_a_full_disk(elsewhere, monkeypatch):
     free = 10 * 2**20
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))

@@ -15,7 +15,8 @@ from rethinker.config.paths import is_hub_id
 from rethinker.config.repository import find_repository
 from rethinker.config.schema import ConfigError
 
-GENERATED = Path("data", "generated")  # in the repository: what is drawn if it is missing
+GENERATED = Path("data", "generated")  # in the repository: where what is missing is drawn
+DRAWN = ("train.parquet", "validation.parquet", "test.parquet")  # if it has these names, which make_data writes
 LEAST_FREE = 200 * 2**20  # bytes; a run of the tiny VLM takes some 50 MB
 CHECKPOINTS = 4  # that a run of two stages keeps for a moment: last, best, the end of a stage, the one being written
 STATES = 3  # weights and AdamW's two moments
@@ -27,7 +28,8 @@ def preflight(config: RunConfig) -> list[str]:
     weights = check_model(config)
     to_draw = missing_generated([config])
     for use, source in _sources(config):
-        if Path(source).absolute().parent not in to_draw:
+        place = Path(source).absolute()
+        if place.parent not in to_draw or place.name not in DRAWN:
             check_data(f"data.{use}", source)
     return list(check_disk(config, weights))
 
@@ -136,7 +138,8 @@ def missing_generated(configs: Iterable[RunConfig]) -> list[Path]:
     if root is None:
         return []
     paths = {Path(source).absolute() for config in configs for _, source in _sources(config)}
-    return sorted({path.parent for path in paths if path.is_relative_to(root / GENERATED) and not path.exists()})
+    drawn = {path for path in paths if path.is_relative_to(root / GENERATED) and path.name in DRAWN}
+    return sorted({path.parent for path in drawn if not path.exists()})
 
 
 def make_missing(configs: Iterable[RunConfig], say: Callable[[str], None]) -> None:
