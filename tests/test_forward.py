@@ -24,7 +24,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from rethinker.config import ModelConfig
 from rethinker.config.schema import ConfigError
 from rethinker.policy.forward import PolicyForward, token_logprobs
-from rethinker.policy.loading import load_policy, save_model, use_liger
+from rethinker.policy.loading import load_policy, make_policy, save_model, use_liger
 from rethinker.policy.packing import pack
 from rethinker.policy.weights import merged_weights
 from rethinker.rollout import TransformersEngine
@@ -401,6 +401,15 @@ def test_banned_tokens(policy):
     assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>"} <= names
     assert "<|im_end|>" not in names
     assert policy.tokenizer.convert_ids_to_tokens(policy.eos_id) == "<|im_end|>"
+
+
+def test_rows_of_the_embedding_without_a_token_are_banned(policy):
+    """Qwen's checkpoints have 271 of them: they could be sampled, and have no text."""
+    model, size = copy.deepcopy(policy.model), len(policy.tokenizer)
+    model.resize_token_embeddings(size + 5, mean_resizing=False)
+    padded = make_policy(model, policy.processor)
+    assert padded.banned_ids == (*policy.banned_ids, *range(size, size + 5))
+    assert max(policy.banned_ids) < size
 
 
 def test_errors_name_the_query(policy, items, queries):

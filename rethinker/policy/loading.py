@@ -52,8 +52,9 @@ class Policy:
     """A model and what belongs to it; ``model`` is the Hugging Face module itself, never a wrapper.
 
     ``eos_ids``: the tokens that end a response, the chat template's end of turn first. ``banned_ids``: every other
-    special token; they have probability zero in sampling and in log-probs, because a sampled image token would break
-    the next forward pass.
+    special token, and every row of the embedding without a token (Qwen has 271 among 151,936); they have probability
+    zero in sampling and in log-probs, because a sampled image token would break the next forward pass, and a row
+    without a token has no text.
     """
 
     model: PreTrainedModel
@@ -229,6 +230,7 @@ def make_policy(model: PreTrainedModel, processor: Any, *, prompt_suffix: str = 
     config: Any = model.config
     vision = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    nameless = set(range(config.get_text_config().vocab_size)).difference(tokenizer.get_vocab().values())
     pad_id = tokenizer.pad_token_id
     return Policy(
         model=model,
@@ -236,7 +238,7 @@ def make_policy(model: PreTrainedModel, processor: Any, *, prompt_suffix: str = 
         tokenizer=tokenizer,
         images=ImageStore(processor.image_processor),
         encoder=ImageEncoder(model),
-        banned_ids=tuple(sorted((special | vision | set(tokenizer.all_special_ids)) - set(eos_ids))),
+        banned_ids=tuple(sorted((special | vision | nameless | set(tokenizer.all_special_ids)).difference(eos_ids))),
         eos_ids=eos_ids,
         pad_id=eos_ids[0] if pad_id is None else int(pad_id),
         image_id=int(config.image_token_id),
