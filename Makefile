@@ -3,6 +3,9 @@
 # make test-portable run the tests of numbers as other processors would compute them (runs/test-portable has the logs)
 # make notebooks set everything up, run all notebooks by papermill; copies with outputs in experiments/results/notebooks
 # make bench    set everything up, time a training step beside TRL's and over its sizes: experiments/benchmarks/results
+# make real     set everything up, download a pretrained model's weights (93 MB; MODEL=qwen: 1.1 GB), make a Qwen2.5-VL of
+#               them and check it: experiments/real/README.md
+# make test-real the tests with the smaller one of these models; downloads it where `make real` has not
 #
 # make train ARGS="name=seed-1 seed=1"                     settings, as `rethinker train` takes them; a new name for a new run
 # make train ARGS=--resume                                resume a stopped run
@@ -19,16 +22,18 @@ ARGS ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
+MODEL ?= smollm2
 
 BIN := $(VENV)/bin
 RUN_READY := $(VENV)/.rethinker-$(EXTRA)-ready
 DEV_READY := $(VENV)/.rethinker-$(EXTRA)-dev-ready
+REAL_READY := $(VENV)/.rethinker-$(EXTRA)-real-ready
 INSTALL := $(PYTHON) scripts/install.py --venv $(VENV) --extra $(EXTRA) --pip-args="$(PIP_ARGS)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev train test test-portable notebooks bench lint format doctor clean
+.PHONY: help setup setup-dev train test test-portable notebooks bench real test-real lint format doctor clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -40,6 +45,10 @@ $(RUN_READY): pyproject.toml scripts/install.py scripts/repair_torchvision.py
 $(DEV_READY): pyproject.toml scripts/install.py scripts/repair_torchvision.py
 	@$(INSTALL) --dev
 	@touch $(RUN_READY) $@
+
+$(REAL_READY): pyproject.toml scripts/install.py scripts/repair_torchvision.py
+	@$(INSTALL) --dev --real
+	@touch $(RUN_READY) $(DEV_READY) $@
 
 setup: $(RUN_READY)
 
@@ -60,6 +69,14 @@ notebooks: $(DEV_READY)
 
 bench: $(DEV_READY)
 	@$(BIN)/python experiments/benchmarks/bench.py $(ARGS)
+
+real: $(REAL_READY)
+	@$(BIN)/python experiments/real/make_data.py
+	@$(BIN)/python experiments/real/make_vlm.py $(MODEL) --pip-args="$(PIP_ARGS)"
+	@$(BIN)/python experiments/real/check_vlm.py $(MODEL)
+
+test-real: $(REAL_READY)
+	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -m real tests/test_real.py $(PYTEST_ARGS)
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .

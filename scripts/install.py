@@ -1,6 +1,6 @@
 """Setup from a bare Python: one virtual environment with the package in it. Called by the Makefile; needs no package.
 
-    python3.11 scripts/install.py --venv .venv --extra cpu [--dev] [--pip-args="--extra-index-url URL"]
+    python3.11 scripts/install.py --venv .venv --extra cpu [--dev] [--real] [--pip-args="--extra-index-url URL"]
 
 Steps: make the environment (an existing one is kept), install the package in editable mode with its extras, repair
 torchvision where its import fails (``scripts/repair_torchvision.py``), remember the extra. Running it again is safe.
@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORTED = ((3, 11), (3, 12))
 DEV_EXTRAS = ("dev", "lab")
+REAL_EXTRA = "real"
 # PyTorch's own index, with the CPU builds (version "...+cpu") for those whose pip does not know another place.
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CHOSEN_EXTRA = ".rethinker-extra"  # in the environment; the Makefile reads it
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
     parser.add_argument("--extra", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--dev", action="store_true", help="also what tests, checks and notebooks need")
+    parser.add_argument("--real", action="store_true", help="also what experiments/real needs")
     parser.add_argument("--pip-args", type=shlex.split, default=[], help="options for pip install, as one word")
     options = parser.parse_args(argv)
     if sys.version_info[:2] not in SUPPORTED:
@@ -110,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extras, wheels, pip_args = plan_cpu(python, options.pip_args)
     else:
         extras, wheels, pip_args = ["gpu"], [], options.pip_args
-    extras += DEV_EXTRAS if options.dev else ()
+    extras += [*(DEV_EXTRAS if options.dev else ()), *([REAL_EXTRA] if options.real else [])]
     pip_install(python, extras, wheels, pip_args, options.venv / "pip-install.log")
     if subprocess.run([python, ROOT / "scripts" / "repair_torchvision.py"]).returncode:
         raise SystemExit("setup: torchvision does not work and could not be repaired, see above")

@@ -95,7 +95,7 @@ def test_set_up_supports_the_same_pythons(project: dict[str, Any], install: Modu
     supported = SpecifierSet(project["requires-python"])
     candidates = [(3, minor) for minor in range(8, 20)]
     assert tuple(v for v in candidates if f"{v[0]}.{v[1]}.1" in supported) == install.SUPPORTED
-    assert set(install.DEV_EXTRAS) <= set(project["optional-dependencies"])
+    assert {*install.DEV_EXTRAS, install.REAL_EXTRA} <= set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize(
