@@ -252,6 +252,36 @@ def test_a_server_has_its_gpu_to_itself():
     assert with_servers.shards == 6
 
 
+def test_while_weights_go_to_the_engine_its_cache_is_not_there_yet():
+    """The largest tensor is there whole, as stored (float32) and as sent (bfloat16)."""
+    whole = case()
+    moment = moments(whole)[2]
+    assert moment.name == "synchronise"
+    held = sum(sizes(resident(whole)).values())
+    assert moment.bytes == pytest.approx(held + 2 * 8_292_166_656 + (4 + 2) * 152_064 * 3584)
+
+
+def test_the_transformers_engine_has_a_cache_and_no_weights_of_its_own():
+    """64 sequences of 900 + 2,048 tokens, at 56 KiB a token."""
+    own = lora("rollout.engine=transformers")
+    assert [moment.name for moment in moments(own)] == ["generate", training(own).name]
+    assert generating(own).of("KV cache") == 64 * 2948 * 57_344
+
+
+def test_a_trained_tower_keeps_its_blocks_inputs():
+    """A micro-batch of 16,384 tokens has 16,384 / 4,900 images of 3,080 patches; a block keeps 4 x 1280 x 4 + 8 x (1280
+    + 3420) bytes a patch, and each of 32 its input in bfloat16."""
+    kept = passes(case(), 16384, again=False)[1].of("activations of the tower")
+    patches = 16384 / (900 + 8 * 500) * 770 * 4
+    assert kept == pytest.approx(patches * (32 * 2 * 1280 + 4 * 1280 * 4 + 8 * (1280 + 3420)))
+
+
+def test_features_of_a_frozen_tower_are_kept_up_to_a_bound():
+    """1,024 images of 770 tokens, 3,584 numbers each: 2 bytes over 8 GPUs, or 1 GiB."""
+    assert passes(lora(), 16384, again=False)[1].of("image features") == 2 * 3584 * 770 * 1024 / 8
+    assert passes(lora(gpus=2), 16384, again=False)[1].of("image features") == 2**30
+
+
 def test_memory_agrees_with_what_others_report():
     """ms-swift#3426: LoRA of 7B on two A800 (80 GB) with vLLM at 0.6 takes about 70 GB. EasyR1#49: all weights of 72B
     take about 64 GPUs of 80 GB, 32 ran out of memory: here they leave less than a twentieth."""
@@ -395,6 +425,24 @@ def test_the_longest_response_bounds_generation():
     assert part.bound == "the longest response"
     step = timing.decoding_step(many, timing.TAIL_SEQUENCES, 900 + 1024)[0]
     assert part.seconds > timing.OVERHEAD * 2048 * step
+
+
+def test_prompts_are_read_once_by_all_engines_together():
+    """The difference that prompts make: their forward pass, images included, at half of the peak."""
+    paper = case("rollout.gpu_memory_utilization=0.6")
+    written, prompts = 8192 * 500, 1024 * 900
+    more = (
+        timing.generate(paper, "", written, prompts, 1400).seconds
+        - timing.generate(paper, "", written, 0, 1400).seconds
+    )
+    images = 2 * 676_550_144 * 770 * 4 * 1024
+    flops = timing.forward_flops(paper, prompts, 0, 900) + images
+    assert more == pytest.approx(flops / (8 * 989.4e12 * 0.5))
+
+
+def test_without_room_for_the_cache_nothing_is_generated():
+    none = case("rollout.gpu_memory_utilization=0.2")
+    assert timing.episode(none, none.stages[0], "shared")[0].seconds == math.inf
 
 
 def test_weights_reach_the_engine():
