@@ -536,6 +536,18 @@ def test_servers_are_split_off_where_overlap_is_shortest():
     assert split(case(gpus=1, sharding="none")) is None
 
 
+def test_a_split_that_fits_comes_before_a_faster_one_that_does_not():
+    """72B on 48 GPUs: below 40 trainers there is no room, and 2,000 tokens a response want more servers."""
+    large = case(
+        "model.path=Qwen/Qwen2.5-VL-72B-Instruct", "rollout.tensor_parallel_size=4", gpus=48, response_tokens=2000
+    )
+    best, parts = split(large)
+    more = replace(large, servers=best.servers + 4)
+    assert not failing(best)
+    assert failing(more)
+    assert timing.overlapped(timing.episode(more, more.stages[-1], "shared")) < timing.overlapped(parts)
+
+
 def test_changed_settings_hold_for_every_stage():
     changed = case("stages.1.overrides.optim.micro_batch_tokens=32768").with_settings(
         optim={"micro_batch_tokens": 8192}
