@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from memory import watch_merged
 from safetensors.torch import load_file
 from tiny_training import SMALL, random_samples
 
@@ -113,22 +113,9 @@ def test_a_run_has_no_second_model(tmp_path, guesser, world, untouched_process):
 
 
 def test_a_merged_weight_is_gone_when_the_next_one_is_written(policy, tmp_path, monkeypatch):
-    alive: list[weakref.ref] = []
-    counts = []
-    merged_weights = weights.merged_weights
-
-    def watch(model):
-        base = {value.data_ptr() for value in model.state_dict().values()}
-        for name, weight in merged_weights(model):
-            if weight.data_ptr() not in base:
-                alive.append(weakref.ref(weight))
-                counts.append(sum(ref() is not None for ref in alive))
-            yield name, weight
-            del weight
-
-    monkeypatch.setattr(weights, "merged_weights", watch)
+    counts = watch_merged(monkeypatch, weights)
     save_model(policy, tmp_path / "model")
-    assert len(alive) == len(lora.adapted_layers(policy.model)) == 21
+    assert len(counts) == len(lora.adapted_layers(policy.model)) == 21
     assert max(counts) <= 2, counts
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bounds import LOGPROB, STEPS, needs_bfloat16, rounding
+from memory import watch_merged
 
 import rethinker.rollout.vllm as vllm_engine
 from rethinker.config import ModelConfig
@@ -312,14 +313,18 @@ def test_limits_are_errors_that_name_the_query(engine, policy, queries, image_fi
         engine.generate([Request("a", queries[0], 0)], Sampling(max_new_tokens=100_000))
 
 
-def test_lora_weights_arrive_merged(engine, policy, queries, tiny_folder):
+def test_lora_weights_arrive_merged(engine, policy, queries, tiny_folder, monkeypatch):
+    """At most three of the 21 merged weights exist at a time: vLLM collects those of query, key and value."""
     adapted = load_policy(ModelConfig(path=str(tiny_folder), max_pixels=64 * 64, lora_rank=4))
     with torch.no_grad():
         for name, parameter in adapted.model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
     requests = make_requests(queries)
-    engine.sync_weights(adapted.model)
+    with monkeypatch.context() as patch:
+        counts = watch_merged(patch, vllm_engine)
+        engine.sync_weights(adapted.model)
+    assert len(counts) == 21 and max(counts) <= 3, counts
     assert largest_gap(engine, adapted, requests, Sampling(max_new_tokens=24)) < rounding(LOGPROB)
     engine.sync_weights(policy.model)
 
