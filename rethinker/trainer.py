@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from rethinker.arrays import Floats
 from rethinker.config import RunConfig
 from rethinker.datasets.order import QueryOrder
 from rethinker.grading import grade_many
@@ -201,16 +202,17 @@ class Trainer:
         eligible: int,
     ) -> None:
         """Add a round to the record: that of all ranks, in the order of the queries."""
-        for rank, qids in enumerate(gather_object([[group.query.qid for group in groups]])):
-            record.homes |= dict.fromkeys(qids, rank)
+        # In one piece: what groups share with the first looks is sent, and kept, once.
+        ranks = gather_object([(firsts, groups, candidates, eligible)])
+        record.homes |= {group.query.qid: rank for rank, part in enumerate(ranks) for group in part[1]}
         record.add_round(
             queries,
-            firsts=gather_object(list(firsts)),
-            groups=gather_object(list(groups)),
-            candidates=gather_object(list(candidates)),
+            firsts=[group for part in ranks for group in part[0]],
+            groups=[group for part in ranks for group in part[1]],
+            candidates=[sample for part in ranks for sample in part[2]],
             effective_only=self.dynamic_sampling,
         )
-        record.eligible += sum(gather_object([eligible]))
+        record.eligible += sum(part[3] for part in ranks)
 
     def with_behavior_logprobs(self, record: EpisodeRecord) -> list[Sample]:
         """The episode's samples, in the order of the groups, with the behaviour policy's log-probs.
@@ -224,22 +226,23 @@ class Trainer:
         if record.on_policy:
             return samples
         rank = self.accelerator.process_index
-        own = self.score([sample for sample in samples if record.homes[sample.query.qid] == rank])
-        record.gaps = gather_object([engine_gaps(own)])
-        scored = {sample.sample_id: sample for sample in gather_object(own)}
-        return [scored[sample.sample_id] for sample in samples]
+        own = [sample for sample in samples if record.homes[sample.query.qid] == rank]
+        scored = self.score(own)
+        ranks = gather_object([(scored, engine_gaps(with_logprobs(own, scored)))])
+        record.gaps = [gaps for _, gaps in ranks]
+        return with_logprobs(samples, merged(logprobs for logprobs, _ in ranks))
 
     def single_update(self, samples: int) -> bool:
         """Whether an episode with this number of samples makes one update, on its own samples only."""
         return self.config.batches(samples) <= 1 and not self.config.replay.outlives
 
     @torch.no_grad()
-    def score(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with log-probs under the current weights; those that will not be trained on get none."""
+    def score(self, samples: Sequence[Sample]) -> dict[str, Floats]:
+        """Log-probs under the current weights by sample id; samples that will not be trained on get none."""
         everything = self.config.replay.mode == "grpo"
         wanted = arrange([s for s in samples if s.response.token_ids and (everything or s.effective)])
         packing = self.config.model.forward
-        found: dict[str, tuple[float, ...]] = {}
+        found: dict[str, Floats] = {}
         self.forward.eval()
         with self.timed("logprobs"):
             for part in micro_batches(wanted, self.config.optim.micro_batch_tokens, packing):
@@ -250,9 +253,9 @@ class Trainer:
                     packing=packing,
                     temperature=self.config.rollout.temperature,
                 )
-                for sample, row in zip(part, logprobs_BT.tolist(), strict=True):
-                    found[sample.sample_id] = tuple(row[: len(sample.response.token_ids)])
-        return [replace(sample, behavior_logprobs=found.get(sample.sample_id, ())) for sample in samples]
+                for sample, row in zip(part, logprobs_BT.cpu().numpy(), strict=True):
+                    found[sample.sample_id] = Floats(row[: len(sample.response.token_ids)])
+        return found
 
     def step(self, batch: Sequence[Sample], record: EpisodeRecord) -> None:
         """One update, or none if no sample, fresh or stored, has an advantage.
@@ -288,8 +291,7 @@ class Trainer:
     def report(self, record: EpisodeRecord, samples: Sequence[Sample]) -> dict[str, Any]:
         """Write the episode's files and return its metrics. ``samples``: those that were to be trained on."""
         if record.on_policy:
-            found = {name: row for part in gather_object([self.update.scored]) for name, row in part.items()}
-            record.gaps = [engine_gaps([replace(s, behavior_logprobs=found.get(s.sample_id, ())) for s in samples])]
+            record.gaps = [engine_gaps(with_logprobs(samples, merged(gather_object([self.update.scored]))))]
         used = [after - before for after, before in zip(self.image_counts(), self.images_before, strict=True)]
         record.images_decoded, record.images_encoded = map(sum, zip(*gather_object([used]), strict=True))
         generated = [*(sample for group in record.firsts for sample in group.samples), *record.candidates]
@@ -335,6 +337,16 @@ def with_advantages(group: Group, scale: Scale) -> Group:
         for sample, advantage in zip(group.samples, advantages, strict=True)
     )
     return replace(group, samples=samples)
+
+
+def merged(parts: Iterable[Mapping[str, Floats]]) -> dict[str, Floats]:
+    """The log-probs of all ranks, by sample id."""
+    return {sample_id: logprobs for part in parts for sample_id, logprobs in part.items()}
+
+
+def with_logprobs(samples: Sequence[Sample], found: Mapping[str, Floats]) -> list[Sample]:
+    """The samples with the behaviour policy's log-probs, where there are any."""
+    return [replace(sample, behavior_logprobs=found.get(sample.sample_id, ())) for sample in samples]
 
 
 def parts(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:

@@ -1,13 +1,16 @@
 """The records that flow through the library: queries in, samples out.
 
 All are frozen: a stage of the algorithm returns new records (``dataclasses.replace``) and never edits one in place.
-Images are stored as paths until they are needed, so that a record stays small.
+Images are stored as paths until they are needed, so that a record stays small; values of tokens, which may be given as
+tuples, are kept as arrays that behave like them (``arrays.Numbers``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from rethinker.arrays import Flags, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,13 @@ class Response:
     ban of vision tokens.
     """
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    token_ids: Ints
+    logprobs: Floats
     finished: bool  # ended with EOS; False: cut at the token limit
     text: str  # decoded without special tokens
+
+    def __post_init__(self) -> None:
+        _keep_as(self, token_ids=Ints, logprobs=Floats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +115,16 @@ class Sample:
     grade: Grade
     reward: float
     episode: int
-    sampled_mask: tuple[bool, ...]
-    nll_mask: tuple[bool, ...] = ()
-    behavior_logprobs: tuple[float, ...] = ()
+    sampled_mask: Flags
+    nll_mask: Flags = ()
+    behavior_logprobs: Floats = ()
     advantage: float = 0.0
     replayed: bool = False
     rethinking: Rethinking | None = None
     prompt_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        _keep_as(self, sampled_mask=Flags, nll_mask=Flags, behavior_logprobs=Floats)
 
     @property
     def effective(self) -> bool:
@@ -123,7 +132,7 @@ class Sample:
         return abs(self.advantage) > 0.0
 
     @property
-    def rollout_logprobs(self) -> tuple[float, ...]:
+    def rollout_logprobs(self) -> Floats:
         """The engine's log-probs, one per token (0.0 where the token was forced)."""
         return self.response.logprobs
 
@@ -147,3 +156,11 @@ class Group:
     def effective(self) -> bool:
         """0 < mean correctness < 1 on the first responses."""
         return 0 < sum(self.first_correct) < len(self.first_correct)
+
+
+def _keep_as(record: object, **kinds: Any) -> None:
+    """Turn the fields of a frozen record into sequences of these kinds."""
+    for name, kind in kinds.items():
+        values = getattr(record, name)
+        if type(values) is not kind:
+            object.__setattr__(record, name, kind(values))

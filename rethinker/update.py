@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 
+from rethinker.arrays import Floats
 from rethinker.config import RunConfig
 from rethinker.grpo import (
     check_finite,
@@ -60,7 +62,7 @@ def pack(samples: Sequence[Sample], logprobs_BT: torch.Tensor, on_policy: bool =
                     f"sample {sample.sample_id}: {name} has {len(values)} entries for "
                     f"{len(sample.response.token_ids)} tokens"
                 )
-            row[: len(values)] = torch.tensor(values, dtype=dtype)
+            row[: len(values)] = torch.tensor(np.asarray(values), dtype=dtype)
         return out.to(device)
 
     return Packed(
@@ -92,7 +94,7 @@ class PolicyUpdate:
         self.scheduler = scheduler
         self.accelerator = accelerator
         self.reference = reference
-        self.scored: dict[str, tuple[float, ...]] = {}  # sample id -> log-probs
+        self.scored: dict[str, Floats] = {}  # sample id -> log-probs
 
     def __call__(
         self, batch: Sequence[Sample], *, on_policy: bool = False, homes: Mapping[str, int] | None = None
@@ -160,8 +162,8 @@ class PolicyUpdate:
         assert entropy_BT is not None
         packed = pack(samples, logprobs_BT, on_policy)
         if on_policy:
-            for sample, row in zip(samples, logprobs_BT.tolist(), strict=True):
-                self.scored[sample.sample_id] = tuple(row[: len(sample.response.token_ids)])
+            for sample, row in zip(samples, logprobs_BT.detach().cpu().numpy(), strict=True):
+                self.scored[sample.sample_id] = Floats(row[: len(sample.response.token_ids)])
         behavior_BT, loss_mask_BT = packed.behavior_logprobs_BT, mask_BT
         if config.rethink.forced_tokens == "on_policy":
             # The trigger was sampled by no policy: its ratio is 1, its gradient A * grad log pi.

@@ -306,7 +306,7 @@ def test_nothing_is_pickled(policy, tmp_path):
     steps(policy, optimizer, 1, seed=0)
     folder = save(tmp_path, 1, policy, optimizer)
     endings = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert endings <= {".safetensors", ".json", ".jinja", ".txt"}, endings
+    assert endings <= {".safetensors", ".parquet", ".json", ".jinja", ".txt"}, endings
     json.loads((folder / "trainer.json").read_text())
 
 

@@ -18,7 +18,7 @@ from rethinker.replay import (
     draw_probabilities,
     make_selector,
 )
-from rethinker.rundir.samples import sample_from_dict, sample_to_dict
+from rethinker.rundir.samples import read_samples, write_samples
 
 
 def names(samples) -> list[str]:
@@ -202,7 +202,7 @@ def test_the_state_holds_what_the_next_episode_can_draw(lifetime, expected):
     assert len(replay) == len(resumed)
 
 
-def test_state_goes_through_json_and_continues_the_same_stream():
+def test_state_goes_through_a_file_and_continues_the_same_stream(tmp_path):
     def play(replay, steps):
         out = []
         for step in steps:
@@ -216,9 +216,9 @@ def test_state_goes_through_json_and_continues_the_same_stream():
     whole = SelectiveSampleReplay(alpha=0.7, seed=5, lifetime=2, capacity=30)
     play(whole, range(6))
     state = whole.state_dict()
-    text = json.dumps({**state, "entries": [(added, sample_to_dict(s)) for added, s in state["entries"]]})
-    loaded = json.loads(text)
-    loaded["entries"] = [(added, sample_from_dict(row)) for added, row in loaded["entries"]]
+    write_samples(tmp_path / "entries", state["entries"])
+    loaded = json.loads(json.dumps({name: value for name, value in state.items() if name != "entries"}))
+    loaded["entries"] = read_samples(tmp_path / "entries")
     resumed = SelectiveSampleReplay(alpha=0.7, seed=999, lifetime=2, capacity=30)
     resumed.load_state_dict(loaded)
     later = play(whole, range(6, 12))

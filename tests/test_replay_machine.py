@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 from builders import make_sample
 from hypothesis import settings
@@ -11,17 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from rethinker.replay import SelectiveSampleReplay
-from rethinker.rundir.samples import sample_from_dict, sample_to_dict
+from rethinker.rundir.samples import read_samples, write_samples
 from rethinker.types import Sample
 
 ADVANTAGES = st.sampled_from([0.0, -0.0, 0.25, -0.25, 1.0, -1.0, 1e-9, -7.5])
 
 
-def through_json(state: dict) -> dict:
+def through_a_file(state: dict) -> dict:
     """What a checkpoint does with the state."""
-    entries = [(added, sample_to_dict(sample)) for added, sample in state["entries"]]
-    loaded = json.loads(json.dumps({**state, "entries": entries}))
-    return {**loaded, "entries": [(added, sample_from_dict(row)) for added, row in loaded["entries"]]}
+    with tempfile.TemporaryDirectory() as folder:
+        write_samples(Path(folder, "entries"), state["entries"])
+        entries = read_samples(Path(folder, "entries"))
+    return json.loads(json.dumps({**state, "entries": []})) | {"entries": entries}
 
 
 class Replay(RuleBasedStateMachine):
@@ -71,10 +74,10 @@ class Replay(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 99))
     def save_and_load(self, seed):
         """At the end of an episode, as the trainer does: what the next one cannot draw is not saved."""
-        state = through_json(self.replay.state_dict())
+        state = through_a_file(self.replay.state_dict())
         self.replay = SelectiveSampleReplay(seed=seed, **self.settings)
         self.replay.load_state_dict(state)
-        assert through_json(self.replay.state_dict()) == state
+        assert through_a_file(self.replay.state_dict()) == state
         self.start_episode()
 
     @invariant()

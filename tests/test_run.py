@@ -94,7 +94,7 @@ def assert_same_run(config: RunConfig, whole: RunConfig) -> None:
     found = final_weights(config)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     assert comparable(config) == comparable(whole)
-    for name in ("optimizer.safetensors", "replay.json"):
+    for name in ("optimizer.safetensors", "replay.parquet"):
         path = Path("checkpoints") / "last" / name
         assert (config.folder / path).read_bytes() == (whole.folder / path).read_bytes(), name
     for folder, pattern in (("rollouts", "*.parquet"), ("evaluation", "*.json")):

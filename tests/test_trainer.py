@@ -5,6 +5,7 @@ Responses are scripted, everything else is what a run uses: grader, advantages, 
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -132,6 +133,15 @@ def test_only_the_rank_that_writes_makes_rows(policy, four, tmp_path, monkeypatc
     run.records.enabled = False
     monkeypatch.setattr("rethinker.trainer.rollout_rows", no_rows)
     run.episode()
+
+
+def test_an_episode_sends_its_samples_once(policy, four, tmp_path, monkeypatch):
+    """What other ranks need after that are log-probs by sample id."""
+    sent = []
+    monkeypatch.setattr("rethinker.trainer.gather_object", lambda items: sent.append(pickle.dumps(items)) or items)
+    run = Run(small_config(tmp_path, "rethink.fraction=0.5"), policy, four, script())
+    run.episode()
+    assert sum(b"Sample" in data for data in sent) == 1 and sum(b"Floats" in data for data in sent) == 2
 
 
 def test_the_buffer_is_empty_when_an_episode_starts(policy, four, tmp_path):

@@ -106,7 +106,7 @@ def write_checkpoint(config: RunConfig) -> None:
         (folder / "model").mkdir(parents=True)
         (folder / "model" / "model.safetensors").write_bytes(f"weights of step {step}".encode())
         (folder / "optimizer.safetensors").write_bytes(f"moments of step {step}".encode())
-        (folder / "replay.json").write_text("{}")
+        (folder / "replay.parquet").write_text("{}")
         (folder / "trainer.json").write_text(json.dumps({"trainer": {"progress": {"step": step, "episode": 1}}}))
     point(checkpoints, ["best"], checkpoints / "step-000002")
     point(checkpoints, ["last"], checkpoints / "step-000004")
@@ -177,7 +177,7 @@ def test_an_online_run_arrives(tmp_path, server, image_files):
         step = json.loads(artifact.fields["metadata"])["step"]
         assert step == (2 if "best" in artifact.aliases else 4) and artifact.committed
         assert artifact.files["model/model.safetensors"] == f"weights of step {step}".encode()
-        assert {"optimizer.safetensors", "trainer.json", "replay.json"} <= artifact.files.keys()
+        assert {"optimizer.safetensors", "trainer.json", "replay.parquet"} <= artifact.files.keys()
     no_key_under(tmp_path)
     assert KEY not in json.dumps([run.fields, run.lines])
 

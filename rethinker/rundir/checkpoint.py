@@ -1,9 +1,9 @@
 """Save and resume: the policy as a Hugging Face folder, everything else as safetensors, JSON and parquet; no pickle.
 
 ``checkpoints/step-000016/`` holds ``model/`` (``from_pretrained`` and ``vllm serve`` open it),
-``optimizer.safetensors``, ``trainer.json`` and ``replay.json``; with LoRA also ``adapter.safetensors`` (``model/`` then
-has the adapters merged in). A checkpoint is written under a temporary name and renamed when it is whole; ``pointers``
-says which one is ``last``, ``best`` or the end of a stage.
+``optimizer.safetensors``, ``trainer.json`` and ``replay.parquet``; with LoRA also ``adapter.safetensors`` (``model/``
+then has the adapters merged in). A checkpoint is written under a temporary name and renamed when it is whole;
+``pointers`` says which one is ``last``, ``best`` or the end of a stage.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rethinker.policy.loading import Policy, save_model
 from rethinker.rundir.atomic import atomic_write_text, sync_folder
 from rethinker.rundir.paths import BEST, LAST
 from rethinker.rundir.pointers import free_name, point, prune, start_file
-from rethinker.rundir.samples import sample_from_dict, sample_to_dict
+from rethinker.rundir.samples import read_samples, write_samples
 
 
 def save_checkpoint(
@@ -49,11 +49,10 @@ def save_checkpoint(
         save_file(_trained(policy), temporary / "adapter.safetensors")
     tensors, layout = flatten_optimizer(optimizer)
     save_file(tensors, temporary / "optimizer.safetensors")
-    state = {"optimizer": layout, "trainer": dict(trainer_state)}
+    selector = dict(selector_state)
+    write_samples(temporary / "replay.parquet", selector.pop("entries", []))
+    state = {"optimizer": layout, "selector": selector, "trainer": dict(trainer_state)}
     atomic_write_text(temporary / "trainer.json", json.dumps(state, indent=1))
-    replay = dict(selector_state)
-    replay["entries"] = [[added, sample_to_dict(sample)] for added, sample in replay.get("entries", ())]
-    atomic_write_text(temporary / "replay.json", json.dumps(replay))
     _sync_all(temporary)
     start_file(checkpoints)
     os.replace(temporary, folder)
@@ -70,9 +69,8 @@ def load_trainer_state(folder: Path) -> dict[str, Any]:
 
 def load_selector_state(folder: Path) -> dict[str, Any]:
     """The ``selector_state`` that was saved, with its samples."""
-    state = json.loads((folder / "replay.json").read_text(encoding="utf-8"))
-    state["entries"] = [(added, sample_from_dict(row)) for added, row in state["entries"]]
-    return state
+    state = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))["selector"]
+    return state | {"entries": read_samples(folder / "replay.parquet")}
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:

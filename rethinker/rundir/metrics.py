@@ -157,13 +157,16 @@ def replay_ages(episode: EpisodeRecord) -> dict[str, float | None]:
 
 def engine_gaps(samples: Sequence[Sample]) -> tuple[float, int, float]:
     """Sum, number and maximum of abs(engine - trainer) of the log-probs of sampled first-response tokens, in nats."""
-    gaps = [
-        abs(rollout - behavior)
-        for sample in samples
-        if sample.behavior_logprobs and sample.rethinking is None
-        for rollout, behavior in zip(sample.rollout_logprobs, sample.behavior_logprobs, strict=True)
-    ]
-    return sum(gaps), len(gaps), max(gaps, default=0.0)
+    total, count, largest = 0.0, 0, 0.0
+    for sample in samples:
+        if not sample.behavior_logprobs or sample.rethinking is not None:
+            continue
+        rollout = np.asarray(sample.rollout_logprobs, dtype=np.float64)
+        gaps = np.abs(rollout - np.asarray(sample.behavior_logprobs, dtype=np.float64))
+        total = float(np.cumsum(np.concatenate([[total], gaps]))[-1])  # in order, as Python's sum does
+        count += len(gaps)
+        largest = max(largest, float(gaps.max()))
+    return total, count, largest
 
 
 def generated_tokens(sample: Sample) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from rethinker.rundir.atomic import atomic_write_text, read_json, sync_folder
 
 FILE = "pointers.json"
-PARTS = ("model", "optimizer.safetensors", "trainer.json", "replay.json")  # of a whole checkpoint
+PARTS = ("model", "optimizer.safetensors", "trainer.json", "replay.parquet")  # of a whole checkpoint
 
 
 def find(checkpoints: Path, name: str) -> Path | None:

@@ -1,56 +1,102 @@
-"""Samples as plain dictionaries for JSON and parquet, and back, exactly.
+"""Samples of a replay buffer as parquet and back, exactly: replayed samples keep their log-probs bit for bit.
 
-``json.dumps`` writes the shortest decimal that reads back as the same float, so a round trip through JSON returns an
-equal ``Sample``: replayed samples keep their log-probs bit for bit across a resume.
+One row a sample; columns are the fields of ``Sample``, of its records as "query.qid", "response.token_ids" and so on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rethinker.arrays import Flags, Floats, Ints
 from rethinker.types import Grade, Query, Response, Rethinking, Sample
 
-Record = TypeVar("Record", Query, Response, Grade, Rethinking, Sample)
+ADDED = "added"  # the column of the episode in which a sample was added
+RECORDS: dict[str, type] = {"query": Query, "response": Response, "grade": Grade, "rethinking": Rethinking}
+NUMBERS: dict[Any, Any] = {"Ints": Ints, "Floats": Floats, "Flags": Flags}  # by a field's annotation
+TYPES: dict[Any, pa.DataType] = {  # the same
+    "str": pa.string(),
+    "str | None": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "float | None": pa.float64(),
+    "bool": pa.bool_(),
+    "tuple[str, ...]": pa.list_(pa.string()),
+}
 
 
-def sample_to_dict(sample: Sample) -> dict[str, Any]:
-    """Strings, numbers, booleans, None, lists and dictionaries only; one key a field, nested as the records are."""
-    row = _to_dict(sample)
-    row["query"] = _to_dict(sample.query)
-    row["response"] = _to_dict(sample.response)
-    row["grade"] = _to_dict(sample.grade)
-    row["rethinking"] = None if sample.rethinking is None else _to_dict(sample.rethinking)
-    return row
+def write_samples(path: Path, entries: Sequence[tuple[int, Sample]]) -> None:
+    """Write (episode added, sample) of a buffer, in their order."""
+    columns = {ADDED: pa.array([added for added, _ in entries], pa.int64())}
+    columns |= _columns(Sample, [sample for _, sample in entries])
+    pq.write_table(pa.table(columns), path)
 
 
-def sample_from_dict(row: Mapping[str, Any]) -> Sample:
-    """The sample that ``sample_to_dict`` wrote. ValueError names the record and its missing or unknown keys."""
-    _check_keys(Sample, row)
-    nested = {
-        "query": _from_dict(Query, row["query"]),
-        "response": _from_dict(Response, row["response"]),
-        "grade": _from_dict(Grade, row["grade"]),
-        "rethinking": None if row["rethinking"] is None else _from_dict(Rethinking, row["rethinking"]),
-    }
-    return _from_dict(Sample, {**row, **nested})
+def read_samples(path: Path) -> list[tuple[int, Sample]]:
+    """What ``write_samples`` wrote; samples of one query share it. Raises ValueError for a file with other columns."""
+    table = pq.read_table(path)
+    expected = [ADDED, *_names(Sample)]
+    if table.column_names != expected:
+        missing, unknown = set(expected) - set(table.column_names), set(table.column_names) - set(expected)
+        raise ValueError(f"{path} holds no samples: missing columns {sorted(missing)}, unknown {sorted(unknown)}")
+    queries: dict[Query, Query] = {}
+    samples = _records(Sample, table, lambda record: queries.setdefault(record, record))
+    return list(zip(table[ADDED].to_pylist(), samples, strict=True))
 
 
-def _to_dict(record: Query | Response | Grade | Rethinking | Sample) -> dict[str, Any]:
-    # Not dataclasses.asdict: it copies every token of every tuple through a recursive call.
-    values = {field.name: getattr(record, field.name) for field in fields(record)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+def _names(kind: type, prefix: str = "") -> Iterator[str]:
+    for field in fields(kind):
+        if field.name in RECORDS:
+            yield from _names(RECORDS[field.name], f"{field.name}.")
+        else:
+            yield prefix + field.name
 
 
-def _from_dict(kind: type[Record], row: Mapping[str, Any]) -> Record:
-    _check_keys(kind, row)
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    return kind(**values)
+def _columns(kind: type, records: Sequence[Any], prefix: str = "") -> dict[str, pa.Array]:
+    """The columns of records, which may be None."""
+    columns: dict[str, pa.Array] = {}
+    for field in fields(kind):
+        values: list[Any] = [None if record is None else getattr(record, field.name) for record in records]
+        if field.name in RECORDS:
+            columns |= _columns(RECORDS[field.name], values, f"{field.name}.")
+        elif field.type in NUMBERS:
+            flat = np.asarray(NUMBERS[field.type](np.concatenate([NUMBERS[field.type](), *values])))
+            offsets = np.cumsum([0, *map(len, values)])
+            columns[prefix + field.name] = pa.LargeListArray.from_arrays(offsets, pa.array(flat))
+        else:
+            columns[prefix + field.name] = pa.array(values, TYPES[field.type])
+    return columns
 
 
-def _check_keys(kind: type, row: Mapping[str, Any]) -> None:
-    names = {field.name for field in fields(kind)}
-    missing, unknown = sorted(names - row.keys()), sorted(row.keys() - names)
-    if missing or unknown:
-        raise ValueError(f"not a saved {kind.__name__}: missing keys {missing}, unknown keys {unknown}")
+def _records(kind: type, table: pa.Table, share: Callable[[Query], Query], prefix: str = "") -> list[Any]:
+    """The records of ``_columns``; None where all columns of one are null."""
+    values = []
+    for field in fields(kind):
+        if field.name in RECORDS:
+            values.append(_records(RECORDS[field.name], table, share, f"{field.name}."))
+            continue
+        column = table[prefix + field.name]
+        if field.type in NUMBERS:
+            values.append(_sequences(column, NUMBERS[field.type]))
+        else:
+            values.append([tuple(value) if isinstance(value, list) else value for value in column.to_pylist()])
+    made: list[Any] = []
+    for row in zip(*values, strict=True):
+        record = None if all(value is None for value in row) else kind(*row)
+        made.append(share(record) if isinstance(record, Query) else record)
+    return made
+
+
+def _sequences(column: pa.ChunkedArray, kind: Any) -> list[Any]:
+    found: list[Any] = []
+    for chunk in column.chunks:
+        offsets, flat = chunk.offsets.to_numpy(), chunk.flatten().to_numpy(zero_copy_only=False)
+        found += [kind(flat[start - offsets[0] : end - offsets[0]]) for start, end in itertools.pairwise(offsets)]
+    return found
