@@ -10,15 +10,14 @@ from rethinker.policy.loading import Policy
 from rethinker.policy.prompt import prompt_text
 from rethinker.types import Query
 
-LONG = 2048  # tokens from which a prompt is counted exactly
+LONG = 2048  # bytes from which a text is tokenised: an engine has room for as many tokens beside the largest images
 
 
 class PromptRoom:
     """Whether a query's prompt and a response of ``max_new_tokens`` fit into the model's context.
 
-    No image is decoded, and a text is tokenised only if it could be too long: one of fewer bytes than ``LONG`` and than
-    there is room is short enough. ``longest`` is at least the tokens of the longest prompt that fits, and is below
-    ``LONG`` or exact.
+    No image is decoded, and a text is tokenised only if it could be too long or has more than ``LONG`` bytes.
+    ``longest``: tokens of the longest prompt that fits, where a text that was not tokenised counts its bytes.
     """
 
     def __init__(self, policy: Policy, max_new_tokens: int) -> None:
@@ -32,8 +31,9 @@ class PromptRoom:
         text = prompt_text(policy.processor, query, policy.prompt_suffix, policy.prompt_hint)
         images = sum(map(self._image_tokens, query.images))
         room = policy.context - self.max_new_tokens
-        tokens = len(text.encode()) + images  # a token is a byte or more
-        if tokens > min(room, LONG):
+        size = len(text.encode())  # a token is a byte or more
+        tokens = size + images
+        if tokens > room or size > LONG:
             tokens = len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) + images - len(query.images)
         if tokens > room:
             of_images = f" ({images} of them its images')" if images else ""
