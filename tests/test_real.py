@@ -170,7 +170,12 @@ def test_prompts_are_the_source_s_and_take_images(scripts, source_tokenizer):
 
 # -- a pretrained model -----------------------------------------------------------------------------------------------
 
-real = pytest.mark.real
+
+def real(test):
+    """Selected by `-m real` only; loading a real model takes its time where others compute too."""
+    return pytest.mark.real(pytest.mark.timeout(1800)(test))
+
+
 needs_vllm = pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
 
 

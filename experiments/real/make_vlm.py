@@ -45,6 +45,7 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from rethinker.tiny.model import CHAT_TEMPLATE, save_policy
 
@@ -122,6 +123,7 @@ def sha256(path: Path) -> str:
 
 def load_source(gguf: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """The source's own language model, dequantised, and its tokenizer with its chat template."""
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
     return model.eval(), tokenizer
