@@ -16,6 +16,7 @@ TWINS = "How many?\n(A) 17\n(B) 19\n(C) 19\n(D) 23"
 SHAPES = "Which?\nA. a square\nB. a circle\nC. a square and a circle\nD. none of them"
 LETTERS = "Which picture?\n(A) A\n(B) B\n(C) C"
 CHINESE = "有多长?\n(A) 3.20米\n(B) 30√{2}海里\n(C) 7厘米\n(D) 50平方米"
+HALVES = "Which part?\n(A) $\\frac{1}{2}$\n(B) $0.5\\%$\n(C) 50"
 VARIABLES = "Which variable?\n(A) a\n(B) b\n(C) c"
 POINTS = "Which point?\n(A) P\n(B) Q\n(C) R"
 
@@ -37,6 +38,7 @@ TABLE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("group a", "Group A", "", True),
         ("vitamin deficiency", "vitamin A deficiency", "", False),
         ("a rhombus", "Rhombus", "", True),
+        ("rhombus", "A Rhombus", "", True),
         ("A rhombus", "the rhombus", "", True),
         ("A\nD", "A, D", "", True),
     ],
@@ -86,6 +88,8 @@ TABLE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("(A) 99", "A", "", True),  # nothing says what A is
         ("(A) A", "A", LETTERS, True),
         ("B: B", "B", LETTERS, True),
+        ("(B) 49", "B", LETTERS, True),
+        ("(B) C", "B", LETTERS, False),
         ("B. circle", "B", SHAPES, True),
         ("B. a square", "B", SHAPES, False),
         ("B. because it is round", "B", SHAPES, True),
@@ -119,6 +123,25 @@ TABLE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("D", "A", VARIABLES, False),
         ("A", "C", "Which?\n(A) C\n(B) B\n(C) A", False),  # the letter counts, not the text
         ("C", "C", "Which?\n(A) C\n(B) B\n(C) A", True),
+    ],
+    "letter beside text": [
+        ("A (12)", "A", ABCD, True),
+        ("A, 12", "A", ABCD, True),
+        ("A - 12", "A", ABCD, True),
+        ("12 (A)", "A", ABCD, True),
+        ("A (13)", "A", ABCD, False),
+        ("A, 13", "A", ABCD, False),
+        ("13 (A)", "A", ABCD, False),
+        ("12 (B)", "A", ABCD, False),
+        ("12 (B)", "12", ABCD, False),
+        ("B. 12", "12", ABCD, False),
+        ("B. not a circle", "B", SHAPES, False),
+        ("0.5", "A", HALVES, True),
+        ("0.5%", "B", HALVES, True),
+        ("50", "C", HALVES, True),
+        ("50", "A", HALVES, False),
+        ("5", "A", "How long? (A) 5 cm (B) 5 m", False),
+        ("5 m", "B", "How long? (A) 5 cm (B) 5 m", True),
     ],
     "options of one text": [
         ("19", "C", TWINS, True),
@@ -231,10 +254,31 @@ TABLE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("The perimeter of the kite is 12 + 12 = 24.", "24", "", True),
         ("The perimeter of the kite is 24 cm", "24", "", True),
         ("The perimeter of the kite is 25 cm", "24", "", False),
+        ("Area: 24", "24", "", True),
+        ("x: 24", "24", "", True),
+        (r"domain: (-\infty, 2)", r"(-\infty, 2)", "", True),
+        ("Yes. No.", "yes", "", False),
+        ("Yes, as it is larger", "yes", "", True),
         ("The value is not 24", "24", "", False),
         ("The value is 24 or 25", "24", "", False),
         ("The value is less than 24", "24", "", False),
         ("The function reaches its value first at x = 4.0", "5", "", False),
+        ("The function reaches the value 3 first at x = 4.0", "4", "", True),
+        ("The function reaches the value 3 first at x = 4.0", "3", "", False),
+        ("The function does not reach the value 3 at x = 4.0", "4", "", False),
+        ("The train passes the second station after 3 + 4 hours and then waits", "7", "", False),
+    ],
+    "units of products, and variables": [
+        (r"5 N \cdot m", "5", "", True),
+        ("5 N m", "5 N·m", "", True),
+        ("5 Nm", "5 J", "", False),
+        ("3 m/s", r"3 m s^{-1}", "", True),
+        ("3 m s^{-2}", "3 m/s^2", "", True),
+        ("2 kWh", "2", "", True),
+        ("5ab", "5", "", False),  # math-verify alone would drop these letters as units
+        ("5 a b", "5", "", False),
+        ("3st", "3", "", False),
+        ("7 less", "7", "", False),
     ],
     "more than one answer": [
         ("3, 4", "3", "", False),

@@ -17,13 +17,16 @@ from functools import lru_cache
 
 from rethinker.grading.normalize import clean, squeeze, strip_lead_in
 from rethinker.grading.plain import word_form
+from rethinker.grading.quantity import parse_quantity
 
 _MARKERS = (
     re.compile(r"[(（]\s*+([A-Z])\s*+[)）]"),
     re.compile(r"(?<![\w\\(])([A-Z])\s*+[.．、:：)](?=\s|\S)"),
 )
 _BARE = re.compile(r"[(\[]? ?([A-Za-z]) ?[)\]]? ?[.:)]?")
-_WITH_TEXT = re.compile(r"(?:[(\[] ?([A-Za-z]) ?[)\]]|([A-Za-z]) ?[.:)]) ?(\S.*)", re.DOTALL)
+_WITH_TEXT = re.compile(r"(?:[(\[] ?([A-Za-z]) ?[)\]]|([A-Za-z]) ?[.:)]|([A-Z])(?:,| -| (?=\())) ?(\S.*)", re.DOTALL)
+_BEFORE_LETTER = re.compile(r"(.*\S) \(([A-Z])\)", re.DOTALL)
+_NEGATION = re.compile(r"\b(?:not|no|never|nor|neither)\b")
 _SPACED_TEXT = re.compile(r"([A-Z]) (\S.*)", re.DOTALL)
 _LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?+(?:[\s,;&]*+[(\[]?[A-Z][)\]]?+)*+")
 _MORE_LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?: ?(?:,|;|and|or|&) ?[(\[]?[A-Z][)\]]?)*[.)]?")
@@ -74,7 +77,7 @@ def gold_letter(gold: str, choices: dict[str, str]) -> str | None:
         if letter.upper() not in choices or (letter.islower() and letter in choices.values()):
             return None
         return letter.upper()
-    named = _letter_and_text(gold, choices)
+    named = None if _LETTERS.fullmatch(gold) else _letter_and_text(gold, choices)  # "A, C": two right choices
     return named[0] if named and named[0] in choices and named[1] else None
 
 
@@ -96,22 +99,24 @@ def judge_letter(pred: str, letter: str, choices: dict[str, str], same: Same) ->
     spaced = _SPACED_TEXT.fullmatch(pred)
     if spaced and squeeze(choices.get(spaced.group(1), "")) == squeeze(spaced.group(2)) != "":
         return spaced.group(1) in right, "choice letter" if spaced.group(1) in right else "other choice letter"
-    if _MORE_LETTERS.fullmatch(pred):
+    if _MORE_LETTERS.fullmatch(pred) and not _BARE.fullmatch(pred):
         return False, "several choice letters"
     if option and same(pred, option):
         others = [text for key, text in choices.items() if key not in right and text]
-        if any(same(pred, text) for text in others):
+        if not _spells(pred, option) and any(same(pred, text) for text in others):
             return False, "the text of several choices"
         return True, "choice text"
-    return False, f"not choice {letter}"
+    return False, "other choice letter" if _BARE.fullmatch(pred) else f"not choice {letter}"
 
 
-def letter_names_text(pred: str, gold: str, choices: dict[str, str], same: Same) -> bool:
-    """Whether a cleaned answer is the letter of the option whose text is ``gold`` (the gold answer is not a letter)."""
-    named = _letter_and_text(strip_lead_in(pred), choices)
-    if named is None or not choices.get(named[0]) or _fault(*named, choices, same) is not None:
-        return False
-    return same(choices[named[0]], gold)
+def letter_names_text(pred: str, gold: str, choices: dict[str, str], same: Same) -> bool | None:
+    """Whether a cleaned answer is the letter of the option whose text is ``gold`` (the gold answer is not a letter);
+    None if it names no letter of which the text is known."""
+    for text in dict.fromkeys((pred, strip_lead_in(pred))):
+        named = _letter_and_text(text, choices)
+        if named is not None and choices.get(named[0]):
+            return _fault(*named, choices, same) is None and same(choices[named[0]], gold)
+    return None
 
 
 def same_letters(pred: str, gold: str, choices: dict[str, str]) -> bool | None:
@@ -127,12 +132,14 @@ def same_letters(pred: str, gold: str, choices: dict[str, str]) -> bool | None:
 def _letter_and_text(text: str, choices: dict[str, str]) -> tuple[str, str] | None:
     """The letter that ``text`` names and what it says behind it; None if it names none of the (usual) letters."""
     if bare := _BARE.fullmatch(text):
-        return bare.group(1).upper(), ""
-    match = _WITH_TEXT.fullmatch(text)
-    if match is None:
+        letter, rest = bare.group(1), ""
+    elif match := _WITH_TEXT.fullmatch(text):
+        letter, rest = match.group(1) or match.group(2) or match.group(3), match.group(4).strip()
+    elif match := _BEFORE_LETTER.fullmatch(text):
+        letter, rest = match.group(2), match.group(1)
+    else:
         return None
-    letter = (match.group(1) or match.group(2)).upper()
-    return (letter, match.group(3).strip()) if letter in (choices or USUAL) else None
+    return (letter.upper(), rest) if letter.upper() in (choices or USUAL) else None
 
 
 def _fault(letter: str, rest: str, choices: dict[str, str], same: Same) -> str | None:
@@ -140,6 +147,8 @@ def _fault(letter: str, rest: str, choices: dict[str, str], same: Same) -> str |
     if not rest:
         return None
     option = choices.get(letter, "")
+    if option == letter:  # "(A) A (B) B": the options are pictures
+        option = ""
     if option and same(clean(rest), option):
         return None
     if any(other.group() in (choices or USUAL) and other.group() != letter for other in _LONE_LETTER.finditer(rest)):
@@ -155,6 +164,8 @@ def _is_remark(rest: str, option: str, others: list[str]) -> bool:
     said, own = word_form(rest), word_form(option)
     if said is None:
         return False
+    if _NEGATION.findall(said) != _NEGATION.findall(own or ""):
+        return False
     rivals = [form for text in others if (form := word_form(text)) is not None and form != own]
     if own is not None and _within(said, own):
         return said not in rivals
@@ -163,6 +174,14 @@ def _is_remark(rest: str, option: str, others: list[str]) -> bool:
     if own is not None and _within(own, said):
         return True
     return _REMARK.match(said) is not None and not any(character.isdigit() for character in said)
+
+
+def _spells(pred: str, option: str) -> bool:
+    """Whether an answer is the option's text or its number, unit included, so that no other option is nearer."""
+    p, o = parse_quantity(pred), parse_quantity(option)
+    return squeeze(pred) == squeeze(option) or (
+        p is not None and o is not None and (p.value, p.unit) == (o.value, o.unit)
+    )
 
 
 def _within(part: str, whole: str) -> bool:

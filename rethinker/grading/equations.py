@@ -11,6 +11,7 @@ import re
 
 from rethinker.grading.lists import encloses
 from rethinker.grading.normalize import squeeze
+from rethinker.grading.plain import prose_words
 from rethinker.grading.quantity import parse_quantity
 
 # The alternatives begin with different characters and give nothing back (++, *+), so that the time is linear.
@@ -19,16 +20,17 @@ _NAME = re.compile(
     r"_\s*+\{?+\w++\}?+|\{[A-Za-z]++\}|\([A-Za-z0-9,\s]++\)|\|[A-Za-z]++\|)\s*+)++"
 )
 _NAMES = re.compile(r"\(?[A-Za-z](?:_?\{?\w++\}?)?+'?(?: ?, ?[A-Za-z](?:_?\{?\w++\}?)?+'?)++\)?")
-_POINT = re.compile(r"([A-Z](?:_\{?\w\}?)?'?) ?(\(.*+)", re.DOTALL)
+_POINT = re.compile(r"(?:[Pp]oint )?([A-Z](?:_\{?\w\}?)?'?) ?(\(.*+)", re.DOTALL)
 _VARIABLE = re.compile(r"(?:[A-Za-z]|\\[a-z]++)(?:_\{?\w++\}?)?'?")
 _FUNCTION = re.compile(r"([A-Za-z])\(([a-z])\)")
 _SEVERAL = re.compile(r"[<>,;]|\b(?:or|and)\b|\\(?:le|ge|ne|lt|gt|neq|leq|geq)(?![a-zA-Z])")
 _COEFFICIENT = re.compile(r"-? ?\d")
 _SUM = re.compile(r"[+*/-]")
+_NEGATION = re.compile(r"\b(?:not|no|never|neither|if)\b", re.IGNORECASE)
 _COMMAND = re.compile(r"\\[A-Za-z]++")
 _LETTER = re.compile(r"[A-Za-z]")
 _DIGIT = re.compile(r"\d")
-_UNITLIKE = re.compile(r"(.*[\d})]) ?([VWAJNKCFTHth])", re.DOTALL)
+_UNITLIKE = re.compile(r"(.*[\d})]) ?([VWAJNKh])", re.DOTALL)
 
 # Commands of arithmetic; every other one stands for something unknown, as letters do.
 _ARITHMETIC = frozenset(
@@ -36,10 +38,10 @@ _ARITHMETIC = frozenset(
      "\\cos", "\\tan", "\\overline", "\\infty", "\\binom", "\\approx")
 )  # fmt: skip
 _CONVENTIONS = {"slope": "mk", "gradient": "mk", "area": "s"}  # beside the first letter of the word
+# The units of one letter that a quantity of one letter may have; any, if it is not here.
 _QUANTITIES = {
-    "P": "W", "W": "J", "E": "JV", "Q": "JC", "U": "VJ", "V": "V", "I": "A", "F": "N", "G": "N", "N": "N", "T": "NKTh",
-    "R": "", "C": "FC", "L": "H", "B": "T", "H": "J", "t": "h", "m": "t", "M": "t", "A": "", "S": "", "d": "", "s": "",
-    "v": "", "y": "",
+    "P": "W", "W": "J", "E": "JV", "Q": "J", "U": "VJ", "V": "V", "I": "A", "F": "N", "G": "N", "N": "N", "T": "NKh",
+    "R": "", "A": "", "S": "", "d": "", "s": "", "v": "", "y": "",
 }  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def assignment(text: str) -> tuple[str | None, str]:
         return (first, last) if named and bracketed else (None, text)
     if is_reversed(parts):
         return last, first
-    named = _NAME.fullmatch(first) is not None
+    named = _NAME.fullmatch(first) is not None or (prose_words(first) >= 3 and not _NEGATION.search(first))
     return (first, last) if named or not has_letters(first) else (None, text)
 
 
@@ -123,7 +125,7 @@ def _variable_behind(name: str | None, value: str) -> str | None:
     match = _UNITLIKE.fullmatch(value)
     if name is None or len(name) != 1 or match is None:
         return None
-    return match[2] if match[2] not in _QUANTITIES.get(name, "VWAJNKCFHth") else None
+    return match[2] if match[2] not in _QUANTITIES.get(name, "VWAJNKh") else None
 
 
 def _spell_out(text: str, variable: str) -> str:

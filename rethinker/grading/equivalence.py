@@ -19,7 +19,15 @@ from rethinker.grading.equations import asks_more, has_letters, is_reversed, unn
 from rethinker.grading.lists import is_listed, split_list
 from rethinker.grading.names import same_name, same_relation
 from rethinker.grading.normalize import clean, squeeze, strip_lead_in, to_latex
-from rethinker.grading.plain import is_phrase, leading_verdict, number_word, parse_time, same_time, word_form
+from rethinker.grading.plain import (
+    is_phrase,
+    leading_verdict,
+    number_word,
+    parse_time,
+    prose_words,
+    same_time,
+    word_form,
+)
 from rethinker.grading.quantity import Quantity, compare_quantities, parse_number, parse_quantity
 from rethinker.grading.units import split_unit
 
@@ -32,6 +40,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _RATIO = re.compile(r"([\d.]++) ?: ?([\d.]++)")
 _MEGA = re.compile(r"\d ?M(?=(?:m|g|s|W|V|A|J|N|Hz|Pa|eV|\\?Omega|ohm)\b)")  # 5 MW is not 5 mW
 _DASHED = re.compile(r"\d++(?: ?- ?\d++)++")  # a date, a range
+_PROSE_WORDS = 6  # a sentence: math-verify would look for mathematics in it for seconds
 _RELATIONS = re.compile(r"[<>,;]|\\(?:approx|le|ge|ne|lt|gt|neq|leq|geq)(?![a-zA-Z])")
 _UNIT_PART = re.compile(r"[\d.,]++ ?[A-Za-z]*+")
 _BETWEEN_PARTS = re.compile(r"\band\b|,")
@@ -57,8 +66,9 @@ def equivalent(pred: str, gold: str, question: str, ask: Ask) -> tuple[bool, str
         several = mc.same_letters(p, g, options)
         if several is not None:
             return several, "choice letters"
-        if mc.letter_names_text(p, g, options, lambda a, b: comparison.same(a, b)[0]):
-            return True, "choice letter"
+        named = mc.letter_names_text(p, g, options, lambda a, b: comparison.same(a, b)[0])
+        if named is not None:
+            return named, "choice letter" if named else "not the choice of that text"
     return comparison.same(p, g)
 
 
@@ -170,6 +180,8 @@ class _Comparison:
         return True, "list"
 
     def _expressions(self, pred: str, gold: str) -> tuple[bool, str]:
+        if prose_words(pred) >= _PROSE_WORDS > prose_words(gold):
+            return False, "not an expression"
         (gold_body, gold_unit), (pred_body, pred_unit) = split_unit(gold), split_unit(pred)
         if gold_unit and pred_unit and gold_unit != pred_unit:
             return False, f"unit: {pred_unit} instead of {gold_unit}"

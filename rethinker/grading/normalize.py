@@ -39,9 +39,10 @@ _LEAD_INS = (
         r"(?:answer|option|choice)\b) ?(?:is\b|:|=)? ?:? ?",
         re.IGNORECASE,
     ),
-    re.compile(  # "x is 5", "the perimeter of the kite is 24 cm"
+    re.compile(  # "x is 5", "the perimeter of the kite is 24 cm", "area: 24"
         r"(?!.*\b(?:not|no|never|neither|if|or)\b)(?:[A-Za-z]|\\(?:angle|triangle)\b)[A-Za-z\d' _]{0,80}?"
-        r" (?:is|are|was|equals|will be)(?: equal to| approximately| about| exactly)? (?=[-+$(\[\\.]?\d|\\)"
+        r"(?::(?!.*:)| (?:is|are|was|equals|will be)(?: equal to| approximately| about| exactly)?)"
+        r" (?=[-+$(\[.]{0,2}\d|[(\[]?-?\\)"
     ),
     re.compile(
         r"(?:\\approx(?![a-zA-Z])|\\sim(?![a-zA-Z])|=|(?:approximately|approx\.|approx|about|roughly)(?![a-zA-Z])) ?",

@@ -21,8 +21,10 @@ _TIME = re.compile(
 _FULL_HOUR = re.compile(r"(?P<hour>\d{1,2}) ?(?P<half>[ap]\.? ?m\b\.?|o'? ?clock)", re.IGNORECASE)
 _VERDICT = re.compile(r"(yes|no|true|false)(?=$| ?[,.;:!])", re.IGNORECASE)
 _MATH = re.compile(r"[\\=^_<>+*/|{}\[\]]")
+_PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}+")
+_WORD = re.compile(r"[a-z]++")
 _PUNCTUATION = re.compile(r"[^\w\s.,]|[.,](?!\d)|(?<!\d)[.,]")
-_ARTICLE = re.compile(r"\b(?:[Aa]n|[Tt]he)\b|(?:\ba|^A)(?= (?!and\b|or\b|is\b|are\b|has\b)[a-z]{2})")
+_ARTICLE = re.compile(r"\b(?:[Aa]n|[Tt]he)\b|(?:\ba|^A)(?= (?!and\b|or\b|is\b|are\b|has\b)[A-Za-z]{2})")
 _HYPHEN = re.compile(
     r"(?<=[a-z]{3}) ?- ?(?=[a-z\d])|(?<=[a-z\d])-(?=[a-z]{3})|(?<=[a-z]) - (?=[a-z]{3})", re.IGNORECASE
 )
@@ -102,12 +104,20 @@ def is_phrase(text: str) -> bool:
     return any(len(word) >= 3 or not word.isascii() or word == "no" for word in form.split())
 
 
+def prose_words(text: str) -> int:
+    """How many plain words ``text`` has: three letters or more, no command and no function."""
+    return sum(word not in _MATH_WORDS for word in _PROSE_WORD.findall(text))
+
+
 def number_word(text: str) -> str | None:
     """``three`` as ``3``; None if ``text`` is no number word up to twenty."""
     return _NUMBER_WORDS.get(text.strip().lower())
 
 
 def leading_verdict(text: str) -> str | None:
-    """The ``yes``, ``no``, ``true`` or ``false`` that opens ``text`` before a punctuation mark or alone."""
+    """The ``yes``, ``no``, ``true`` or ``false`` that opens ``text`` before a punctuation mark or alone; None if
+    another one follows ("Yes. No.")."""
     match = _VERDICT.match(text)
-    return match.group(1).lower() if match else None
+    if match is None or any(word in ("yes", "no", "true", "false") for word in _WORD.findall(text.lower())[1:3]):
+        return None
+    return match.group(1).lower()

@@ -43,7 +43,7 @@ _NOT_A_UNIT = frozenset(
      "except", "only")
 )  # fmt: skip
 _UNIT_START = re.compile(r"(?:(?<=[\d)\]}.])|(?<=\\pi)|(?<=\\infty)) ?(?=[A-Za-z$€£¥₹%一-鿿]|\\Omega)")
-_UNIT_CHARACTERS = string.ascii_letters + string.digits + " /^{}.*-"
+_UNIT_CHARACTERS = string.ascii_letters + string.digits + " /^{}.*-\\"
 _MAX_UNIT_CHARS = 60
 _CELSIUS = re.compile(r"\bdegrees? ?(?:c|celsius|centigrade)$")
 _FAHRENHEIT = re.compile(r"\bdegrees? ?(?:f|fahrenheit)$")
@@ -57,6 +57,13 @@ _POWERS = (
     (re.compile(r"\b([a-z]++) squared\b"), r"\1^2"),
     (re.compile(r"\b([a-z]++) cubed\b"), r"\1^3"),
 )
+_PRODUCT = re.compile(r"\b(N|kg|kW|W|J|A|ft) ?(?:\\cdot ?|\* ?|- ?)?(m|h|s|lb)\b")
+_PRODUCTS = {
+    "N": "newton", "kg": "kilogram", "kW": "kilowatt", "W": "watt", "J": "joule", "A": "ampere", "ft": "foot",
+    "m": "meter", "h": "hour", "s": "second", "lb": "pound",
+}  # fmt: skip
+UNIT_OF.update((_PRODUCTS[a] + _PRODUCTS[b], f"{a}*{b}") for a in list(_PRODUCTS)[:7] for b in list(_PRODUCTS)[7:])
+_RECIPROCAL = re.compile(r" (?:\\cdot ?)?([a-z]++) ?\^ ?-(\d)")  # m s^-1
 _PER = re.compile(r" (?:per|an) ")
 _KNOWN_UNIT = re.compile(r"([a-z$€£¥₹%.一-鿿]++) ?(?:\^? ?(-?\d))?")
 
@@ -82,12 +89,14 @@ def split_unit(text: str) -> tuple[str, str | None]:
 
 def _canonical_unit(text: str, *, glued: bool) -> str | None:
     """The canonical name, "" for the empty unit, None if ``text`` is no unit. ``glued``: no space before it."""
+    text = _PRODUCT.sub(lambda match: _PRODUCTS[match[1]] + _PRODUCTS[match[2]], text)
     text = " ".join(text.lower().replace("{", "").replace("}", "").replace("\\omega", "ohm").split()).rstrip(".")
     if _NO_UNIT.fullmatch(text):
         return ""
     text = _BEARING.sub("degree", _FAHRENHEIT.sub("fahrenheit", _CELSIUS.sub("celsius", text)))
     for pattern, power in _POWERS:
         text = pattern.sub(power, text)
+    text = _RECIPROCAL.sub(lambda match: f"/{match[1]}" + ("" if match[2] == "1" else f"^{match[2]}"), text)
     text = _PER.sub("/", text)
     parts = [_known_unit(part.strip()) for part in text.split("/")]
     if all(parts):

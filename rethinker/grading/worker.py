@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,9 @@ def ask(gold: str, pred: str) -> tuple[bool, str]:
     from math_verify import LatexExtractionConfig, parse, verify
     from math_verify.errors import TimeoutException
 
-    config = (LatexExtractionConfig(boxed_match_priority=-1),)
+    # Not its units: it would drop "ab", "t" and "less" behind a number; ours are read before (see `units`).
+    normalization = replace(LatexExtractionConfig().normalization_config, units=False)
+    config = (LatexExtractionConfig(boxed_match_priority=-1, normalization_config=normalization),)
     options: dict[str, Any] = {"fallback_mode": "no_fallback", "parsing_timeout": None, "raise_on_error": True}
     crash = "error: the gold answer cannot be read"
     try:
