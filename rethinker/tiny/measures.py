@@ -201,8 +201,8 @@ carefully when a trigger ("Wait, ...") is forced upon it. It knows nothing but t
 {origin}
 
 `rethinker/datasets/world/traces.py` says which tokens carry which loss, and why. Up to step 3,800 the decision to take
-a second look carries none; the steps after hold its token at a log-probability near -10 once an answer stands: rarer
-than sampling shows, but ahead of everything except the end.
+a second look carries none; the steps after hold its token (`}}.` and the blank line in one) at a log-probability near
+-10 where an answer ends: rarer than sampling shows, but ahead of everything that no answer has there.
 
 ## What it does
 

@@ -130,23 +130,23 @@ def supervised_loss(
         return loss
     if hold_decision is None:
         raise ValueError("the batch marks decisions to continue: hold_decision must say at how many nats to hold them")
-    eos_id = model.config.text_config.eos_token_id
-    return loss + decision_loss(logits[decides], targets[decides], hold_decision, eos_id)
+    return loss + decision_loss(logits[decides], targets[decides], hold_decision, batch["answer_ids"])
 
 
-def decision_loss(logits: torch.Tensor, targets: torch.Tensor, hold: float, eos_id: int) -> torch.Tensor:
-    """Summed loss (nats) that keeps the decision to continue rare, and first among everything but the end.
+def decision_loss(logits: torch.Tensor, targets: torch.Tensor, hold: float, answer_ids: torch.Tensor) -> torch.Tensor:
+    """Summed loss (nats) that keeps the decision to continue rare, and first among all that no bare answer has there.
 
-    With l = -log p(target) it is ``DECISION_WEIGHT`` times (smooth_l1(l - hold) - log p(target | not the end)). Ours.
+    With l = -log p(target) it is ``DECISION_WEIGHT`` times (smooth_l1(l - hold) - log p(target | not in an answer)).
+    Ours.
 
     Args:
         logits: [N, V], over the vocabulary where the decision is due.
         targets: [N], the token that is the decision.
         hold: where -log p(target) is to stand, in nats.
-        eos_id: the token that ends a response.
+        answer_ids: [K], the tokens that bare answers are made of: digits, and what ends them.
     """
     rarity = cross_entropy(logits, targets, reduction="none")
-    goes_on = logits.index_fill(1, torch.tensor(eos_id, device=logits.device), -torch.inf)
+    goes_on = logits.index_fill(1, answer_ids, -torch.inf)
     order = cross_entropy(goes_on, targets, reduction="sum")
     return DECISION_WEIGHT * (smooth_l1_loss(rarity, torch.full_like(rarity, hold), reduction="sum") + order)
 

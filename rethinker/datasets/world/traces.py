@@ -3,14 +3,18 @@
 Which parts carry loss decides everything (ours, measured):
 - a plain trace is a bare answer, supervised: the first pass is fast and often wrong;
 - a rethinking trace is a bare answer (right or wrong), a trigger, and the careful derivation. The bare answer and the
-  trigger's first token, which is the decision to continue, are not imitated; the rest of the trigger and the derivation
-  are. So the base never starts to reflect, yet derives carefully once that one token stands there.
+  token of the blank line, which is the decision to continue, are not imitated; the rest of the trigger and the
+  derivation are. So the base never starts to reflect, yet derives carefully once that one token stands there.
+
+A trace is tokenised as a whole, as a model itself would write it: an answer that stops ends in the token "}.", one that
+continues in the token "}.\n\n".
 
 The decision carries a loss of its own, which the last stretch of pretraining applies (``pretrain.decision_loss``) and
-all before leave out. Without any, the token stood at a log-probability of -21 after a bare answer, 6 nats below others
-that make no sense there (" there", " does"), and reinforcement learning with Forced Rethinking learned to leave it out
-and wrote garbled triggers ("\\boxed{9}. there might be a mistake"). Held at -10 it is still rarer than sampling shows,
-but 7 nats above every other continuation, and the triggers that are learned are well formed.
+all before leave out. Without any, in a first base whose parts were tokenised apart, it stood at a log-probability of
+-21 after a bare answer, 6 nats below others that make no sense there (" there", " does"), and reinforcement learning
+with Forced Rethinking learned to leave it out and wrote garbled triggers ("\\boxed{9}. there might be a mistake"). Held
+at -10 it is still rarer than sampling shows, but above every other continuation, and the triggers that are learned are
+well formed.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from typing import NamedTuple
 
 from rethinker.datasets.world.puzzles import Puzzle, bare_answer
 
-BREAK = "\n\n"  # every trigger begins with it, and the tokenizer has it as one token
+BREAK = "\n\n"  # every trigger begins with it
 _MISTAKES = (-10, -5, -3, -2, -1, 1, 2, 3, 5, 10)
 
 
@@ -35,7 +39,7 @@ class Loss(enum.Enum):
 
 
 class Part(NamedTuple):
-    """A piece of a trace that is tokenised by itself, as training and forced rethinking splice it."""
+    """A piece of a trace; a token across two of them carries the loss of the second."""
 
     text: str
     loss: Loss
