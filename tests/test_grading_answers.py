@@ -280,6 +280,12 @@ TABLE: dict[str, list[tuple[str, str, str, bool]]] = {
         ("3st", "3", "", False),
         ("7 less", "7", "", False),
     ],
+    "fractions": [
+        (r"\frac{4}{\pi}-1", r"\frac{4-\pi}\pi", "", True),
+        (r"\frac{(n-1)(n-2)}{4n-2}", r"\frac{n^2-3n+2}{4n-2}", "", True),
+        (r"\frac{n^2-3n+2}{4n-3}", r"\frac{n^2-3n+2}{4n-2}", "", False),
+        (r"\frac{5}{2k}", r"\frac{5}{2m}", "", False),
+    ],
     "more than one answer": [
         ("3, 4", "3", "", False),
         ("3 or 4", "3", "", False),
@@ -358,6 +364,11 @@ def test_a_verdict_does_not_depend_on_the_process(monkeypatch: pytest.MonkeyPatc
         (r"AB \parallel CD", None),
         ("7厘米", None),
         (r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}", None),
+        (r"\frac { 7 } { 3 }", None),
+        (r"\frac{n^2-3n+2}{4n-2}", None),  # no newtons in it
+        (r"v=\frac{M(h^{2}+a^{2})}{2k}", None),
+        (r"\frac{4-\pi}\pi", None),
+        (r"x=3y \\", None),
         (r"{7}{3} \pi", "a lost \\frac"),
         ("\x0crac{7}{3}", "control character"),
         ("5\times 3", "control character"),

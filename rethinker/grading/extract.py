@@ -17,7 +17,7 @@ _BRACES = re.compile(r"\\boxed\s{0,8}\{|\\(?!\\boxed\s{0,8}\{)[\s\S]|[{}]")
 _ESCAPED = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f]|\t(?:imes|ext|heta|an|riangle|frac)(?![a-z])|\r(?:ight|ho|angle)(?![a-z])"
 )
-_BARE_GROUPS = re.compile(r"(?<![\\a-zA-Z}\]^_])\{\s*+-?\d++\s*+\}\s*+\{\s*+-?\d++\s*+\}")
+_BARE_GROUPS = re.compile(r"(?<![\\a-zA-Z}\]^_])\{-?\d++\}\{-?\d++\}")
 _MISSING = {"", "none", "nan", "null", "n/a", "na", "unknown", "undefined answer"}
 
 
@@ -84,7 +84,7 @@ def gold_fault(answer: str | None) -> str | None:
         return f"the gold answer nests braces more than {MAX_BRACE_DEPTH} deep"
     if match := _ESCAPED.search(answer):
         return f"control character {match.group()[0]!r} in the gold answer {_shorten(answer)}: LaTeX that was unescaped"
-    if _BARE_GROUPS.search(gold):
+    if _BARE_GROUPS.search(gold.replace(" ", "")):
         return f"two groups without a command in the gold answer {_shorten(answer)}: a lost \\frac"
     if (len(gold) - len(gold.rstrip("\\"))) % 2:
         return f"the gold answer {_shorten(answer)} ends in a lone backslash"

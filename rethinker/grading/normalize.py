@@ -31,7 +31,9 @@ _DROPPED = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|textstyle|limits|rm|bf|it)(?![a-zA-Z])"
 )
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_FRAC_SHORT = re.compile(r"\\frac\s*+(?:\{([^{}]*+)\}|(\d))\s*+(?:\{([^{}]*+)\}|(\d))")
+_FRAC_SHORT = re.compile(
+    r"\\frac(?![a-zA-Z])\s*+(?:\{([^{}]*+)\}|(\d|[a-z]|\\[a-z]++(?![{\[])))\s*+(?:\{([^{}]*+)\}|(\d|\\[a-z]++(?![{\[])))"
+)
 _DEGREE = re.compile(r"\^\s*+\{\s*+\\circ\s*+\}|\^\s*+\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])|\\textdegree(?![a-zA-Z])")
 _LEAD_INS = (
     re.compile(
@@ -171,6 +173,8 @@ def _strip_closing(text: str) -> str:
     """Without the punctuation that closes a sentence."""
     while True:
         rest = text.rstrip(".,;:。 ")
+        if rest.endswith("\\\\"):  # the end of a line
+            rest = rest[:-2]
         if _EXCLAIMED.search(rest[-4:]):
             rest = rest[:-1].rstrip()
         if rest == text or rest.endswith("\\"):

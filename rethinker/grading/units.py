@@ -65,7 +65,7 @@ _PRODUCTS = {
 UNIT_OF.update((_PRODUCTS[a] + _PRODUCTS[b], f"{a}*{b}") for a in list(_PRODUCTS)[:7] for b in list(_PRODUCTS)[7:])
 _RECIPROCAL = re.compile(r" (?:\\cdot ?)?([a-z]++) ?\^ ?-(\d)")  # m s^-1
 _PER = re.compile(r" (?:per|an) ")
-_KNOWN_UNIT = re.compile(r"([a-z$€£¥₹%.一-鿿]++) ?(?:\^? ?(-?\d))?")
+_KNOWN_UNIT = re.compile(r"([a-z$€£¥₹%.一-鿿]++) ?(?:\^ ?(-?\d)|(\d))?")
 
 
 def split_unit(text: str) -> tuple[str, str | None]:
@@ -81,6 +81,8 @@ def split_unit(text: str) -> tuple[str, str | None]:
     # "3x + 5 cm" has its unit behind the 5: the second place where a number or group ends.
     places = (match for match in _UNIT_START.finditer(text) if match.end() >= start)
     for match in itertools.islice(places, 2):
+        if text.count("{", match.end()) != text.count("}", match.end()):  # inside a fraction: \\frac{1}{4n-2}
+            continue
         unit = _canonical_unit(text[match.end() :], glued=not match.group())
         if unit is not None:
             return text[: match.start()].strip(), unit
@@ -118,9 +120,8 @@ def _known_unit(text: str) -> str | None:
         return None
     word = match[1]
     unit = UNIT_OF.get(word) or UNIT_OF.get(_singular(word))
-    if unit is None or match[2] is None:
-        return unit
-    return unit if match[2] == "1" else f"{unit}^{match[2]}"
+    power = match[2] or match[3]
+    return unit if unit is None or power in (None, "1") else f"{unit}^{power}"
 
 
 def _singular(word: str) -> str:

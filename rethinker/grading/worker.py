@@ -100,29 +100,37 @@ def judge(pred: str, gold: str, question: str) -> tuple[bool, str]:
 def read(gold: str) -> tuple[bool, str]:
     """Whether math-verify can read the LaTeX of a gold answer; the reason is that of `ask`."""
     try:
-        reason = ask(gold, "0")[1]
-    except _Refused as refusal:
-        return False, str(refusal)
-    return not reason.startswith("error: the gold answer"), reason
+        return (True, "math-verify") if _parse(gold) else (False, "error: the gold answer is not an expression")
+    except MemoryError:
+        return False, "out of memory"
+    except Exception as error:  # sympy raises all kinds on strange input
+        return False, f"error: the gold answer cannot be read ({type(error).__name__})"
 
 
-def ask(gold: str, pred: str) -> tuple[bool, str]:
-    """math-verify's verdict on two LaTeX answers; one that it cannot reach does not end the comparison (another option
-    or item may decide), but too much memory or depth does."""
-    from math_verify import LatexExtractionConfig, parse, verify
-    from math_verify.errors import TimeoutException
+def _parse(latex: str) -> list[Any]:
+    from math_verify import LatexExtractionConfig, parse
 
     # Not its units: it would drop "ab", "t" and "less" behind a number; ours are read before (see `units`).
     normalization = replace(LatexExtractionConfig().normalization_config, units=False)
     config = (LatexExtractionConfig(boxed_match_priority=-1, normalization_config=normalization),)
     options: dict[str, Any] = {"fallback_mode": "no_fallback", "parsing_timeout": None, "raise_on_error": True}
+    parsed: list[Any] = parse(f"${latex}$", config, **options)
+    return parsed
+
+
+def ask(gold: str, pred: str) -> tuple[bool, str]:
+    """math-verify's verdict on two LaTeX answers; one that it cannot reach does not end the comparison (another option
+    or item may decide), but too much memory or depth does."""
+    from math_verify import verify
+    from math_verify.errors import TimeoutException
+
     crash = "error: the gold answer cannot be read"
     try:
-        gold_side = parse(f"${gold}$", config, **options)
+        gold_side = _parse(gold)
         if not gold_side:
             return False, "error: the gold answer is not an expression"
         crash = "not an expression"
-        pred_side = parse(f"${pred}$", config, **options)
+        pred_side = _parse(pred)
         if not pred_side:
             return False, "not an expression"
         crash = "error: math-verify cannot compare"
