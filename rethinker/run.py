@@ -174,7 +174,8 @@ class TrainingRun:
         self.engine.sync_weights(self.policy.model)  # forgets the probe: the run starts with empty caches
         largest = max(gather_object([gap or 0.0]))
         if usual is None:
-            return max(largest, gap_bound(self.config, self.policy) / 100)
+            # In bfloat16 the gaps of a few probes scatter by more than DRIFT.
+            return max(largest, gap_bound(self.config, self.policy) / 10)
         if largest > DRIFT * usual:
             self.tracker.say(f"[bold]warning[/]: {describe_drift(largest, usual)}")
         return usual

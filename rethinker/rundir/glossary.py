@@ -60,7 +60,7 @@ EPISODE = {
     "of all y1), nats; with top_p < 1 it holds the engine's renormalisation too",
     "gap/max": "largest such difference, nats",
     "canary/gap": "mean abs log-prob difference on the probe that follows the weight sync, nats; null if not checked",
-    "canary/usual": "the same after the first sync of the run, nats; at least a hundredth of what rounding explains",
+    "canary/usual": "the same after the first sync of the run, nats; at least a tenth of what rounding explains",
     "tokens/generated": "tokens generated since the start of the run",
     "time/rollout": "seconds of generating y1",
     "time/grade": "seconds of grading",
