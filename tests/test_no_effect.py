@@ -39,7 +39,7 @@ def test_replay_without_replay(override):
         (["rethink.temperature=0.5"], ["rethink.fraction=0.5"]),
         (["rethink.temperature=0.5"], ["data.test=x"]),
         (["rethink.nll_on=trajectory", "rethink.nll_coef=0.5"], ["rethink.fraction=0.5"]),
-        (["rethink.nll_scale=batch"], ["rethink.fraction=0.5"]),
+        (["rethink.nll_scale=kept"], ["rethink.fraction=0.5"]),
         (["grpo.kl_estimator=k1"], ["grpo.kl_coef=0.1"]),
         (["model.lora_alpha=8"], ["model.lora_rank=8"]),
         (["evaluation.every=2"], ["data.validation=x"]),

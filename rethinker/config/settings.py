@@ -129,7 +129,7 @@ class RethinkConfig:
     skip_reflective: bool = False  # leave first responses alone that reflect by themselves (ours)
     nll_coef: float = option(0.05, min=0)  # (official code)
     nll_on: Literal["rethinking", "trajectory"] = "rethinking"
-    nll_scale: Literal["kept", "batch"] = "kept"  # by the tokens that were kept, or by the batch (grpo.nll_loss)
+    nll_scale: Literal["kept", "batch"] = "batch"  # by the batch, or by the tokens that were kept (grpo.nll_loss)
     forced_tokens: Literal["on_policy", "behavior", "mask"] = "on_policy"  # ratio of trigger tokens, ours
 
 
