@@ -502,7 +502,7 @@ def test_every_repair_makes_it_fit():
     whole = case(sharding="none")
     assert [moment.name for moment in failing(whole)]
     told = repairs(whole)
-    assert any(text.startswith("model.sharding=full:") for text in told)
+    assert any(text.startswith("--sharding full:") for text in told)
     assert not failing(replace(whole, sharding="full"))
 
 
@@ -580,7 +580,7 @@ def test_the_command_refuses_nothing(capsys, monkeypatch):
     out = plan(capsys, "model.lora_rank=0", "--gpus", "8", "--gpu", "a100-40")
     assert "cannot be trained: model.dtype='bfloat16' with model.lora_rank=0" in out
     assert "Does not fit: " in out
-    assert "model.sharding=full" in out
+    assert "--sharding full" in out
 
 
 def test_explain_gives_formulas_with_their_numbers(capsys, monkeypatch):
