@@ -1,0 +1,80 @@
+"""A policy in shards over two processes computes what the whole one computes (tests/sharded.py has the cases)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bounds import EXACT, LOGPROB, STEPS, rounding
+
+pytestmark = [pytest.mark.slow, pytest.mark.numerics]
+
+HERE = Path(__file__).parent
+EXACT_CASES = (
+    "full",
+    "hybrid",
+    "frozen_tower",
+    "uneven_passes",
+    "checkpointing",
+    "chunked_head",
+    "lora",
+    "offload",
+)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("sharded")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(HERE / "sharded.py"), str(folder)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "sharded.json").read_text())
+
+
+@pytest.mark.parametrize("case", EXACT_CASES)
+def test_loss_and_gradients_of_a_sharded_policy(found, case):
+    """In float64, where sums in another order differ by rounding alone."""
+    assert found[case]["loss"] < EXACT and found[case]["gradient"] < EXACT
+
+
+def test_a_rank_holds_its_share(found):
+    """Half of what is sharded; everything where each machine has one process."""
+    assert found["full"]["share"] == pytest.approx(0.5, abs=0.01) and found["hybrid"]["share"] == 1.0
+    assert 0.5 < found["frozen_tower"]["share"] < 1.0
+
+
+def test_float32(found):
+    assert found["float32"]["loss"] < rounding(LOGPROB) and found["float32"]["gradient"] < rounding(steps=3 * STEPS)
+
+
+def test_bfloat16_layers_on_float32_weights(found):
+    """A bfloat16 has 8 bits: 2e-3 of a value at every rounding, and some hundred roundings a layer add up at random."""
+    assert 0 < found["bfloat16"]["gradient"] < 0.1
+
+
+def test_ten_steps(found):
+    case = found["ten_steps"]
+    assert case["weights"] < EXACT and max(case["logprobs"]) < EXACT and case["gathered"] < EXACT
+
+
+def test_the_stream_of_whole_weights(found):
+    assert found["streamed_weights"] == {"rank_0": 0.0, "rank_4": 0.0}
+
+
+def test_ranks_load_without_a_copy_each(found):
+    assert found["loading"] == {"meta": 0, "tied": True, "gap": 0.0}
+
+
+def test_adapters_drawn_apart_are_found(found):
+    assert "differ over the ranks" in found["unequal_adapters"]["error"]
