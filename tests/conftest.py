@@ -27,7 +27,10 @@ settings.load_profile("rethinker")
 
 
 # Files by how long they take, longest first, so that xdist's workers (a file each, in this order) end together.
-LONG = ("notebooks", "browser", "jobs", "kernel", "forward", "distributed", "anywhere", "benchmarks", "ablate", "cpu")
+LONG = (
+    *("notebooks", "browser", "jobs", "kernel", "forward", "distributed", "plan_tracker", "anywhere"),
+    *("benchmarks", "sharding", "ablate", "cpu"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
