@@ -228,7 +228,8 @@ class TrainingRun:
         """The episodes of a stage and its evaluation; False if it was stopped before its end."""
         stage, config = self.config.stages[index], self.config.for_stage(index)
         trainer = self.make_trainer(index, config)
-        self.tracker.say(f"[bold]{stage.name}[/]: episodes {self.progress.stage_episode + 1} to {stage.episodes}")
+        if self.progress.stage_episode < stage.episodes:  # else all were done, and its test is left
+            self.tracker.say(f"[bold]{stage.name}[/]: episodes {self.progress.stage_episode + 1} to {stage.episodes}")
         while self.progress.stage_episode < stage.episodes:
             trainer.episode()
             last, stopping = self.progress.stage_episode == stage.episodes, self.should_stop()
