@@ -1,5 +1,6 @@
 # make train    set everything up in .venv, train the tiny model, evaluate it, write runs/<name>/report.html
 # make test     set everything up, check style, types and layers, run the tests
+# make test-long the tests that `make test` leaves out for their length: real servers, repeated kills, many processes
 # make test-portable run the tests of numbers as other processors would compute them (runs/test-portable has the logs)
 # make notebooks set everything up, run all notebooks by papermill; copies with outputs in experiments/results/notebooks
 # make bench    set everything up, time a training step beside TRL's and over its sizes: experiments/benchmarks/results
@@ -33,7 +34,7 @@ INSTALL := $(PYTHON) scripts/install.py --venv $(VENV) --extra $(EXTRA) --pip-ar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev train test test-portable notebooks bench real test-real lint format doctor clean
+.PHONY: help setup setup-dev train test test-long test-portable notebooks bench real test-real lint format doctor clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -60,6 +61,9 @@ train: $(RUN_READY)
 test: lint
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline \
 		$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-long: $(DEV_READY)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 test-portable: $(DEV_READY)
 	@scripts/test_portable.sh $(BIN)/python -n $(TEST_WORKERS) $(PYTEST_ARGS)
