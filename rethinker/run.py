@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
-from dataclasses import asdict, replace
-from datetime import timedelta
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
+from rethinker.build import (
+    find_checkpoint,
+    load_reference,
+    load_start,
+    make_forward,
+    make_optimizer,
+    make_stage_selector,
+    start_process,
+)
 from rethinker.config import RunConfig, check_trainable, load_config, to_yaml
 from rethinker.config.no_effect import without_effect
 from rethinker.datasets.io import describe_dropped
@@ -24,16 +29,13 @@ from rethinker.datasets.order import QueryOrder
 from rethinker.evaluation.evaluate import validate
 from rethinker.evaluation.held_out import most_images, read_source, sampling, test_policy
 from rethinker.evaluation.result import Evaluation
-from rethinker.policy.forward import BaseForward, PolicyForward
 from rethinker.policy.lengths import PromptRoom
-from rethinker.policy.loading import Policy, load_policy
-from rethinker.processes import check_accelerator, keep_freed_memory, use_deterministic_algorithms
-from rethinker.replay import make_selector
+from rethinker.policy.loading import Policy
 from rethinker.rollout import VllmEngine, checked_gap, gap_bound, make_engine
 from rethinker.rundir import checkpoint, pointers
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.diagnosis import DRIFT, describe_drift
-from rethinker.rundir.folder import check_folder, check_not_lost, check_writer, exclusive_writer
+from rethinker.rundir.folder import check_writer, exclusive_writer
 from rethinker.rundir.paths import BEST, LAST, RunDir
 from rethinker.rundir.provenance import check_data, check_engine, data_facts, record_start
 from rethinker.rundir.tracking import MakeSink, Tracker
@@ -54,20 +56,8 @@ class TrainingRun:
         self.config = config
         self.lock = lock
         self.folder = RunDir(config.folder)
-        torch.set_num_threads(config.launch.threads)
-        if config.launch.deterministic:
-            use_deterministic_algorithms()
-        if not torch.cuda.is_available():
-            keep_freed_memory()
-        torch.manual_seed(config.seed)
-        # Without ``cpu`` several CPU processes would each be a world of one. A rank may wait long for the others: for
-        # their rollouts, and for the main process while it saves and tests.
-        self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
-        )
-        check_accelerator(self.accelerator)
-        saved = self.find_checkpoint(resume)
+        self.accelerator = start_process(config)
+        saved = find_checkpoint(config, self.accelerator, resume)
         state = checkpoint.load_trainer_state(saved) if saved else {}
         self.progress = Progress(**state.get("progress", {}))
         self.best: float | None = state.get("best")
@@ -105,10 +95,8 @@ class TrainingRun:
             )
         if "order" in state:
             self.order.load_state_dict(state["order"])
-        self.reference = self.load_reference()
-        self.forward: torch.nn.Module = self.accelerator.prepare(
-            PolicyForward(self.policy.model, self.policy.encoder, autocast=config.model.autocast)
-        )
+        self.reference = load_reference(config, self.policy)
+        self.forward = make_forward(config, self.policy, self.accelerator)
         queries = [*self.train_queries, *self.validation_queries, *self.test_queries]
         self.engine = make_engine(config, self.policy, max_images=most_images(queries), max_prompt=self.room.longest)
         engine = type(self.engine).__name__
@@ -125,18 +113,6 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             processes = self.accelerator.num_processes
             record_start(config, engine=engine, processes=processes, data=self.data, anew=not saved)
-
-    def find_checkpoint(self, resume: bool) -> Path | None:
-        """The checkpoint to resume from, its folder as ``pointers.repair`` leaves it. Raises RunExists as
-        ``check_folder`` and ``check_not_lost`` do."""
-        saved = check_folder(self.config, resume=resume)
-        if resume:
-            check_not_lost(self.folder)
-        self.accelerator.wait_for_everyone()  # every rank has looked before anything is changed
-        if saved and self.accelerator.is_main_process:
-            pointers.repair(self.folder.checkpoints, [LAST, BEST, *(stage.name for stage in self.config.stages)])
-        self.accelerator.wait_for_everyone()
-        return pointers.find(self.folder.checkpoints, LAST) if saved else None
 
     def read(self, use: str, source: str | None, limit: int | None = None) -> list[Query]:
         """The queries for ``use`` (train, validation, test); dropped rows are reported on the terminal and in
@@ -182,27 +158,7 @@ class TrainingRun:
 
     def load_policy(self, saved: Path | None) -> Policy:
         """The policy at the start of the run, or from the checkpoint."""
-        config, data = self.config.model, self.config.data
-        if saved and not config.lora_rank:
-            config = replace(config, path=os.fspath(saved / "model"))
-        policy = load_policy(
-            config, self.accelerator.device, prompt_suffix=data.prompt_suffix, prompt_hint=data.prompt_hint
-        )
-        if saved and config.lora_rank:
-            checkpoint.load_adapter(saved, policy)
-        return policy
-
-    def load_reference(self) -> torch.nn.Module | None:
-        """The policy before training; None if no stage has a KL term. With LoRA it is the policy itself without its
-        adapters, else a frozen copy."""
-        stages = [self.config.for_stage(index) for index in range(len(self.config.stages))]
-        if not any(stage.grpo.kl_coef for stage in stages):
-            return None
-        autocast = self.config.model.autocast
-        if self.config.model.lora_rank:
-            return BaseForward(PolicyForward(self.policy.model, self.policy.encoder, autocast=autocast))
-        model = load_policy(self.config.model, self.accelerator.device).model
-        return PolicyForward(model.requires_grad_(False), autocast=autocast).eval()
+        return load_start(self.config, self.accelerator.device, saved)
 
     def run(self) -> str:
         """Run the remaining stages; returns "finished" or "stopped"."""
@@ -251,23 +207,8 @@ class TrainingRun:
 
     def make_trainer(self, index: int, config: RunConfig) -> Trainer:
         """The trainer of a stage: a fresh optimiser and an empty buffer, or those of the checkpoint."""
-        options = config.optim
-        parameters = [parameter for parameter in self.forward.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / max(options.warmup_steps, 1))
-        )
-        replay = config.replay
-        mode: Any = "filter" if replay.mode == "dynamic_sampling" else replay.mode
-        selector = make_selector(
-            mode,
-            alpha=replay.alpha,
-            seed=stable_seed(config.seed, "replay", index),
-            lifetime=replay.lifetime,
-            capacity=replay.capacity,
-        )
+        optimizer, scheduler = make_optimizer(config, self.forward.parameters())
+        selector = make_stage_selector(config, index)
         if self.resume_from and self.progress.stage_episode:
             checkpoint.load_optimizer(self.resume_from, optimizer)
             selector.load_state_dict(checkpoint.load_selector_state(self.resume_from))

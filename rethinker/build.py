@@ -1,0 +1,117 @@
+"""What a run is built from: its process, policy and reference, and the optimiser and selector of a stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from rethinker.config import RunConfig
+from rethinker.policy.forward import BaseForward, PolicyForward
+from rethinker.policy.loading import Policy, load_policy
+from rethinker.processes import check_accelerator, keep_freed_memory, use_deterministic_algorithms
+from rethinker.replay import Selector, make_selector
+from rethinker.rundir import checkpoint, pointers
+from rethinker.rundir.folder import check_folder, check_not_lost
+from rethinker.rundir.paths import BEST, LAST, RunDir
+from rethinker.seeding import stable_seed
+
+
+def start_process(config: RunConfig) -> Accelerator:
+    """Threads, algorithms and seed of this process, and its place among the others. Raises RuntimeError as
+    ``check_accelerator`` does."""
+    torch.set_num_threads(config.launch.threads)
+    if config.launch.deterministic:
+        use_deterministic_algorithms()
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    torch.manual_seed(config.seed)
+    # Without ``cpu`` several CPU processes would each be a world of one. A rank may wait long for the others: for
+    # their rollouts, and for the main process while it saves and tests.
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+    )
+    check_accelerator(accelerator)
+    return accelerator
+
+
+def find_checkpoint(config: RunConfig, accelerator: Accelerator, resume: bool) -> Path | None:
+    """The checkpoint to resume from, its folder as ``pointers.repair`` leaves it. Raises RunExists as
+    ``check_folder`` and ``check_not_lost`` do."""
+    folder = RunDir(config.folder)
+    saved = check_folder(config, resume=resume)
+    if resume:
+        check_not_lost(folder)
+    accelerator.wait_for_everyone()  # every rank has looked before anything is changed
+    if saved and accelerator.is_main_process:
+        pointers.repair(folder.checkpoints, [LAST, BEST, *(stage.name for stage in config.stages)])
+    accelerator.wait_for_everyone()
+    return pointers.find(folder.checkpoints, LAST) if saved else None
+
+
+def load_start(config: RunConfig, device: torch.device, saved: Path | None) -> Policy:
+    """The policy at the start of the run, or from the checkpoint."""
+    model, data = config.model, config.data
+    if saved and not model.lora_rank:
+        model = replace(model, path=os.fspath(saved / "model"))
+    policy = load_policy(model, device, prompt_suffix=data.prompt_suffix, prompt_hint=data.prompt_hint)
+    if saved and model.lora_rank:
+        checkpoint.load_adapter(saved, policy)
+    return policy
+
+
+def load_reference(config: RunConfig, policy: Policy) -> torch.nn.Module | None:
+    """The policy before training; None if no stage has a KL term. With LoRA it is the policy itself without its
+    adapters, else a frozen copy."""
+    stages = [config.for_stage(index) for index in range(len(config.stages))]
+    if not any(stage.grpo.kl_coef for stage in stages):
+        return None
+    autocast = config.model.autocast
+    if config.model.lora_rank:
+        return BaseForward(PolicyForward(policy.model, policy.encoder, autocast=autocast))
+    model = load_policy(config.model, policy.device).model
+    return PolicyForward(model.requires_grad_(False), autocast=autocast).eval()
+
+
+def make_forward(config: RunConfig, policy: Policy, accelerator: Accelerator) -> torch.nn.Module:
+    """The policy's ``PolicyForward``, prepared for this run's processes."""
+    forward: torch.nn.Module = accelerator.prepare(
+        PolicyForward(policy.model, policy.encoder, autocast=config.model.autocast)
+    )
+    return forward
+
+
+def make_optimizer(
+    config: RunConfig, parameters: Iterable[torch.nn.Parameter]
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """A fresh optimiser of the trained ``parameters``, and its scheduler."""
+    options = config.optim
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / max(options.warmup_steps, 1))
+    )
+    return optimizer, scheduler
+
+
+def make_stage_selector(config: RunConfig, index: int) -> Selector:
+    """An empty buffer for stage ``index``, whose settings ``config`` holds."""
+    replay = config.replay
+    mode: Any = "filter" if replay.mode == "dynamic_sampling" else replay.mode
+    return make_selector(
+        mode,
+        alpha=replay.alpha,
+        seed=stable_seed(config.seed, "replay", index),
+        lifetime=replay.lifetime,
+        capacity=replay.capacity,
+    )
