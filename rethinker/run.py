@@ -306,6 +306,12 @@ class TrainingRun:
             self.stop_requested = True
         return any(gather_object([self.stop_requested]))
 
+    def leave(self) -> None:
+        """End the process group. A rank that merely exits, with its connections open, can take another one that is
+        still at its last words down with it: a run that has saved everything would end with exit code 1."""
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
     def write_status(self, state: str) -> None:
         """Write the state of the run into its folder. Progress above zero says that there is a checkpoint."""
         if self.accelerator.is_main_process:
@@ -328,4 +334,6 @@ def main(make_sink: MakeSink) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which requests an orderly stop
     config = load_config(arguments.config)
     with exclusive_writer(config.folder) as lock:
-        TrainingRun(config, resume=arguments.resume, lock=lock, make_sink=make_sink).run()
+        run = TrainingRun(config, resume=arguments.resume, lock=lock, make_sink=make_sink)
+        run.run()
+        run.leave()

@@ -205,6 +205,19 @@ def test_a_crash_is_a_failure_with_its_last_words(config, fake, what, code, word
     assert jobs.ensure(config).wait(20).state == "finished"  # the cause has been fixed: the same call resumes
 
 
+def test_a_stopped_job_tells_why_its_processes_failed_afterwards(config, fake):
+    fake("endless")
+    job = jobs.start(config)
+    wait_for(lambda: job.status().episode >= 1)
+    job.stop()
+    assert job.wait(20).error == ()
+    job.files.job_exit_code.write_text("1\n")
+    job.files.errors.write_text("== 2026-01-01T00:00:00 rank 1: RuntimeError: connection reset\n")
+    status = job.status()
+    assert (status.state, status.exit_code) == ("stopped", 1)
+    assert status.error[0] == "rank 1: RuntimeError: connection reset", status
+
+
 def test_a_killed_job_is_a_failure_and_frees_the_folder(config, fake):
     fake("endless")
     job = jobs.start(config)

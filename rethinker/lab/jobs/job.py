@@ -43,7 +43,7 @@ class JobStatus:
     stage: str  # "" before the first line
     seconds: float  # wall-clock, pauses excluded
     exit_code: int | None  # None while it lives, or where it was killed together with who waited for it
-    error: tuple[str, ...] = ()  # of a failed job: what its processes noted, else the last words of its log
+    error: tuple[str, ...] = ()  # of a job that has failed: what its processes noted, else the last words of its log
 
     @property
     def alive(self) -> bool:
@@ -104,7 +104,7 @@ class Job:
             stage=last.get("stage", ""),
             seconds=last.get("seconds", 0.0),
             exit_code=code,
-            error=self._error(code) if state == "failed" else (),
+            error=self._error(code) if state == "failed" or (code and not alive) else (),
         )
 
     def tail(self, n: int = 20) -> list[str]:
