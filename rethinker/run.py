@@ -26,6 +26,7 @@ from rethinker.config import RunConfig, check_trainable, load_config, to_yaml
 from rethinker.config.no_effect import without_effect
 from rethinker.datasets.io import describe_dropped
 from rethinker.datasets.order import QueryOrder
+from rethinker.datasets.pass_rate import PassRateFilter, pass_rate_filter
 from rethinker.evaluation.evaluate import validate
 from rethinker.evaluation.held_out import most_images, read_source, sampling, test_policy
 from rethinker.evaluation.result import Evaluation
@@ -70,7 +71,8 @@ class TrainingRun:
         )
         self.policy = self.load_policy(saved)
         self.room = PromptRoom(self.policy, config.rollout.max_new_tokens)
-        self.train_queries = self.read("train", config.data.train, config.data.train_limit)
+        keep = pass_rate_filter(config.data)
+        self.train_queries = self.read("train", config.data.train, config.data.train_limit, keep)
         self.validation_queries = self.read("validation", config.data.validation)
         self.test_queries = self.read("test", config.data.test, config.data.test_limit)
         self.data = data_facts(
@@ -114,20 +116,28 @@ class TrainingRun:
             processes = self.accelerator.num_processes
             record_start(config, engine=engine, processes=processes, data=self.data, anew=not saved)
 
-    def read(self, use: str, source: str | None, limit: int | None = None) -> list[Query]:
+    def read(
+        self, use: str, source: str | None, limit: int | None = None, keep: PassRateFilter | None = None
+    ) -> list[Query]:
         """The queries for ``use`` (train, validation, test); dropped rows are reported on the terminal and in
-        ``dropped/<use>.json``. Raises ValueError if a source is given and no row of it can be used.
+        ``dropped/<use>.json``, and how many rows ``keep`` kept on the terminal. Raises ValueError if a source is given
+        and no row of it can be used.
         """
         if source is None:
             return []
-        queries, dropped = read_source(source, limit, self.room)
+        queries, dropped = read_source(source, limit, self.room, keep)
+        if keep:
+            self.tracker.say(escape(f"{source}: {keep}"))
         if dropped:
             self.tracker.say(escape(f"{source}: {describe_dropped(dropped)}"))
             if self.accelerator.is_main_process:
                 file = self.folder.dropped(use)
                 atomic_write_text(file, json.dumps([asdict(row) for row in dropped], indent=1))
         if not queries:
-            raise ValueError(f"data.{use}={source}: none of its {len(dropped)} rows can be used")
+            why = f" ({keep})" if keep else ""
+            raise ValueError(
+                f"data.{use}={source}: none of its {keep.read if keep else len(dropped)} rows can be used{why}"
+            )
         return queries
 
     def check_engine(self, usual: float | None) -> float | None:

@@ -127,6 +127,9 @@ def test_only_what_is_optional_may_be_null(section, name, hint):
         ("stages=[{episode: 2}]", "unknown setting 'stages[0].episode'; did you mean 'stages[0].episodes'?"),
         ("stages=3", "stages=3: expected a list"),
         ("seed=-1", "seed=-1: must be at least 0"),
+        ("data.pass_rate=[0.5,1.5]", "data.pass_rate[1]=1.5: must be at least 0 and at most 1"),
+        ("data.pass_rate=[0.5]", "data.pass_rate=[0.5]: expected 2 values"),
+        ("data.pass_rate=[0.5,0.1]", "data.pass_rate=[0.5, 0.1]: the lower bound comes first"),
     ],
 )
 def test_bad_values(override, expected):

@@ -68,6 +68,8 @@ class RunConfig:
             )
         self._check_rethinking()
         self._check_model()
+        if self.data.pass_rate and self.data.pass_rate[0] > self.data.pass_rate[1]:
+            raise ConfigError(f"data.pass_rate={list(self.data.pass_rate)}: the lower bound comes first")
         if not self.evaluation.modes:
             raise ConfigError("evaluation.modes=[]: needs at least one of plain, forced and bound")
         if 1.0 in self.optim.betas:

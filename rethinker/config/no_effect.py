@@ -113,6 +113,7 @@ RULES = (
         ("model.freeze_vision",),
         run=lambda config: config.model.lora_rank == 0,
     ),
+    Rule("data.pass_rate", ("data.pass_rate_column",), run=lambda config: config.data.pass_rate is not None),
     Rule("data.validation", ("evaluation.every",), stage=lambda config: config.data.validation is not None),
     Rule(
         "data.test",

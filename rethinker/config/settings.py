@@ -43,6 +43,10 @@ class DataConfig:
     test: str | None = None
     train_limit: int | None = option(None, min=1)  # queries
     test_limit: int | None = option(None, min=1)  # queries
+    # Queries of data.train whose pass rate lies within these bounds, both included; those without a rate are left out.
+    # None: all. (The paper trains on subsets by pass rate, but gives no bounds.)
+    pass_rate: tuple[float, float] | None = option(None, min=0, max=1)
+    pass_rate_column: str = "PassRate_7BBase"  # or PassRate_32BTrained: whose responses it was measured on (ViRL39K)
     prompt_suffix: str = ""  # put behind every question (the official code's is in experiments/vl_rethinker_7b.yaml)
     prompt_hint: str = ""  # the paper's reflection hint, an option of Forced Rethinking
 

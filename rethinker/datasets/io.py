@@ -78,6 +78,7 @@ def load_queries(
     image_root: str | Path | None = None,
     check_golds: CheckGolds = check_golds,
     check_query: CheckQuery | None = None,
+    keep: Callable[[Row], bool] | None = None,
 ) -> tuple[list[Query], list[Dropped]]:
     """Read queries, in the order of the rows, and the rows that had to be dropped.
 
@@ -90,6 +91,7 @@ def load_queries(
         check_golds: why each of some gold answers cannot be graded, or None if it can; by default the grader's own
             check.
         check_query: (reason, detail) of a query that cannot be used for another cause, or None.
+        keep: whether a row is wanted; the others are neither checked nor reported.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
@@ -98,6 +100,8 @@ def load_queries(
     if limit is not None and limit < 0:
         raise ValueError(f"limit must not be negative, got {limit}")
     rows, folder = open_rows(path, split)
+    if keep:
+        rows = filter(keep, rows)
     root = Path(image_root).resolve() if image_root is not None else folder
     queries: list[Query] = []
     dropped: list[Dropped] = []

@@ -9,6 +9,7 @@ import torch
 
 from rethinker.config import RunConfig, data_source
 from rethinker.datasets.io import CheckQuery, Dropped, describe_dropped, load_queries
+from rethinker.datasets.pass_rate import PassRateFilter
 from rethinker.evaluation.evaluate import evaluate
 from rethinker.evaluation.result import Evaluation
 from rethinker.policy.lengths import PromptRoom
@@ -21,13 +22,16 @@ from rethinker.types import Query, Sampling
 
 
 def read_source(
-    source: str, limit: int | None = None, check_query: CheckQuery | None = None
+    source: str,
+    limit: int | None = None,
+    check_query: CheckQuery | None = None,
+    keep: PassRateFilter | None = None,
 ) -> tuple[list[Query], list[Dropped]]:
     """The queries of an entry of ``data``, which may name a split (``path:split``), and the dropped rows."""
     path, split = data_source(source)
     if split and Path(path).is_file():
         raise ValueError(f"{source}: {path} is a file, which has no splits")
-    return load_queries(path, split, limit, check_query=check_query)
+    return load_queries(path, split, limit, check_query=check_query, keep=keep)
 
 
 def most_images(queries: list[Query]) -> int:
