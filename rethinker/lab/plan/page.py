@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +72,7 @@ def _model(name: str, *settings: str) -> tuple[str, ...]:
 
 
 _LARGE = (*FULL, "rollout.tensor_parallel_size=4")
-_SMALL = ("optim.micro_batch_tokens=4096", "rollout.gpu_memory_utilization=0.55")
 ENTRIES = (
-    _base(2),
     _base(8),
     _base(8, *FULL, sharding="full"),
     _base(64, *FULL, sharding="full"),
@@ -81,7 +80,6 @@ ENTRIES = (
     _base(8, *FULL, gpu="a100-80", sharding="full"),
     _base(8, *FULL, gpu="h200-141", sharding="full"),
     _base(8, *FULL, gpu="b200", sharding="full"),
-    _base(1, *_model("Qwen2.5-VL-3B", *_SMALL), gpu="rtx4090-24"),
     _base(8, *_model("Qwen3-VL-8B", *FULL), sharding="full"),
     _base(8, *_model("Qwen2.5-VL-32B", *_LARGE), sharding="full"),
     _base(64, *_model("Qwen2.5-VL-32B", *_LARGE), sharding="full"),
@@ -90,8 +88,21 @@ ENTRIES = (
 )
 
 
+def shipped(file: Path) -> Entry:
+    """The plan that a config of experiments/gpus names in its header ("# Plan: --gpus 8 --gpu h100-80")."""
+    found = re.search(r"^# Plan: (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert found, f"{file} has no line '# Plan: --gpus N --gpu NAME'"
+    words = found[1].split()
+    options: dict[str, Any] = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
+    gpus, gpu = int(options.pop("gpus")), options.pop("gpu")
+    options = {name: int(value) if value.isdigit() else value for name, value in options.items()}
+    return Entry(f"{file.parent.name}/{file.name}", (), gpu, gpus, options)
+
+
 def entries(experiments: Path) -> Iterator[Entry]:
-    """``ENTRIES``, and every other shipped config of a known model, on its own number of processes."""
+    """The configs of experiments/gpus, ``ENTRIES``, and every other shipped config of a known model, on its own number
+    of processes."""
+    yield from map(shipped, sorted((experiments / "gpus").glob("*.yaml")))
     yield from ENTRIES
     for file in sorted(experiments.glob("*.yaml")):
         known = load_config(file).model.path.rpartition("/")[2] in KNOWN
