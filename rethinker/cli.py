@@ -106,6 +106,31 @@ def evaluate(file: str, overrides: list[str], out: Path | None, label: str) -> i
 
 
 @command(
+    "serve",
+    "Start vLLM servers for runs with rollout.engine=server, until Ctrl-C; what ends is started again.",
+    CONFIG,
+    settings("the run's own, e.g. rollout.servers=FOLDER"),
+    option("--servers", type=int, default=1, help="on this machine (default: %(default)s)"),
+    option("--port", type=int, default=8100, help="of the first, the next ones follow (default: %(default)s)"),
+    option("--host", default="127.0.0.1", help="this machine's private address (default: %(default)s)"),
+)
+def serve(file: str, overrides: list[str], servers: int, port: int, host: str) -> int:
+    from rethinker.config import load_config
+    from rethinker.lab.jobs.preflight import check_model, make_missing
+    from rethinker.lab.serve import serve as run_servers
+
+    config = load_config(file, typed=overrides)
+    check_model(config)
+    make_missing([config], print)
+    try:
+        run_servers(config, servers=servers, host=host, port=port, say=lambda text: print(text, flush=True))
+    except RuntimeError as error:  # a server that does not come up, with the end of its log
+        print(f"rethinker serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@command(
     "ablate",
     "Run a grid of settings and seeds in parallel and collect one table.",
     option("file", metavar="grid", help="YAML file, e.g. experiments/ablations/smoke.yaml; finished runs are kept"),

@@ -32,7 +32,7 @@ from rethinker.evaluation.held_out import most_images, read_source, sampling, te
 from rethinker.evaluation.result import Evaluation
 from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import Policy
-from rethinker.rollout import VllmEngine, checked_gap, gap_bound, make_engine
+from rethinker.rollout import TransformersEngine, checked_gap, gap_bound, make_engine
 from rethinker.rundir import checkpoint, pointers
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.diagnosis import DRIFT, describe_drift
@@ -107,7 +107,7 @@ class TrainingRun:
         self.engine.sync_weights(self.policy.model)
         self.usual_gap: float | None = self.check_engine(state.get("usual_gap"))
         self.stop_requested = False
-        unused = without_effect(config, vllm=isinstance(self.engine, VllmEngine))
+        unused = without_effect(config, vllm=not isinstance(self.engine, TransformersEngine))
         if unused:
             self.tracker.say(
                 f"[bold]warning[/]: settings that change neither training nor evaluation: {escape('; '.join(unused))}"

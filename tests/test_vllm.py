@@ -21,7 +21,7 @@ from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy
 from rethinker.rollout import TransformersEngine, VllmEngine, canary_gap, vllm_available
 from rethinker.rollout.vllm_inputs import VllmInputs
-from rethinker.rollout.vllm_setup import CPU_KV_BYTES, machine_arguments
+from rethinker.rollout.vllm_setup import CPU_KV_BYTES, engine_arguments
 from rethinker.types import Query, Request, Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")]
@@ -453,16 +453,16 @@ def test_memory_on_a_cpu(policy):
     text = policy.model.config.get_text_config()
     token = 2 * text.num_hidden_layers * text.num_key_value_heads * 32 * 4
     settings = {"dtype": "float32", "max_images": 1, "gpu_memory_utilization": 0.5, "tensor_parallel_size": 1}
-    settings |= {"max_prompt": 0}
-    small = machine_arguments(policy, max_new_tokens=48, **settings)
+    settings |= {"max_prompt": 0, "gpu": False}
+    small = engine_arguments(policy, max_new_tokens=48, **settings)
     assert small["max_model_len"] == text.max_position_embeddings == 1024
     # 64 x 64 pixels are 16 tokens of 2 x 2 patches of 8 x 8.
     assert small["kv_cache_memory_bytes"] == token * (256 * (16 + 256 + 48) + 1024 + 64)
     roomy = copy.copy(policy)
     roomy.model = SimpleNamespace(config=copy.deepcopy(policy.model.config), device=policy.device)
     roomy.model.config.text_config.max_position_embeddings = 100_000
-    assert machine_arguments(roomy, max_new_tokens=48, **settings)["max_model_len"] == 16 + 2048 + 48
-    long = machine_arguments(roomy, max_new_tokens=48, **settings | {"max_prompt": 3000})
+    assert engine_arguments(roomy, max_new_tokens=48, **settings)["max_model_len"] == 16 + 2048 + 48
+    long = engine_arguments(roomy, max_new_tokens=48, **settings | {"max_prompt": 3000})
     assert long["max_model_len"] == 3048
-    large = machine_arguments(policy, max_new_tokens=10**6, **settings)
+    large = engine_arguments(policy, max_new_tokens=10**6, **settings)
     assert large["kv_cache_memory_bytes"] // token == CPU_KV_BYTES // token

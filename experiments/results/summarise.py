@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("default_runs.json")
-ENGINES = {"VllmEngine": "vLLM", "TransformersEngine": "transformers"}
+ENGINES = {"VllmEngine": "vLLM", "ServerEngine": "vLLM servers", "TransformersEngine": "transformers"}
 
 
 def summarise(run: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Rule:
 
 def without_effect(config: RunConfig, *, vllm: bool) -> list[str]:
     """``key=value (needs ...)`` of every setting, of the run or of a stage, that differs from its default and changes
-    neither training nor evaluation. ``vllm``: whether the engine is vLLM's.
+    neither training nor evaluation. ``vllm``: whether vLLM generates, here or in servers.
 
     Known are the settings of the method's parts, of LoRA, of the evaluation and of the engine. Settings of
     ``tracking`` and ``launch`` never change a result and are not checked.
@@ -119,6 +119,11 @@ RULES = (
         "data.test",
         ("data.test_limit", "evaluation.samples", "evaluation.modes"),
         run=lambda config: config.data.test is not None,
+    ),
+    Rule(
+        "rollout.engine=server",
+        ("rollout.servers", "rollout.weight_transfer", "rollout.server_timeout", "rollout.server_patience"),
+        run=lambda config: config.rollout.engine == "server",
     ),
 )
 

@@ -59,10 +59,12 @@ class RolloutConfig:
     and more speed: weights are rounded when they are synchronised, and ``grpo.importance_cap`` corrects for the gap.
     The transformers engine has no weights of its own, and so no type of its own. ``canary``: the largest mean gap, in
     nats per token, between the log-probs of engine and trainer after a synchronisation, the first one at the start of
-    the run; null: what the types and the depth of the model explain (``rollout.canary.gap_bound``).
+    the run; null: what the types and the depth of the model explain (``rollout.canary.gap_bound``). ``servers``: start
+    them with the same config; ``gpu_memory_utilization`` and ``tensor_parallel_size`` are then those of each server.
     """
 
-    engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vLLM where installed
+    # auto: vLLM in the trainer's own process, where installed; server: vLLM servers (see ``servers``)
+    engine: Literal["auto", "transformers", "vllm", "server"] = "auto"
     group_size: int = option(8, min=2)  # G responses per query (paper)
     temperature: float = option(1.0, min=0, exclusive=True)  # (official code)
     top_p: float = option(1.0, min=0, max=1, exclusive=True)  # (official code: 0.95)
@@ -72,6 +74,11 @@ class RolloutConfig:
     canary: float | None = option(None, min=0)  # nats, see above; 0: no check (ours)
     gpu_memory_utilization: float = option(0.5, min=0, max=1, exclusive=True)  # vLLM on a GPU
     tensor_parallel_size: int = option(1, min=1)  # vLLM on GPUs
+    servers: str = "runs/servers"  # engine=server: folder of `rethinker serve`, relative to the working directory
+    # engine=server: how weights get there; file: through the folder ``servers``; nccl: GPU to GPU (not run by us)
+    weight_transfer: Literal["file", "nccl"] = "file"
+    server_timeout: float = option(600.0, min=0, exclusive=True)  # seconds of one request, before another server
+    server_patience: float = option(600.0, min=0)  # seconds without any usable server, before the run ends
 
 
 @dataclass(frozen=True)

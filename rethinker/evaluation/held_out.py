@@ -58,6 +58,8 @@ def evaluate_checkpoint(config: RunConfig) -> Evaluation:
         raise ValueError(f"data.test={config.data.test}: none of its {len(dropped)} rows can be used")
     engine = make_engine(config, policy, max_images=most_images(queries), max_prompt=room.longest)
     try:
+        if config.rollout.engine == "server":
+            engine.sync_weights(policy.model)
         return test_policy(config, policy, engine, queries)
     finally:
         engine.close()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from rethinker.config.schema import ConfigError
@@ -150,9 +150,7 @@ def load_policy(
         check_bfloat16("model.autocast" if config.autocast else "model.dtype=bfloat16")
     if config.vision_attention != "sdpa":
         _check_flash_attention(config.vision_attention, device)
-    family = AutoConfig.from_pretrained(config.path).model_type
-    if family not in FAMILIES:
-        raise ValueError(f"{config.path}: model type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+    _supported(config.path)
     model = AutoModelForImageTextToText.from_pretrained(
         config.path,
         dtype=getattr(torch, config.dtype),
@@ -176,6 +174,23 @@ def load_policy(
             layer.compile(dynamic=True)  # one graph for all layers and lengths; names of weights stay
     processor = load_processor(config)
     return make_policy(model.eval(), processor, prompt_suffix=prompt_suffix, prompt_hint=prompt_hint)
+
+
+def load_outline(config: ModelConfig, *, prompt_suffix: str = "", prompt_hint: str = "") -> Policy:
+    """``load_policy`` without weights: for prompts, lengths and sizes. Raises as ``load_policy`` does for the path."""
+    shape = _supported(config.path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(shape)
+    model.generation_config = GenerationConfig.from_pretrained(config.path)
+    return make_policy(model, load_processor(config), prompt_suffix=prompt_suffix, prompt_hint=prompt_hint)
+
+
+def _supported(path: str) -> Any:
+    """The checkpoint's config. Raises ValueError for another family than ``FAMILIES``."""
+    shape = AutoConfig.from_pretrained(path)
+    if shape.model_type not in FAMILIES:
+        raise ValueError(f"{path}: model type {shape.model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+    return shape
 
 
 def _check_flash_attention(name: str, device: torch.device | str) -> None:

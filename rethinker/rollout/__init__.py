@@ -1,4 +1,4 @@
-"""Rollout engines behind one protocol: transformers, vLLM, and a scripted one for tests."""
+"""Rollout engines behind one protocol: transformers, vLLM in process, vLLM servers, and a scripted one for tests."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def make_engine(config: RunConfig, policy: Policy, max_images: int = 8, max_prom
     """The engine that ``config.rollout.engine`` names; ``auto``: vLLM if it is installed, else transformers.
 
     ``max_images``: the most images of a query, ``max_prompt``: tokens of the longest prompt, where that is known
-    (vLLM's context has room for either). vLLM starts from ``config.model.path``: call ``sync_weights`` first where the
-    policy has other weights by now.
+    (vLLM's context has room for either). vLLM in process starts from ``config.model.path``: call ``sync_weights`` first
+    where the policy has other weights by now, and with servers always.
     Raises ImportError if vLLM is asked for and not installed, ConfigError for a ``rollout.dtype`` other than the
     policy's without vLLM.
     """
@@ -36,6 +36,10 @@ def make_engine(config: RunConfig, policy: Policy, max_images: int = 8, max_prom
     if rollout.engine == "transformers" or (rollout.engine == "auto" and not vllm_available()):
         check_own_weights(config)
         return TransformersEngine(policy, rollout.batch_size)
+    if rollout.engine == "server":
+        from rethinker.rollout.server.engine import ServerEngine
+
+        return ServerEngine.connect(config, policy, max_images=max_images, max_prompt=max_prompt)
     return VllmEngine(
         policy,
         config.model.path,

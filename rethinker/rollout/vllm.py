@@ -22,7 +22,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rethinker.config.schema import ConfigError
@@ -31,8 +30,8 @@ from rethinker.policy.loading import Policy
 from rethinker.policy.weights import merged_weights, save_weights
 from rethinker.processes import warn_of_nondeterminism
 from rethinker.rollout.requests import check_requests, token_budget
-from rethinker.rollout.vllm_inputs import VllmInputs
-from rethinker.rollout.vllm_setup import machine_arguments, pixel_size, unchanged_process
+from rethinker.rollout.vllm_inputs import VllmInputs, vllm_seed
+from rethinker.rollout.vllm_setup import engine_arguments, unchanged_process
 from rethinker.types import Request, Response, Sampling
 
 PIXEL_BYTES = 2**32  # pixels of unfinished requests, about: as much as the image store keeps
@@ -97,8 +96,9 @@ class VllmEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        machine = machine_arguments(
+        arguments = engine_arguments(
             policy,
+            gpu=self._gpu,
             dtype=dtype,
             max_images=max_images,
             max_prompt=max_prompt,
@@ -111,17 +111,7 @@ class VllmEngine:
 
             # vLLM does so itself at the end of its start; its five full collections before that took 2 of 3 s.
             gc.freeze()
-            self._llm: Any = LLM(
-                str(path),
-                dtype=dtype,
-                limit_mm_per_prompt={"image": max_images, "video": 0},
-                mm_processor_kwargs={"size": pixel_size(policy)},  # vLLM makes room for the largest image
-                mm_processor_cache_gb=0,  # the image store holds what is preprocessed
-                mm_device_do_normalize=False,  # the store's pixels are normalised
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",  # or the checkpoint's repetition penalty would slip in
-                **machine,
-            )
+            self._llm: Any = LLM(str(path), enable_sleep_mode=self._gpu, **arguments)
         if self._shared_group:
             # vLLM's shutdown, also when the engine is garbage, destroys the default process group: here the trainer's.
             self._llm.llm_engine.engine_core._finalizer.detach()
@@ -159,14 +149,12 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        # vLLM gives sample i of a request the seed s + i: hashed, or neighbouring requests would share their noise.
-        seed = int(np.random.SeedSequence(request.seed).generate_state(1, np.uint64)[0] >> np.uint64(2))
         return SamplingParams(
             n=request.n if sampling.temperature > 0 else 1,  # vLLM takes no n above 1 for greedy sampling
             temperature=sampling.temperature,
             top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
             max_tokens=token_budget(request, sampling),
-            seed=seed,
+            seed=vllm_seed(request),
             logprobs=0,  # of the sampled token only
             flat_logprobs=True,
             logit_bias=self._bias,
@@ -181,19 +169,9 @@ class VllmEngine:
         return nullcontext() if self._gpu else torch.compiler.set_stance("force_eager")
 
     def _responses(self, request: Request, output: Any) -> tuple[Response, ...]:
-        responses = []
-        for completion in sorted(output.outputs, key=lambda item: item.index):
-            ids = tuple(completion.token_ids)
-            logprobs = tuple(map(float, completion.logprobs.logprobs))
-            if len(logprobs) != len(ids):
-                raise RuntimeError(f"request {request.request_id!r}: {len(logprobs)} log-probs of {len(ids)} tokens")
-            finished = bool(ids) and ids[-1] in self.policy.eos_ids
-            responses.append(Response(ids, logprobs, finished, self.policy.decode(ids)))
-        if len(responses) == 1:
-            return tuple(responses) * request.n
-        if len(responses) != request.n:
-            raise RuntimeError(f"request {request.request_id!r}: vLLM gave {len(responses)} of {request.n} responses")
-        return tuple(responses)
+        outputs = sorted(output.outputs, key=lambda item: item.index)
+        found = [(tuple(item.token_ids), tuple(map(float, item.logprobs.logprobs))) for item in outputs]
+        return to_responses(self.policy, request, found)
 
     @torch.no_grad()
     def sync_weights(self, model: Any) -> None:
@@ -240,3 +218,21 @@ class VllmEngine:
             gc.collect()
             if self._gpu:
                 torch.cuda.empty_cache()
+
+
+def to_responses(
+    policy: Policy, request: Request, found: Sequence[tuple[tuple[int, ...], tuple[float, ...]]]
+) -> tuple[Response, ...]:
+    """The responses to ``request`` from the (token ids, log-probs) that vLLM gave, in its order; a greedy one counts
+    ``request.n`` times. Raises RuntimeError where any are missing."""
+    responses = []
+    for ids, logprobs in found:
+        if len(logprobs) != len(ids):
+            raise RuntimeError(f"request {request.request_id!r}: {len(logprobs)} log-probs of {len(ids)} tokens")
+        finished = bool(ids) and ids[-1] in policy.eos_ids
+        responses.append(Response(ids, logprobs, finished, policy.decode(ids)))
+    if len(responses) == 1:
+        return tuple(responses) * request.n
+    if len(responses) != request.n:
+        raise RuntimeError(f"request {request.request_id!r}: vLLM gave {len(responses)} of {request.n} responses")
+    return tuple(responses)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from rethinker.policy.images import Pixels
@@ -49,7 +50,7 @@ class VllmInputs:
             return tokens_input(ids)
         self._take(request.request_id, query)
         found = [self._items[path] for path in query.images]
-        places = _placeholders(
+        places = placeholders(
             prompt.ids, self.policy.image_id, [pixels.grid for pixels, _ in found], self.policy.merge_size
         )
         return mm_input(
@@ -71,12 +72,17 @@ class VllmInputs:
         for path in self._images[request_id]:
             if path not in self._items:
                 pixels = self.policy.images.get(path, query.qid)
-                self._items[path] = pixels, _image_item(pixels)
+                self._items[path] = pixels, image_item(pixels)
                 self.bytes += pixels.values.nbytes
             self._users[path] += 1
 
 
-def _image_item(pixels: Pixels) -> Any:
+def vllm_seed(request: Request) -> int:
+    """vLLM gives sample i of a request the seed s + i: hashed, or neighbouring requests would share their noise."""
+    return int(np.random.SeedSequence(request.seed).generate_state(1, np.uint64)[0] >> np.uint64(2))
+
+
+def image_item(pixels: Pixels) -> Any:
     """One preprocessed image as vLLM's processors of Qwen's families give it."""
     from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 
@@ -88,7 +94,7 @@ def _image_item(pixels: Pixels) -> Any:
     return MultiModalKwargsItems.from_hf_inputs(values, fields)["image"][0]
 
 
-def _placeholders(ids: Sequence[int], image_id: int, grids: Sequence[torch.Tensor], merge_size: int) -> list[Any]:
+def placeholders(ids: Sequence[int], image_id: int, grids: Sequence[torch.Tensor], merge_size: int) -> list[Any]:
     """Where in the prompt ``ids`` the tokens of each image stand."""
     from vllm.multimodal.inputs import PlaceholderRange
 

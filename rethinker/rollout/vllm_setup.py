@@ -24,9 +24,10 @@ PREFILL_TOKENS = 4096  # prompt tokens of one engine step on a CPU
 TEXT_TOKENS = 2048  # room in a prompt beside its images
 
 
-def machine_arguments(
+def engine_arguments(
     policy: Policy,
     *,
+    gpu: bool,
     dtype: str,
     max_images: int,
     max_prompt: int,
@@ -34,15 +35,25 @@ def machine_arguments(
     gpu_memory_utilization: float,
     tensor_parallel_size: int,
 ) -> dict[str, Any]:
-    """vLLM's arguments for the context, the memory and the place of an engine; see ``VllmEngine``.
+    """vLLM's arguments for an engine or a server of this policy's model; see ``VllmEngine``. ``gpu``: whether it runs
+    there. The policy's weights are not looked at.
 
     Raises ValueError for a ``tensor_parallel_size`` above 1 in several processes.
     """
-    gpu = policy.device.type == "cuda"
     context = _context(policy, max_images, max_prompt, max_new_tokens)
-    arguments = {"max_model_len": context, **placement(gpu, tensor_parallel_size)}
+    arguments = {
+        "max_model_len": context,
+        "dtype": dtype,
+        "limit_mm_per_prompt": {"image": max_images, "video": 0},
+        "mm_processor_kwargs": {"size": pixel_size(policy)},  # vLLM makes room for the largest image
+        "mm_processor_cache_gb": 0,  # the trainer's image store holds what is preprocessed
+        "mm_device_do_normalize": False,  # the store's pixels are normalised
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",  # or the checkpoint's repetition penalty would slip in
+        **placement(gpu, tensor_parallel_size),
+    }
     if gpu:
-        return {**arguments, "gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
+        return {**arguments, "gpu_memory_utilization": gpu_memory_utilization}
     return {
         **arguments,
         "enforce_eager": True,

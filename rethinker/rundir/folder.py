@@ -27,7 +27,15 @@ CHANGEABLE_ON_RESUME: dict[str, tuple[str, ...]] = {  # section: settings; (): a
     "launch": (),
     "tracking": (),
     "model": ("gradient_checkpointing",),
-    "rollout": ("batch_size", "gpu_memory_utilization", "tensor_parallel_size"),
+    "rollout": (
+        "batch_size",
+        "gpu_memory_utilization",
+        "tensor_parallel_size",
+        "servers",
+        "weight_transfer",
+        "server_timeout",
+        "server_patience",
+    ),
     "optim": ("micro_batch_tokens",),
 }
 

@@ -23,9 +23,15 @@ STATES = 3  # weights and AdamW's two moments
 
 
 def preflight(config: RunConfig) -> list[str]:
-    """Warnings for a run of ``config``. Raises ConfigError if it could not start: no model or data where they
-    should be (data that ``missing_generated`` names aside), or no room on the disk of ``runs_dir``."""
+    """Warnings for a run of ``config``. Raises ConfigError if it could not start: no model, servers or data where
+    they should be (data that ``missing_generated`` names aside), or no room on the disk of ``runs_dir``."""
     weights = check_model(config)
+    servers = Path(config.rollout.servers)
+    if config.rollout.engine == "server" and not list(servers.glob("*.json")):
+        raise ConfigError(
+            f"rollout.servers={servers}: no server is up there; start them (rethinker serve CONFIG --servers N), "
+            "and wait until it says that they are up"
+        )
     to_draw = missing_generated([config])
     for use, source in _sources(config):
         place = Path(source).absolute()

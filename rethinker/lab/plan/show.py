@@ -16,7 +16,7 @@ from rethinker.lab.plan.timing import Seconds, episode, overlapped, total
 from rethinker.lab.plan.tokens import KEPT, episode_tokens
 
 COMPUTED = "Computed by formulas, not run on GPUs."
-AHEAD = "Sharding (full, hybrid) and servers are computed only: `rethinker train` has neither yet."
+AHEAD = "Sharding (full, hybrid) and overlap are computed only: `rethinker train` has neither yet."
 FORMULAS, BOUNDS = "bytes", "bound by"  # headings of what --explain adds
 
 

@@ -1,0 +1,141 @@
+"""``rethinker serve``: vLLM servers for a run with ``rollout.engine=server``, until they are told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rethinker.config import RunConfig
+from rethinker.config.schema import ConfigError
+from rethinker.evaluation.held_out import most_images, read_source
+from rethinker.policy.lengths import PromptRoom
+from rethinker.policy.loading import load_outline
+from rethinker.rollout import vllm_available
+from rethinker.rollout.server.folder import Served, ServersDir
+from rethinker.rollout.server.start import STARTUP_S, Place, ServerProcess, check_host, check_plugin, command
+from rethinker.rollout.vllm_setup import engine_arguments
+
+RESTART_S = (1.0, 5.0, 30.0, 120.0)  # before a server that ended is started again, the next times in a row
+SETTLED_S = 600.0  # a server that ran so long has no row of failures behind it
+
+Say = Callable[[str], None]
+
+
+def serve(config: RunConfig, *, servers: int, host: str, port: int, say: Say, startup_s: float = STARTUP_S) -> None:
+    """Start ``servers`` servers, tell runs of them in ``rollout.servers`` when all are up, and start again what ends,
+    until SIGINT or SIGTERM.
+
+    Raises ConfigError for an address that is not private, more servers than GPUs, or without vLLM; RuntimeError, with
+    the end of its log, for a server that does not come up.
+    """
+    if not vllm_available():
+        raise ConfigError("rethinker serve needs vLLM: install the extra (pip install 'rethinker[gpu]')")
+    check_host(host)
+    check_plugin()
+    folder = ServersDir(config.rollout.servers)
+    shares = gpu_shares(servers, config, torch.cuda.device_count())
+    places = [Place(host, port + index, gpus) for index, gpus in enumerate(shares)]
+    arguments, images = arguments_of(config)
+    processes = [
+        ServerProcess(
+            command(config.model.path, place, arguments, config.rollout.weight_transfer),
+            place,
+            folder.token(),
+            folder.log(place.port),
+            threads=config.launch.threads,
+        )
+        for place in places
+    ]
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    entry: Path | None = None
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.wait_until_up(startup_s, stop)
+        if not stop.is_set():
+            entry = folder.write(
+                host,
+                port,
+                Served(
+                    tuple((process.place.url, str(process.log)) for process in processes),
+                    config.model.path,
+                    arguments["dtype"],
+                    config.rollout.weight_transfer,
+                    arguments["max_model_len"],
+                    images,
+                ),
+            )
+            say(f"{servers} servers are up: {', '.join(place.url for place in places)}; written: {entry}")
+        keep_up(processes, stop, say)
+    finally:
+        if entry:
+            entry.unlink(missing_ok=True)
+        for process in processes:
+            process.terminate()  # all, before any is waited for
+        for process in processes:
+            process.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def keep_up(processes: Sequence[ServerProcess], stop: threading.Event, say: Say) -> None:
+    """Start again what ends, until ``stop``. The run that uses it sends the weights before it asks it anything."""
+    failures = dict.fromkeys(processes, 0)
+    started = dict.fromkeys(processes, time.monotonic())
+    while not stop.wait(0.5):
+        for process in processes:
+            if process.ended is None:
+                continue
+            code = process.ended
+            if time.monotonic() - started[process] > SETTLED_S:
+                failures[process] = 0
+            wait = RESTART_S[min(failures[process], len(RESTART_S) - 1)]
+            again = f"started again in {wait:.0f} s; its log: {process.log}"
+            say(f"{process.place.url} ended with exit code {code}; {again}")
+            process.stop()  # what outlived it
+            if stop.wait(wait):
+                return
+            process.start()
+            failures[process], started[process] = failures[process] + 1, time.monotonic()
+
+
+def arguments_of(config: RunConfig) -> tuple[dict[str, Any], int]:
+    """vLLM's arguments for the servers of a run, and the images of a prompt, from all rows of its data; no weights are
+    loaded."""
+    policy = load_outline(config.model, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint)
+    room = PromptRoom(policy, config.rollout.max_new_tokens)
+    sources = {config.data.train, config.data.validation, config.data.test}
+    images = max(most_images(read_source(source, check_query=room)[0]) for source in sources if source)
+    arguments = engine_arguments(
+        policy,
+        gpu=torch.cuda.is_available(),
+        dtype=config.model.dtype if config.rollout.dtype == "auto" else config.rollout.dtype,
+        max_images=images,
+        max_prompt=room.longest,
+        max_new_tokens=config.rollout.max_new_tokens,
+        gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+        tensor_parallel_size=config.rollout.tensor_parallel_size,
+    )
+    return arguments, images
+
+
+def gpu_shares(servers: int, config: RunConfig, gpus: int) -> list[tuple[int, ...]]:
+    """The GPUs of each server: ``rollout.tensor_parallel_size`` in a row; none without GPUs. Raises ConfigError where
+    there are too few. Not run on GPUs."""
+    if servers < 1:
+        raise ConfigError(f"--servers {servers}: at least one")
+    if not gpus:
+        return [()] * servers
+    size = config.rollout.tensor_parallel_size
+    if servers * size > gpus:
+        each = f"{size} GPUs each (rollout.tensor_parallel_size)"
+        raise ConfigError(f"--servers {servers} with {each}: this machine has {gpus}")
+    return [tuple(range(index * size, (index + 1) * size)) for index in range(servers)]

@@ -1,0 +1,1 @@
+"""Rollouts by vLLM servers over HTTP: token ids and pixels in, token ids and weight versions out."""
