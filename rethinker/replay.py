@@ -85,7 +85,7 @@ class DropIneffective(Selector):
 class SelectiveSampleReplay(Selector):
     """Algorithm 1: drop samples with zero advantage, refill the batch from a buffer of effective ones.
 
-    ``alpha`` >= 0: exponent of abs(advantage) (official code: 1; 0 is uniform).
+    ``alpha`` >= 0: exponent of abs(advantage) (paper, appendix B.3: 1; 0 is uniform).
     ``lifetime``: in episodes. 1 (paper) clears the buffer when an episode starts, k keeps the k - 1 episodes before,
     None keeps all. ``capacity``: maximum number of samples held, the oldest are dropped first; None is unbounded.
     ``seed``: of the buffer's private generator, whose state is part of ``state_dict``.

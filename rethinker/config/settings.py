@@ -48,7 +48,7 @@ class DataConfig:
     pass_rate: tuple[float, float] | None = option(None, min=0, max=1)
     pass_rate_column: str = "PassRate_7BBase"  # or PassRate_32BTrained: whose responses it was measured on (ViRL39K)
     prompt_suffix: str = ""  # put behind every question (the official code's is in experiments/vl_rethinker_7b.yaml)
-    prompt_hint: str = ""  # the paper's reflection hint, an option of Forced Rethinking
+    prompt_hint: str = ""  # the paper's reflection hint, which it sets in stage 2 (appendix B.4)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class ReplayConfig:
     """What a step trains on; see rethinker/replay.py."""
 
     mode: Literal["grpo", "filter", "ssr", "dynamic_sampling"] = "ssr"
-    alpha: float = option(1.0, min=0)  # exponent of abs(advantage) (official code)
+    alpha: float = option(1.0, min=0)  # exponent of abs(advantage) (paper, appendix B.3)
     lifetime: int = option(1, min=1)  # episodes that a sample stays (paper: 1, cleared at the start of each)
     capacity: int | None = option(None, min=1)  # samples; None: no bound
     max_rollouts: int = option(10, min=1)  # dynamic_sampling: rollouts per episode before it trains on what it has
