@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 
-from rethinker.config import RunConfig
+from rethinker.config import RunConfig, to_yaml
 from rethinker.policy.forward import BaseForward, PolicyForward
 from rethinker.policy.loading import Policy, load_policy
-from rethinker.processes import check_accelerator, keep_freed_memory, use_deterministic_algorithms
+from rethinker.processes import (
+    check_accelerator,
+    check_machines,
+    keep_freed_memory,
+    on_several_machines,
+    process_group_options,
+    use_deterministic_algorithms,
+)
 from rethinker.replay import Selector, make_selector
 from rethinker.rundir import checkpoint, pointers
 from rethinker.rundir.folder import check_folder, check_not_lost
@@ -26,20 +32,19 @@ from rethinker.seeding import stable_seed
 
 def start_process(config: RunConfig) -> Accelerator:
     """Threads, algorithms and seed of this process, and its place among the others. Raises RuntimeError as
-    ``check_accelerator`` does."""
+    ``check_accelerator`` and ``check_machines`` do."""
     torch.set_num_threads(config.launch.threads)
     if config.launch.deterministic:
         use_deterministic_algorithms()
     if not torch.cuda.is_available():
         keep_freed_memory()
     torch.manual_seed(config.seed)
-    # Without ``cpu`` several CPU processes would each be a world of one. A rank may wait long for the others: for
-    # their rollouts, and for the main process while it saves and tests.
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
-    )
+    # Without ``cpu`` several CPU processes would each be a world of one.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[process_group_options()])
     check_accelerator(accelerator)
+    if on_several_machines():
+        same = replace(config, launch=replace(config.launch, machine_rank=None))
+        check_machines(accelerator, config.folder, to_yaml(same))
     return accelerator
 
 
@@ -54,7 +59,10 @@ def find_checkpoint(config: RunConfig, accelerator: Accelerator, resume: bool) -
     if saved and accelerator.is_main_process:
         pointers.repair(folder.checkpoints, [LAST, BEST, *(stage.name for stage in config.stages)])
     accelerator.wait_for_everyone()
-    return pointers.find(folder.checkpoints, LAST) if saved else None
+    # Rank 0's answer for all: another machine may see an older state of a shared file system.
+    found = [pointers.find(folder.checkpoints, LAST) if saved else None]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def load_start(config: RunConfig, device: torch.device, saved: Path | None) -> Policy:

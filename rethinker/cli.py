@@ -27,31 +27,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(file: str, overrides: list[str], resume: bool, traceback: bool) -> int:
     from rethinker.config import check_trainable, load_config
     from rethinker.lab import jobs
+    from rethinker.lab.jobs.accelerate import this_machine
     from rethinker.lab.jobs.failures import first_failure
-    from rethinker.lab.jobs.foreground import INTERRUPTED
+    from rethinker.lab.jobs.foreground import INTERRUPTED, REQUEUE
     from rethinker.lab.jobs.preflight import make_missing, preflight
     from rethinker.lab.wandb.sync import check_key
     from rethinker.rundir.folder import check_folder, run_state
 
     config = load_config(file, typed=overrides)
     check_trainable(config)
+    joins = this_machine(config).rank > 0  # of several machines, machine 0 looks after the run
     finished = run_state(config.folder) == "finished"
     check_folder(config, resume=resume or finished)
     report_file = RunDir(config.folder).report
     if finished:
-        if not report_file.exists():  # the process that waited for it was killed before writing one
+        if not joins and not report_file.exists():  # the process that waited for it was killed before writing one
             _write_report(config.folder)
         print(f"{config.folder} is finished; its report: {report_file}")
         return 0
     for warning in preflight(config):
         print(f"warning: {warning}", file=sys.stderr)
-    make_missing([config], print)
-    check_key(config)
+    if not joins:
+        make_missing([config], print)
+        check_key(config)
     started = time.monotonic()
     code = jobs.train(config, resume=resume, tracebacks=traceback)
     state = run_state(config.folder)
     again = shlex.join([*job_commands.program(), "train", file, *overrides, "--resume"])
-    if code == INTERRUPTED:
+    if code in (INTERRUPTED, REQUEUE):
         print(f"resume with: {again}")
         return code
     if code:
@@ -59,6 +62,8 @@ def train(file: str, overrides: list[str], resume: bool, traceback: bool) -> int
         errors = RunDir(config.folder).errors
         where = f"; details: {errors}" if errors.exists() else ""
         print(f"rethinker train: {why}{where}; when this is fixed, resume with: {again}", file=sys.stderr)
+        return code
+    if joins:
         return code
     _write_report(config.folder)
     if state == "stopped":

@@ -1,7 +1,7 @@
 """A stand-in for `rethinker train CONFIG [--resume]`: what a job looks like from outside, without a model.
 
 What it does is in <runs>/plan/<name>, else in $FAKE:
-    ""             finishes
+    ""             finishes; "finish slowly": a second after it has said so
     "episodes"     finishes after four episodes, or stops
     "endless"      trains episodes until it is asked to stop
     "crash"        fails in its first episode; "crash at once": before it trains
@@ -103,4 +103,7 @@ if what in ("interrupt", "stop"):
     end("stopped")
 if what in ("episodes", "endless", "crash"):
     train()
+if what == "finish slowly":
+    say("finished")
+    time.sleep(1)
 end("finished")

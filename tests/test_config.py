@@ -63,7 +63,10 @@ def test_an_unknown_key_names_its_neighbour(section):
 
 def test_an_unknown_key_without_neighbour_lists_the_section():
     text = message("launch.zzzzzz=1")
-    assert text == "unknown setting 'launch.zzzzzz'; launch has: accelerate, deterministic, processes, threads"
+    assert text == (
+        "unknown setting 'launch.zzzzzz'; launch has: accelerate, address, deterministic, grace_seconds, "
+        "machine_rank, machines, port, processes, threads"
+    )
     assert message("qqqq=1").startswith("unknown setting 'qqqq'; the top level has: data, evaluation,")
     assert message("optimm.lr=1") == "unknown setting 'optimm'; did you mean 'optim'?"
 

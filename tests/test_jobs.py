@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -167,6 +168,23 @@ def test_stop_and_resume(config, fake):
     assert (config.folder / "launch.log").read_text() == "started\nstarted again\n"
 
 
+def test_stop_from_a_machine_that_sees_no_lock(config, fake, capsys):
+    """A run that was started elsewhere and has not said how it ended is asked; one that has is left alone."""
+    fake("endless")
+    job = jobs.start(config)
+    wait_for(lambda: job.status().episode >= 1)
+    assert job.elsewhere is None
+    job.kill()
+    assert job.elsewhere is None
+    job.files.job_record.write_text(json.dumps(job.record | {"host": "node-7"}))
+    assert job.elsewhere == "node-7"
+    assert cli.main(["stop", str(job.folder), "--kill"]) == 1 and not job.files.stop_request.exists()
+    assert cli.main(["stop", str(job.folder)]) == 0 and job.files.stop_request.exists()
+    assert "run was started on node-7, whose locks are not seen here" in capsys.readouterr().out
+    job.files.job_exit_code.write_text("0\n")
+    assert job.elsewhere is None
+
+
 def test_stop_before_it_trains_is_not_lost(config, fake):
     fake("endless")
     job = jobs.start(config)
@@ -314,9 +332,10 @@ def test_commands(config, fake, tmp_path, capsys):
 def foreground_fake(config, monkeypatch):
     """``foreground_fake(what, meanwhile)``: train, where the processes are the stand-in, while ``meanwhile`` runs."""
 
-    def train(what: str, meanwhile) -> int:
+    def train(what: str, meanwhile, config: RunConfig = config) -> int:
         monkeypatch.setenv("FAKE", what)
-        monkeypatch.setattr(foreground, "launch_command", lambda _, file, *, resume: [*FAKE, str(file)])
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job does not hear it
+        monkeypatch.setattr(foreground, "launch_command", lambda _, file, machine, *, resume: [*FAKE, str(file)])
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(meanwhile)
             code = foreground.train(config, resume=True)
@@ -327,11 +346,19 @@ def foreground_fake(config, monkeypatch):
 
 
 def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C, which a shell's background job does not get
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def when_it_trains(config: RunConfig) -> None:
     wait_for(lambda: run_state(config.folder) == "running")
+
+
+def when_it_listens() -> None:
+    wait_for(lambda: signal.getsignal(signal.SIGTERM) != signal.SIG_DFL)
 
 
 def test_an_interrupt_saves_and_stops(config, foreground_fake, capsys):
@@ -347,7 +374,7 @@ def test_an_interrupt_saves_and_stops(config, foreground_fake, capsys):
 
 def test_an_interrupt_while_starting_ends_it(config, foreground_fake, capsys):
     def meanwhile():
-        wait_for(lambda: signal.getsignal(signal.SIGTERM) != signal.SIG_DFL)
+        when_it_listens()
         interrupt()
 
     assert foreground_fake("starting", meanwhile) == foreground.INTERRUPTED
@@ -355,15 +382,70 @@ def test_an_interrupt_while_starting_ends_it(config, foreground_fake, capsys):
     assert "stopped before training began" in capsys.readouterr().err
 
 
-def test_the_second_interrupt_kills(config, foreground_fake, capsys):
+@pytest.mark.parametrize("first", [interrupt, terminate])
+def test_an_interrupt_after_another_signal_kills(config, foreground_fake, capsys, first):
     def meanwhile():
         when_it_trains(config)
-        interrupt()
+        first()
         wait_for(RunDir(config.folder).stop_request.exists)
         interrupt()
 
-    assert foreground_fake("deaf", meanwhile) == foreground.INTERRUPTED
+    code = foreground_fake("deaf", meanwhile)
+    assert code == (foreground.INTERRUPTED if first is interrupt else foreground.REQUEUE)
     assert not Job(config.folder).alive and "killed; the last checkpoint is unchanged" in capsys.readouterr().err
+
+
+# -- SIGTERM ----------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_saves_stops_and_asks_for_another_start(config, foreground_fake, capsys):
+    """The episode ends in time; further signals change nothing."""
+
+    def meanwhile():
+        when_it_trains(config)
+        terminate()
+        terminate()
+
+    assert foreground_fake("endless", meanwhile) == foreground.REQUEUE
+    status = Job(config.folder).status()
+    assert (status.state, status.exit_code) == ("stopped", foreground.REQUEUE)
+    assert "abandoned if it does not end in 25 seconds" in capsys.readouterr().err
+
+
+def test_sigterm_while_starting(config, foreground_fake, capsys):
+    def meanwhile():
+        when_it_listens()
+        terminate()
+
+    assert foreground_fake("starting", meanwhile) == foreground.REQUEUE
+    assert not Job(config.folder).alive and "stopped before training began" in capsys.readouterr().err
+
+
+def test_an_episode_that_outlasts_the_grace_is_abandoned(config, foreground_fake, capsys):
+    """Whether the run counts as stopped depends on a checkpoint: without one it may get other settings."""
+    config = replace(config, launch=replace(config.launch, grace_seconds=0.3))
+    files = RunDir(config.folder)
+
+    def meanwhile():
+        when_it_trains(config)
+        files.status.write_text(json.dumps({"state": "running", "progress": {"episode": 2}}))
+        terminate()
+
+    assert foreground_fake("deaf", meanwhile, config) == foreground.REQUEUE
+    status = Job(config.folder).status()
+    assert (status.state, status.exit_code) == ("stopped", foreground.REQUEUE) and not Job(config.folder).alive
+    assert "the episode is abandoned; the last checkpoint is unchanged" in capsys.readouterr().err
+    files.status.write_text(json.dumps({"state": "starting"}))
+    assert foreground_fake("deaf", lambda: (when_it_trains(config), terminate()), config) == foreground.REQUEUE
+    assert Job(config.folder).status().state == "failed"
+
+
+def test_sigterm_after_the_end_changes_nothing(config, foreground_fake):
+    def meanwhile():
+        wait_for(lambda: run_state(config.folder) == "finished")
+        terminate()
+
+    assert foreground_fake("finish slowly", meanwhile) == 0
 
 
 def test_a_run_in_the_foreground_is_killed_from_elsewhere(config, foreground_fake):

@@ -193,11 +193,20 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How ``rethinker train`` starts processes, on one machine; the result does not depend on it, up to rounding."""
+    """How ``rethinker train`` starts processes; the result does not depend on it, up to rounding."""
 
-    accelerate: str | None = None  # a file of `accelerate config`; None: processes on this machine
-    processes: int = option(1, min=1)  # on this machine, where no accelerate file is given
+    accelerate: str | None = None  # a file of `accelerate config`; None: as processes and machines say
+    processes: int = option(1, min=1)  # on each machine, where no accelerate file is given
+    # `rethinker train` is called on each of them, with the same config. The number comes from the accelerate file where
+    # one is given; not run on GPUs.
+    machines: int = option(1, min=1)
+    machine_rank: int | None = option(None, min=0)  # of this one; None: SLURM_PROCID, with one task a machine
+    address: str | None = None  # of machine 0, for several; None: MASTER_ADDR
+    port: int | None = option(None, min=1, max=65535)  # on machine 0, for several; None: MASTER_PORT, else 29500
     threads: int = option(1, min=1)  # CPU threads per process
+    # Seconds after SIGTERM, which schedulers send, until an episode that has not ended is abandoned. Slurm and
+    # Kubernetes kill 30 seconds after it by default.
+    grace_seconds: float = option(25.0, min=0)
     # Only algorithms whose result is the same every time, slower; matters on GPUs, CPUs have no others (see
     # processes.use_deterministic_algorithms).
     deterministic: bool = False

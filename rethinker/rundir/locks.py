@@ -2,8 +2,9 @@
 
 A lock belongs to an open file, so a process hands it down by handing down the descriptor, and it is held until the
 last process that has the descriptor is gone. It holds among the processes of one machine where the file is on a local
-disk; on a network file system only as far as that supports ``flock`` (NFS does since Linux 2.6.12, if its mount option
-``local_lock`` is left alone). Not from the paper.
+disk; on a network file system among those of all machines as far as that supports ``flock`` (NFS does since Linux
+2.6.12, if its mount option ``local_lock`` is left alone; Lustre with ``flock``, not with ``localflock``). Not from the
+paper.
 """
 
 from __future__ import annotations

@@ -90,6 +90,10 @@ class RunDir(os.PathLike[str]):
         """The config of the last start."""
         return self.folder / "job" / "config.yaml"
 
+    def machine_config(self, rank: int) -> Path:
+        """The config of the last start on machine ``rank``, of a run of several; machine 0's is ``job_config``."""
+        return self.job_config.with_name(f"config-{rank}.yaml") if rank else self.job_config
+
     @property
     def job_record(self) -> Path:
         """Who started the run, and where."""

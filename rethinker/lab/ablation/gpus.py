@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
-from rethinker.lab.jobs.accelerate import check_accelerate_file
+from rethinker.lab.jobs.accelerate import read_accelerate_file
 
 
 def visible_gpus() -> list[str]:
@@ -44,7 +44,7 @@ def check_processes(configs: Iterable[RunConfig], gpus: Sequence[str], slots: in
     for config in configs:
         count, source = config.launch.processes, "launch.processes"
         if config.launch.accelerate:
-            count = check_accelerate_file(config.launch.accelerate)
+            count = read_accelerate_file(config.launch.accelerate).get("num_processes", 1)
             source = f"{config.launch.accelerate}: num_processes"
         if gpus and count > share:
             raise ConfigError(

@@ -29,8 +29,14 @@ def rank() -> None:
 
 
 def launch() -> None:
-    """Accelerate's launcher, with its options, until all ranks have ended. It prints nothing about ranks that fail."""
+    """Accelerate's launcher, with its options, until all ranks have ended. It prints nothing about ranks that fail.
+
+    A scheduler's SIGTERM reaches all processes of a job. Torch's launcher would give its ranks 30 seconds; here it is
+    left to the process that waits (``foreground.train``), and to the ranks, which stop after their episode.
+    """
     note_exceptions("accelerate's launcher")
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which the ranks would inherit
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -93,8 +93,18 @@ def stop(folder: Path, kill: bool) -> int:
     from rethinker.lab.jobs.job import Job
 
     job = Job(folder)
-    if not job.alive:
+    elsewhere = job.elsewhere
+    if not job.alive and not elsewhere:
         print(f"{job.name} does not run: {job.status()}")
+        return 0
+    if elsewhere and kill:
+        print(f"rethinker stop: {job.name} was started on {elsewhere}: kill it there", file=sys.stderr)
+        return 1
+    if elsewhere:
+        job.stop()
+        print(
+            f"{job.name} was started on {elsewhere}, whose locks are not seen here: asked to save and end, if it runs"
+        )
         return 0
     if not kill:
         job.stop()

@@ -9,6 +9,7 @@ Nothing here is from the paper.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from rethinker.config import RunConfig, check_trainable, load_config
+from rethinker.config.schema import ConfigError
+from rethinker.lab.jobs.accelerate import machine_count
 from rethinker.lab.jobs.failures import first_failure
 from rethinker.lab.jobs.files import config_file, is_alive, is_run, last_line, planned_episodes
 from rethinker.lab.jobs.ownership import RunBusy, claim, write_record
@@ -85,6 +88,16 @@ class Job:
     def alive(self) -> bool:
         """Whether its processes live. Cheap: no file is read."""
         return is_alive(self.folder)
+
+    @property
+    def elsewhere(self) -> str | None:
+        """The machine that it may be running on without our seeing it: not every file system that machines share shows
+        a lock of another one. None if it was started here, or has said how it ended."""
+        host, said = self.record.get("host"), run_state(self.folder)
+        hidden = (
+            host != socket.gethostname() and said in ("starting", "running") and not self.files.job_exit_code.exists()
+        )
+        return host if hidden and not self.alive else None
 
     def status(self) -> JobStatus:
         """How it stands now."""
@@ -153,8 +166,8 @@ class Job:
 
     def stop(self) -> JobStatus:
         """Ask it to save a checkpoint and end after the episode; returns immediately (``wait`` waits). One that has not
-        trained yet ends after its first episode; one that has ended already is left alone."""
-        if self.alive:
+        trained yet ends after its first episode; one that has ended already is left alone. From any machine."""
+        if self.alive or self.elsewhere:
             self.files.stop_request.touch()
         return self.status()
 
@@ -188,9 +201,13 @@ def start(config: RunConfig, resume: bool = False, *, home: str | Path = "", gpu
     ``gpus``: its CUDA_VISIBLE_DEVICES; None: this process's.
     ``resume``: resume the run of this name if there is one; a finished one is left as it is. Raises RunBusy if
     another job writes the folder, RunExists if it holds a run (with ``resume``: one with other settings),
-    ConfigError for settings that cannot be trained.
+    ConfigError for settings that cannot be trained, or that need several machines: a job is of one.
     """
     check_trainable(config)
+    if (machines := machine_count(config, home)) > 1:
+        raise ConfigError(
+            f"the run is of {machines} machines: call `rethinker train` on each of them (see docs/scale.md)"
+        )
     folder = Path(home, config.folder)
     files = RunDir(folder)
     if resume and run_state(folder) == "finished":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rethinker.config import RunConfig, to_yaml
-from rethinker.lab.jobs.accelerate import check_accelerate_file
+from rethinker.lab.jobs.accelerate import machine_count
 from rethinker.lab.jobs.processes import MARK, new_mark
 from rethinker.rundir import locks
 from rethinker.rundir.atomic import atomic_write_text, read_json
@@ -39,8 +39,7 @@ def claim(config: RunConfig, *, resume: bool, home: str | Path = "") -> int:
     Raises RunBusy if another job has the lock, RunExists as ``check_folder`` does, ConfigError for a bad
     ``launch.accelerate``.
     """
-    if config.launch.accelerate:
-        check_accelerate_file(os.fspath(Path(home, config.launch.accelerate)))
+    machine_count(config, home)
     here = replace(config, runs_dir=os.fspath(Path(home, config.runs_dir)))
     files = RunDir(here.folder)
     lock = locks.take(files.job_lock)

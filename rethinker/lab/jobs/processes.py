@@ -29,7 +29,7 @@ POLL = 0.1  # seconds between looks
 
 
 def new_mark(lock: int) -> str:
-    """The mark of a start that hands down the descriptor ``lock``."""
+    """The mark of a start that hands down the descriptor ``lock``; -1: it hands down none."""
     return f"{uuid.uuid4().hex}:{lock}"
 
 
@@ -64,8 +64,8 @@ def kill(folder: Path) -> None:
 
 @contextmanager
 def counted_interrupts() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM (what a scheduler sends) are noted instead of raised, so that none can come between a start
-    and its record. A Ctrl-C that a shell has switched off stays off. Call in the main thread."""
+    """Ctrl-C and SIGTERM (what a scheduler sends) are noted, by number, instead of raised, so that none can come
+    between a start and its record. A Ctrl-C that a shell has switched off stays off. Call in the main thread."""
     seen: list[int] = []
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda received, _: seen.append(received)) for number in numbers}
