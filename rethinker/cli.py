@@ -139,11 +139,14 @@ def serve(file: str, overrides: list[str], servers: int, port: int, host: str) -
     "ablate",
     "Run a grid of settings and seeds in parallel and collect one table.",
     option("file", metavar="grid", help="YAML file, e.g. experiments/ablations/smoke.yaml; finished runs are kept"),
-    settings("for every run, e.g. optim.lr=3e-5; name= base= seeds=[0,1] slots= baseline= are the grid's own"),
+    settings("for every run, e.g. optim.lr=3e-5; name= base= seeds=[0,1] slots= baseline= slurm.*= are the grid's own"),
     option("--slots", type=int, help="runs in parallel (default: the grid's)"),
+    option("--on", choices=("slurm", "local"), help="submit the runs as jobs by submitit (local: of this machine)"),
     option("--dry-run", action="store_true", help="check every config and list what would run"),
 )
-def ablate(file: str, overrides: list[str], slots: int | None, dry_run: bool) -> int:
+def ablate(
+    file: str, overrides: list[str], slots: int | None, on: Literal["slurm", "local"] | None, dry_run: bool
+) -> int:
     from rethinker.lab.ablation.grid import load_grid
     from rethinker.lab.ablation.run import plan, run_grid, save_table
     from rethinker.lab.ablation.table import compare, in_words
@@ -153,9 +156,10 @@ def ablate(file: str, overrides: list[str], slots: int | None, dry_run: bool) ->
         print(plan(grid).to_string(index=False))
         return 0
     try:
-        outcomes = run_grid(grid, slots)
+        outcomes = run_grid(grid, slots, on=on)
     except KeyboardInterrupt:
-        print("stopped and saved; run the same command to resume", file=sys.stderr)
+        left = "the jobs stay where they are; the same command waits for them again, scancel ends them"
+        print(left if on else "stopped and saved; run the same command to resume", file=sys.stderr)
         return 130
     table = save_table(grid)
     print(in_words(compare(table, grid.baseline)))

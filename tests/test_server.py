@@ -48,7 +48,6 @@ CONFIG = {
     "optim": {"train_batch_size": 8, "lr": 1e-4},
     "rethink": {"fraction": 0.5},
     "tracking": {"save_every": 1},
-    "launch": {"processes": 2},
     "stages": [{"name": "s", "episodes": 3}],
 }
 
@@ -253,8 +252,5 @@ def test_a_run_killed_and_resumed_has_the_rollouts_of_one_that_was_not(config, s
     assert list(first) == list(second) == [1, 2, 3]
     for episode, rows in first.items():
         assert rows["text"].tolist() == second[episode]["text"].tolist()
-    words = [f"data.test={DATA}", "data.test_limit=4", "evaluation.samples=1", "evaluation.modes=[plain]"]
-    command = [sys.executable, "-m", "rethinker.cli", "evaluate", str(killed.config), "--label", "again", *words]
-    assert psutil.Popen(command).wait(600) == 0 and killed.evaluation("again").exists()
     gaps = [json.loads(line).get("canary/gap") for line in killed.metrics.read_text().splitlines()]
     assert all(found < 1e-5 for found in gaps if found is not None) and any(gaps)

@@ -9,6 +9,7 @@ A grid file names a base config, axes whose points are labelled lists of overrid
     slots: 2                      # runs in parallel
     common: [launch.processes=1]
     baseline: filter              # paired differences are taken against it
+    slurm: {gpus_per_node: 8, slurm_partition: gpu}   # for --on slurm: submitit's parameters
 
 Its runs are named ``<grid>-<labels>-s<seed>`` and lie beside all others in ``runs_dir``, each with its log; the table
 is in ``<runs_dir>/<grid>/``. Every number is read from the files of the runs.
@@ -44,6 +45,9 @@ class GridFile:
     slots: int = option(1, min=1)  # runs in parallel
     common: tuple[str, ...] = ()  # key=value, for every run
     baseline: str | None = None  # label (of several axes: joined by "-") that differences are taken against
+    # For --on slurm: parameters of submitit's AutoExecutor, e.g. timeout_min, nodes, gpus_per_node, cpus_per_task,
+    # slurm_partition, slurm_account, slurm_additional_parameters.
+    slurm: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Grid:
     runs: tuple[GridRun, ...]
     slots: int
     baseline: str | None
+    slurm: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -78,7 +83,7 @@ class Grid:
 
 
 def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
-    """The grid of a YAML file. ``overrides``: name, base, seeds, slots and baseline are its own, others every run's.
+    """The grid of a YAML file. ``overrides``: the keys of ``GridFile`` are its own, others every run's.
 
     Raises ConfigError for an unreadable file, an unknown key (naming the nearest), a bad value, a setting that is given
     in two places, two runs of one name, or any run whose config is not valid.
@@ -97,7 +102,7 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[GridFile, tuple[s
     from yaml import YAMLError
 
     own = {item.name for item in fields(GridFile)}
-    mine = [item for item in overrides if item.partition("=")[0] in own]
+    mine = [item for item in overrides if item.partition("=")[0].partition(".")[0] in own]
     try:
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig):
@@ -149,7 +154,7 @@ def _resolve(file: GridFile, typed: tuple[str, ...]) -> Grid:
     folder = Path(runs[0].config.runs_dir) / file.name
     if RunDir(folder).config.exists():
         raise ConfigError(f"{folder} is the folder of a run: choose another name=... for the grid")
-    grid = Grid(file.name, folder, tuple(axes), tuple(runs), file.slots, file.baseline)
+    grid = Grid(file.name, folder, tuple(axes), tuple(runs), file.slots, file.baseline, file.slurm)
     if file.baseline is not None and file.baseline not in grid.labels:
         raise ConfigError(f"baseline={file.baseline!r}: the labels are {', '.join(grid.labels)}")
     return grid

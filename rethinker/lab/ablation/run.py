@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 from rethinker.config import RunConfig
+from rethinker.lab.ablation.cluster import ClusterJobs, Where
 from rethinker.lab.ablation.gpus import check_processes, slot_gpus, visible_gpus
 from rethinker.lab.ablation.grid import Grid
 from rethinker.lab.ablation.origin import CurrentProvenance, mixture
-from rethinker.lab.ablation.slots import Slots, exclusive
+from rethinker.lab.ablation.slots import RunOutcome, Slots, exclusive
 from rethinker.lab.ablation.table import COLUMNS, run_rows, typed
 from rethinker.lab.jobs.files import config_file, is_alive, is_run
 from rethinker.lab.jobs.preflight import make_missing
@@ -47,7 +48,9 @@ def plan(grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def run_grid(grid: Grid, slots: int | None = None, *, say: Callable[[str], None] = print) -> dict[str, str]:
+def run_grid(
+    grid: Grid, slots: int | None = None, *, on: Where | None = None, say: Callable[[str], None] = print
+) -> dict[str, str]:
     """Run what is left of a grid, then write its table; returns run -> finished, stopped or failed.
 
     A finished run is loaded, a stopped one is resumed, one that another job writes is waited for (see ``Slots``). A run
@@ -55,8 +58,11 @@ def run_grid(grid: Grid, slots: int | None = None, *, say: Callable[[str], None]
     their episode, with checkpoints, and raises KeyboardInterrupt; the same call resumes them. What was made by other
     code or from other data is used and said.
 
+    ``on``: submit the runs as jobs of a cluster instead (see ``cluster``), as many at a time as there are slots; an
+    interrupt leaves these in the queue, and the same call finds them.
+
     Raises, before anything is started: RunExists if a run's folder holds a run with other settings, GridBusy if
-    another process looks after this grid, ConfigError if the slots do not fit the GPUs.
+    another process looks after this grid, ConfigError if the slots do not fit the GPUs or submitit refuses.
     """
     planned = plan(grid).set_index("run")
     _warn(grid, planned["changed since"], say)
@@ -64,7 +70,17 @@ def run_grid(grid: Grid, slots: int | None = None, *, say: Callable[[str], None]
     if outcomes:
         say(f"{len(outcomes)} of {len(grid.runs)} runs: {FINISHED}")
     left = [run.config for run in grid.runs if run.config.name not in outcomes]
-    completed = not left or _run(left, grid.folder, grid.slots if slots is None else slots, outcomes, say)
+    count = grid.slots if slots is None else slots
+    completed, ended = True, dict[str, RunOutcome]()
+    if left and on:
+        ended = _submit(left, grid, on, count, say)
+    elif left:
+        completed, ended = _run(left, grid.folder, count, say)
+    for name, outcome in ended.items():
+        outcomes[name] = outcome.state
+        if outcome.state == "failed" and outcome.log:
+            log = grid.folder / "submitit" if on else RunDir(grid.folder.parent / name).log
+            say(f"\n{name} failed; the end of {log}:\n" + "\n".join(outcome.log) + "\n")
     if differ := mixture(save_table(grid)):
         say(f"warning: {differ}")
     if not completed:
@@ -72,8 +88,10 @@ def run_grid(grid: Grid, slots: int | None = None, *, say: Callable[[str], None]
     return {run.config.name: outcomes[run.config.name] for run in grid.runs}
 
 
-def _run(left: list[RunConfig], folder: Path, count: int, outcomes: dict[str, str], say: Callable[[str], None]) -> bool:
-    """Run what is left in ``count`` slots and fill ``outcomes``; False if it was interrupted."""
+def _run(
+    left: list[RunConfig], folder: Path, count: int, say: Callable[[str], None]
+) -> tuple[bool, dict[str, RunOutcome]]:
+    """Run what is left in ``count`` slots; False if it was interrupted, and how the runs ended."""
     gpus = visible_gpus()
     shares = slot_gpus(gpus, count)
     check_processes(left, gpus, count)
@@ -83,11 +101,18 @@ def _run(left: list[RunConfig], folder: Path, count: int, outcomes: dict[str, st
     with exclusive(folder):
         make_missing(left, say)  # each run would do so itself, at the same time
         completed = slots.run()
-    for name, outcome in slots.outcomes.items():
-        outcomes[name] = outcome.state
-        if outcome.state == "failed" and outcome.log:
-            say(f"\n{name} failed; the end of {RunDir(folder.parent / name).log}:\n" + "\n".join(outcome.log) + "\n")
-    return completed
+    return completed, slots.outcomes
+
+
+def _submit(
+    left: list[RunConfig], grid: Grid, on: Where, count: int, say: Callable[[str], None]
+) -> dict[str, RunOutcome]:
+    """Run what is left as jobs of a cluster, at most ``count`` at a time; how the runs ended."""
+    options = {"name": grid.name, "slurm_array_parallelism": count, **grid.slurm}
+    jobs = ClusterJobs(on, grid.folder, options, say)
+    with exclusive(grid.folder):
+        make_missing(left, say)
+        return jobs.run(left)
 
 
 def _warn(grid: Grid, changed: pd.Series, say: Callable[[str], None]) -> None:

@@ -76,7 +76,7 @@ class Slots:
                     if not job.alive:
                         del self.jobs[slot]
                         if job.name not in self.waiting or interrupts:
-                            self._end(job.name, _outcome(job, killed=answered > 1))
+                            self._end(job.name, outcome(job, killed=answered > 1))
                 while answered < len(interrupts):
                     answered += 1
                     for job in self.jobs.values():
@@ -134,7 +134,8 @@ class Slots:
         self.say(f"{self.titles.get(name, name)}: {text}")
 
 
-def _outcome(job: Job, *, killed: bool) -> RunOutcome:
+def outcome(job: Job, *, killed: bool) -> RunOutcome:
+    """How a job has ended; ``killed``: by the second interrupt."""
     status = job.status()
     if status.state != "failed":
         return RunOutcome(status.state)
