@@ -196,10 +196,11 @@ def test_the_script_gives_verl_the_overrides_and_its_own_folder(for_verl: Path, 
 def test_numbers_of_prime_rl(for_prime: Path):
     values = tomllib.loads((for_prime / "rl.toml").read_text(encoding="utf-8"))
     assert values["orchestrator"]["batch_size"] == 512 and values["max_steps"] == 24 * 16
-    train = values["orchestrator"]["train"]
+    (train,), (held_out,) = (values["orchestrator"][use]["source"] for use in ("train", "eval"))
     assert train["group_size"] == 8 and train["sampling"] == {"temperature": 1.0, "max_completion_tokens": 2048}
-    assert train["source"][0]["env"]["taskset"] == {"id": "rethinker-tasks", "split": "train"}
-    assert values["orchestrator"]["eval"]["source"][0]["env"]["taskset"]["split"] == "validation"
+    assert train["env"]["taskset"] == {"id": "rethinker-tasks", "split": "train"}
+    assert held_out["env"]["taskset"]["split"] == "validation" and held_out["sampling"]["temperature"] == 0.0
+    assert values["orchestrator"]["eval"]["interval"] == 16
     assert values["trainer"]["optim"]["lr"] == 1e-5 and values["trainer"]["model"]["lora"]["rank"] == 64
     config = load_config(PAPER, typed=[f"data.validation={TEST}"])
     assert values == prime_rl.settings(config, {"train": [], "validation": []})

@@ -64,7 +64,9 @@ def settings(config: RunConfig, splits: Splits) -> dict[str, Any]:
     """prime-rl's tables, by the first stage's settings."""
     stage = config.for_stage(0)
     steps = stage.batches(stage.samples_per_episode)
-    model: dict[str, Any] = {"ac": {}} if stage.model.gradient_checkpointing else {}
+    model: dict[str, Any] = {"optimization_dtype": "bfloat16", "reduce_dtype": "bfloat16"}  # all it takes for VLMs
+    if stage.model.gradient_checkpointing:
+        model["ac"] = {}
     if stage.model.lora_rank:
         model["lora"] = {
             "rank": stage.model.lora_rank,
@@ -81,20 +83,12 @@ def settings(config: RunConfig, splits: Splits) -> dict[str, Any]:
     }
     orchestrator: dict[str, Any] = {
         "batch_size": stage.optim.train_batch_size,
-        "train": {
-            "group_size": stage.rollout.group_size,
-            "sampling": {
-                "temperature": stage.rollout.temperature,
-                "max_completion_tokens": stage.rollout.max_new_tokens,
-            },
-            "source": [_source("train")],
-        },
+        "train": {"source": [_source(stage, "train", stage.rollout.temperature, stage.rollout.group_size)]},
     }
     if "validation" in splits and config.evaluation.every:
         orchestrator["eval"] = {
             "interval": config.evaluation.every * steps,
-            "sampling": {"temperature": 0.0, "max_completion_tokens": stage.rollout.max_new_tokens},
-            "source": [_source("validation")],
+            "source": [_source(stage, "validation", 0.0, 1)],
         }
     return {
         "max_steps": config.episodes * steps,
@@ -103,16 +97,21 @@ def settings(config: RunConfig, splits: Splits) -> dict[str, Any]:
             "name": stage.model.path,
             "vlm": {"vision_encoder_attr": "model.visual", "language_model_attr": "model.language_model"},
         },
-        "trainer": {"optim": optim, **({"model": model} if model else {})},
+        "trainer": {"optim": optim, "model": model},
         "orchestrator": orchestrator,
         "inference": {"vllm": {"tensor_parallel_size": stage.rollout.tensor_parallel_size}},
     }
 
 
-def _source(split: str) -> dict[str, Any]:
+def _source(config: RunConfig, split: str, temperature: float, group_size: int) -> dict[str, Any]:
     agent = {"harness": {"id": "null"}, "runtime": {"type": "subprocess"}}
     taskset = {"id": PACKAGE.replace("_", "-"), "split": split}
-    return {"name": f"rethinker-{split}", "env": {"taskset": taskset, "agent": agent}}
+    return {
+        "name": f"rethinker-{split}",
+        "group_size": group_size,
+        "sampling": {"temperature": temperature, "max_completion_tokens": config.rollout.max_new_tokens},
+        "env": {"taskset": taskset, "agent": agent},
+    }
 
 
 def to_toml(tables: dict[str, Any], path: str = "") -> str:

@@ -75,7 +75,7 @@ LEFT_OUT: dict[Target, tuple[str, ...]] = {
         "`rollout.top_p` (1 there in training) and the warm-up of the learning rate",
         "limits of an image's pixels: set min_pixels and max_pixels in the checkpoint's preprocessor_config.json",
         "episodes of one behaviour policy: its rollouts run ahead of training, by `max_off_policy_steps`",
-        "the vision tower, which stays frozen there",
+        "the vision tower, which stays frozen there, and weights in float32: it trains these models in bfloat16",
     ),
 }
 
