@@ -624,6 +624,11 @@ def test_prompts_are_as_long_as_the_pixel_limits_say():
     assert make_case(newer, "h100-80")[0].prompt_tokens == 130 + 768 * 28**2 // 32**2
 
 
+def test_gpus_are_those_of_all_machines():
+    config = load_config(PAPER, typed=["launch.machines=2"])
+    assert make_case(config, "h100-80")[0].gpus == 16
+
+
 def test_the_page_is_what_the_script_writes():
     page = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
     assert page == make_page(ROOT), "run `python scripts/plan_page.py`"

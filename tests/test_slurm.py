@@ -97,6 +97,8 @@ def test_what_the_scripts_start(batch):
         "rethinker serve c.yaml seed=1 rollout.engine=server rollout.servers=runs/servers-7 --servers 4 --host" in said
     )
     assert batch("with_servers.sbatch", 0, TRAINERS="3")[0].wait(100) == 2
+    process, log = batch("with_servers.sbatch", 0, SERVERS="2")
+    assert process.wait(100) == 0 and "rollout.servers=runs/servers-7 --servers 2 --host" in log.read_text()
 
 
 def test_servers_outlive_the_last_episode(batch):

@@ -156,7 +156,7 @@ def make_case(
     """
     if gpu not in GPUS:
         raise ConfigError(f"--gpu {gpu}: known are {', '.join(GPUS)}")
-    gpus = config.launch.processes if gpus is None else gpus
+    gpus = config.launch.machines * config.launch.processes if gpus is None else gpus
     nodes = -(-gpus // PER_NODE) if nodes is None else nodes
     if gpus < 1 or not 0 <= servers < gpus:
         raise ConfigError(f"--gpus {gpus} --servers {servers}: needs at least one GPU that trains")
