@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rethinker.config import RunConfig, to_yaml
 from rethinker.policy.forward import BaseForward, PolicyForward
-from rethinker.policy.loading import Policy, load_policy
+from rethinker.policy.loading import Policy, Weights, load_policy
+from rethinker.policy.sharding import is_sharded, shard_loaded, whole
 from rethinker.processes import (
     check_accelerator,
     check_machines,
@@ -65,44 +68,104 @@ def find_checkpoint(config: RunConfig, accelerator: Accelerator, resume: bool) -
     return found[0]
 
 
-def load_start(config: RunConfig, device: torch.device, saved: Path | None) -> Policy:
-    """The policy at the start of the run, or from the checkpoint."""
+def load_start(config: RunConfig, accelerator: Accelerator, saved: Path | None) -> Policy:
+    """The policy at the start of the run, or from the checkpoint; for a sharded run its weights wait on rank 0."""
     model, data = config.model, config.data
     if saved and not model.lora_rank:
         model = replace(model, path=os.fspath(saved / "model"))
-    policy = load_policy(model, device, prompt_suffix=data.prompt_suffix, prompt_hint=data.prompt_hint)
-    if saved and model.lora_rank:
+    weights = _weights(config, accelerator)
+    policy = load_policy(
+        model, accelerator.device, prompt_suffix=data.prompt_suffix, prompt_hint=data.prompt_hint, weights=weights
+    )
+    if saved and model.lora_rank and weights != "none":
         checkpoint.load_adapter(saved, policy)
     return policy
 
 
-def load_reference(config: RunConfig, policy: Policy) -> torch.nn.Module | None:
+def make_forward(config: RunConfig, policy: Policy, accelerator: Accelerator) -> torch.nn.Module:
+    """The policy's ``PolicyForward``, in shards over this run's processes or, without ``model.sharding``, whole on
+    each."""
+    forward = PolicyForward(policy.model, policy.encoder, autocast=config.model.autocast)
+    if shards(config, accelerator):
+        shard_loaded(forward, config.model, accelerator.device)
+        return forward
+    prepared: torch.nn.Module = accelerator.prepare(forward)
+    return prepared
+
+
+def load_reference(
+    config: RunConfig, policy: Policy, forward: torch.nn.Module, accelerator: Accelerator
+) -> torch.nn.Module | None:
     """The policy before training; None if no stage has a KL term. With LoRA it is the policy itself without its
-    adapters, else a frozen copy."""
+    adapters, else a frozen copy, sharded as the policy is. ``forward``: the policy's, of ``make_forward``."""
     stages = [config.for_stage(index) for index in range(len(config.stages))]
     if not any(stage.grpo.kl_coef for stage in stages):
         return None
     autocast = config.model.autocast
     if config.model.lora_rank:
-        return BaseForward(PolicyForward(policy.model, policy.encoder, autocast=autocast))
-    model = load_policy(config.model, policy.device).model
-    return PolicyForward(model.requires_grad_(False), autocast=autocast).eval()
+        # A sharded pass goes through the root; DDP's wrapper would wait for gradients.
+        own = PolicyForward(policy.model, policy.encoder, autocast=autocast)
+        return BaseForward(forward if is_sharded(forward) else own)
+    model = load_policy(config.model, accelerator.device, weights=_weights(config, accelerator)).model
+    reference = PolicyForward(model.requires_grad_(False), autocast=autocast).eval()
+    if shards(config, accelerator):
+        shard_loaded(reference, config.model, accelerator.device)
+    return reference
 
 
-def make_forward(config: RunConfig, policy: Policy, accelerator: Accelerator) -> torch.nn.Module:
-    """The policy's ``PolicyForward``, prepared for this run's processes."""
-    forward: torch.nn.Module = accelerator.prepare(
-        PolicyForward(policy.model, policy.encoder, autocast=config.model.autocast)
-    )
-    return forward
+def whole_state(
+    config: RunConfig, policy: Policy, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> tuple[Policy, Any]:
+    """What is saved of a sharded run: policy and optimiser with their weights and states whole, in rank 0's memory, to
+    be used there alone. Collective."""
+    main = accelerator.is_main_process
+
+    def gathered(tensor: torch.Tensor) -> Any:
+        found = whole(tensor.detach())
+        return found.cpu() if main else None
+
+    weights = {name: gathered(tensor) for name, tensor in policy.model.state_dict().items()}
+    state = optimizer.state_dict()
+    state["state"] = {
+        index: {key: gathered(torch.as_tensor(value)) for key, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    if not main:
+        return policy, optimizer
+    model = load_policy(config.model, weights="none").model
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    return replace(policy, model=model), SimpleNamespace(state_dict=lambda: state)
+
+
+def shard_state(optimizer: torch.optim.Optimizer) -> None:
+    """Cut whole states that an optimiser of shards has loaded into its shards."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if isinstance(parameter, DTensor):
+                mesh, places = parameter.device_mesh, parameter.placements
+                state = optimizer.state[parameter]
+                for key, value in state.items():
+                    if value.shape == parameter.shape and not isinstance(value, DTensor):
+                        state[key] = distribute_tensor(value, mesh, places, src_data_rank=None)
+
+
+def shards(config: RunConfig, accelerator: Accelerator) -> bool:
+    """Whether the model is in shards: not in a single process, which holds everything in any case."""
+    return config.model.sharding != "none" and accelerator.num_processes > 1
+
+
+def _weights(config: RunConfig, accelerator: Accelerator) -> Weights:
+    if not shards(config, accelerator):
+        return "here"
+    return "waiting" if accelerator.is_main_process else "none"
 
 
 def make_optimizer(
-    config: RunConfig, parameters: Iterable[torch.nn.Parameter]
+    config: RunConfig, trained: Sequence[torch.nn.Parameter]
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """A fresh optimiser of the trained ``parameters``, and its scheduler."""
+    """A fresh optimiser of the ``trained`` parameters, and its scheduler."""
     options = config.optim
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
     )

@@ -175,7 +175,7 @@ def ablate(
     option("--gpus", type=int, help="GPUs, servers included (default: launch.machines x launch.processes)"),
     option("--gpu", default="h100-80", help="their type, e.g. h200-141, a100-80, l40s (default: %(default)s)"),
     option("--nodes", type=int, help="machines (default: as few as eight GPUs each allow)"),
-    option("--sharding", choices=("none", "full", "hybrid"), help="of weights over the GPUs (default: none)"),
+    option("--sharding", choices=("none", "full", "hybrid"), help="of weights over the GPUs (default: model.sharding)"),
     option("--servers", type=int, default=0, help="GPUs that only generate (default: all train and generate in turn)"),
     option("--prompt-tokens", type=int, help="mean, images included (default: from the config's pixel limits)"),
     option("--response-tokens", type=int, help="mean (default: 500)"),

@@ -54,7 +54,10 @@ def check_accelerator(accelerator: Any) -> None:
             "checkpoints are pickles. Shard the policy by torch instead: model.sharding=full"
         )
     if kind not in [DistributedType[name] for name in plain]:
-        raise RuntimeError(f"accelerate: distributed_type {kind.value} is not supported, only {', '.join(plain)}")
+        raise RuntimeError(
+            f"accelerate: distributed_type {kind.value} is not supported, only {', '.join(plain)} (model.sharding puts "
+            "the model in shards without it)"
+        )
     if accelerator.mixed_precision != "no":
         raise RuntimeError(
             f"accelerate: mixed_precision {accelerator.mixed_precision} would change the loss; set it to no "

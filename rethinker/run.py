@@ -20,7 +20,9 @@ from rethinker.build import (
     make_forward,
     make_optimizer,
     make_stage_selector,
+    shard_state,
     start_process,
+    whole_state,
 )
 from rethinker.config import RunConfig, check_trainable, load_config, to_yaml
 from rethinker.config.no_effect import without_effect
@@ -32,12 +34,14 @@ from rethinker.evaluation.held_out import most_images, read_source, sampling, te
 from rethinker.evaluation.result import Evaluation
 from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import Policy
+from rethinker.policy.sharding import is_sharded
 from rethinker.rollout import TransformersEngine, checked_gap, gap_bound, make_engine
 from rethinker.rundir import checkpoint, pointers
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.diagnosis import DRIFT, describe_drift
 from rethinker.rundir.folder import check_writer, exclusive_writer
 from rethinker.rundir.paths import BEST, LAST, RunDir
+from rethinker.rundir.phases import Phases
 from rethinker.rundir.provenance import check_data, check_engine, data_facts, record_start
 from rethinker.rundir.tracking import MakeSink, Tracker
 from rethinker.seeding import stable_seed
@@ -58,6 +62,7 @@ class TrainingRun:
         self.lock = lock
         self.folder = RunDir(config.folder)
         self.accelerator = start_process(config)
+        self.phases = Phases(self.folder.phases, self.accelerator.process_index, self.accelerator.num_processes)
         saved = find_checkpoint(config, self.accelerator, resume)
         state = checkpoint.load_trainer_state(saved) if saved else {}
         self.progress = Progress(**state.get("progress", {}))
@@ -69,6 +74,7 @@ class TrainingRun:
             seconds_before=state.get("seconds", 0.0),
             make_sink=make_sink,
         )
+        self.phases.enter("start")
         self.policy = self.load_policy(saved)
         self.room = PromptRoom(self.policy, config.rollout.max_new_tokens)
         keep = pass_rate_filter(config.data)
@@ -97,10 +103,14 @@ class TrainingRun:
             )
         if "order" in state:
             self.order.load_state_dict(state["order"])
-        self.reference = load_reference(config, self.policy)
         self.forward = make_forward(config, self.policy, self.accelerator)
+        # Now, while shards are shards: an engine can have them whole later.
+        self.trained = [parameter for parameter in self.forward.parameters() if parameter.requires_grad]
+        self.reference = load_reference(config, self.policy, self.forward, self.accelerator)
         queries = [*self.train_queries, *self.validation_queries, *self.test_queries]
-        self.engine = make_engine(config, self.policy, max_images=most_images(queries), max_prompt=self.room.longest)
+        self.engine = make_engine(
+            config, self.policy, max_images=most_images(queries), max_prompt=self.room.longest, forward=self.forward
+        )
         engine = type(self.engine).__name__
         if saved:
             check_engine(self.folder, engine)
@@ -108,6 +118,8 @@ class TrainingRun:
         self.usual_gap: float | None = self.check_engine(state.get("usual_gap"))
         self.stop_requested = False
         unused = without_effect(config, vllm=not isinstance(self.engine, TransformersEngine))
+        if config.model.sharding != "none" and not is_sharded(self.forward):
+            unused.append(f"model.sharding={config.model.sharding} (needs several processes)")
         if unused:
             self.tracker.say(
                 f"[bold]warning[/]: settings that change neither training nor evaluation: {escape('; '.join(unused))}"
@@ -168,7 +180,7 @@ class TrainingRun:
 
     def load_policy(self, saved: Path | None) -> Policy:
         """The policy at the start of the run, or from the checkpoint."""
-        return load_start(self.config, self.accelerator.device, saved)
+        return load_start(self.config, self.accelerator, saved)
 
     def run(self) -> str:
         """Run the remaining stages; returns "finished" or "stopped"."""
@@ -217,10 +229,11 @@ class TrainingRun:
 
     def make_trainer(self, index: int, config: RunConfig) -> Trainer:
         """The trainer of a stage: a fresh optimiser and an empty buffer, or those of the checkpoint."""
-        optimizer, scheduler = make_optimizer(config, self.forward.parameters())
+        optimizer, scheduler = make_optimizer(config, self.trained)
         selector = make_stage_selector(config, index)
         if self.resume_from and self.progress.stage_episode:
             checkpoint.load_optimizer(self.resume_from, optimizer)
+            shard_state(optimizer)
             selector.load_state_dict(checkpoint.load_selector_state(self.resume_from))
             scheduler.load_state_dict(checkpoint.load_trainer_state(self.resume_from)["scheduler"])
         self.resume_from = None
@@ -246,16 +259,21 @@ class TrainingRun:
             accelerator=self.accelerator,
             progress=self.progress,
             usual_gap=self.usual_gap,
+            phases=self.phases,
         )
 
     def save(self, trainer: Trainer, best: bool) -> None:
         """A checkpoint of the current state; only ``last``, ``best`` and the ends of stages are kept."""
+        self.phases.enter("save")
+        policy, optimizer = self.policy, trainer.update.optimizer
+        if is_sharded(self.forward):
+            policy, optimizer = whole_state(self.config, policy, optimizer, self.accelerator)
         if self.accelerator.is_main_process:
             checkpoint.save_checkpoint(
                 self.folder.checkpoints,
                 self.progress.step,
-                policy=self.policy,
-                optimizer=trainer.update.optimizer,
+                policy=policy,
+                optimizer=optimizer,
                 selector_state=trainer.selector.state_dict(),
                 trainer_state={
                     "progress": asdict(self.progress),
@@ -269,11 +287,14 @@ class TrainingRun:
             )
         self.write_status("running")
         self.accelerator.wait_for_everyone()
+        if is_sharded(self.forward) and isinstance(self.engine, TransformersEngine):
+            self.engine.sync_weights(self.policy.model)  # it had them whole; what was saved are shards
 
     def validate(self, stage: str) -> bool:
         """Greedy accuracy on the validation split; True if it is the best of the run so far."""
         if not self.validation_queries:
             return False
+        self.phases.enter("validation")
         part = validate(
             self.engine,
             self.policy,
@@ -294,6 +315,7 @@ class TrainingRun:
         """The evaluation of the current policy on the test split, written to ``evaluation/<label>.*``."""
         if not self.test_queries:
             return
+        self.phases.enter("test")
         part = test_policy(self.config, self.policy, self.engine, self.mine(self.test_queries))
         result = Evaluation.merge(gather_object([part]))
         if self.accelerator.is_main_process:
@@ -320,6 +342,7 @@ class TrainingRun:
         """End the process group. A rank that merely exits, with its connections open, can take another one that is
         still at its last words down with it: a run that has saved everything would end with exit code 1."""
         self.accelerator.wait_for_everyone()
+        self.phases.close()
         self.accelerator.end_training()
 
     def write_status(self, state: str) -> None:
@@ -345,5 +368,6 @@ def main(make_sink: MakeSink) -> None:
     config = load_config(arguments.config)
     with exclusive_writer(config.folder) as lock:
         run = TrainingRun(config, resume=arguments.resume, lock=lock, make_sink=make_sink)
-        run.run()
-        run.leave()
+        with run.phases.explaining():
+            run.run()
+            run.leave()

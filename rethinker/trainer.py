@@ -30,6 +30,7 @@ from rethinker.looks import GradeMany, count_eligible, first_looks, mark_second_
 from rethinker.policy.batching import arrange, micro_batches
 from rethinker.policy.forward import token_logprobs
 from rethinker.policy.loading import Policy
+from rethinker.policy.sharding import is_sharded
 from rethinker.replay import Selector
 from rethinker.rethink import keep
 from rethinker.rollout.base import RolloutEngine
@@ -42,6 +43,7 @@ from rethinker.rundir.metrics import (
     replay_ages,
     rollout_rows,
 )
+from rethinker.rundir.phases import Phases
 from rethinker.rundir.tracking import Tracker
 from rethinker.seeding import stable_seed
 from rethinker.types import Group, Query, Sample, Sampling
@@ -79,6 +81,7 @@ class Trainer:
         progress: Progress,
         usual_gap: float | None = None,
         grade: GradeMany = grade_many,
+        phases: Phases | None = None,
     ) -> None:
         self.config = config
         self.stage = stage
@@ -93,6 +96,7 @@ class Trainer:
         self.progress = progress
         self.usual_gap = usual_gap
         self.grade = grade
+        self.phases = phases
         self.sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_new_tokens)
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -227,7 +231,7 @@ class Trainer:
             return samples
         rank = self.accelerator.process_index
         own = [sample for sample in samples if record.homes[sample.query.qid] == rank]
-        scored = self.score(own)
+        scored = self.score(own, filler=next((sample for sample in samples if sample.response.token_ids), None))
         ranks = gather_object([(scored, engine_gaps(with_logprobs(own, scored)))])
         record.gaps = [gaps for _, gaps in ranks]
         return with_logprobs(samples, merged(logprobs for logprobs, _ in ranks))
@@ -237,21 +241,30 @@ class Trainer:
         return self.config.batches(samples) <= 1 and not self.config.replay.outlives
 
     @torch.no_grad()
-    def score(self, samples: Sequence[Sample]) -> dict[str, Floats]:
-        """Log-probs under the current weights by sample id; samples that will not be trained on get none."""
+    def score(self, samples: Sequence[Sample], filler: Sample | None = None) -> dict[str, Floats]:
+        """Log-probs under the current weights by sample id; samples that will not be trained on get none.
+
+        Every rank of a sharded policy makes the same number of passes, on ``filler``, the same everywhere, where it has
+        no more samples of its own.
+        """
         everything = self.config.replay.mode == "grpo"
         wanted = arrange([s for s in samples if s.response.token_ids and (everything or s.effective)])
         packing = self.config.model.forward
         found: dict[str, Floats] = {}
+        sharded = is_sharded(self.forward)
         self.forward.eval()
         with self.timed("logprobs"):
-            for part in micro_batches(wanted, self.config.optim.micro_batch_tokens, packing):
+            passes = micro_batches(wanted, self.config.optim.micro_batch_tokens, packing)
+            if sharded and filler:
+                passes += [[filler]] * (max(gather_object([len(passes)])) - len(passes))
+            for part in passes:
                 logprobs_BT, _, _ = token_logprobs(
                     self.policy,
                     self.accelerator.unwrap_model(self.forward),
                     [(sample.query, sample.response.token_ids) for sample in part],
                     packing=packing,
                     temperature=self.config.rollout.temperature,
+                    dummy_vision=sharded and self.policy.encoder.trained,
                 )
                 for sample, row in zip(part, logprobs_BT.cpu().numpy(), strict=True):
                     found[sample.sample_id] = Floats(row[: len(sample.response.token_ids)])
@@ -316,6 +329,8 @@ class Trainer:
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the seconds of the block to ``time/<name>``."""
+        if self.phases and name != "episode":
+            self.phases.enter(f"{name} of episode {self.progress.episode + 1}")
         start = time.perf_counter()
         yield
         self.seconds[name] += time.perf_counter() - start

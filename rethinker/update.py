@@ -29,6 +29,7 @@ from rethinker.grpo import (
 from rethinker.policy.batching import plan
 from rethinker.policy.forward import token_logprobs
 from rethinker.policy.loading import Policy
+from rethinker.policy.sharding import is_sharded, whole
 from rethinker.types import Sample
 
 
@@ -119,9 +120,11 @@ class PolicyUpdate:
         encoded = self.policy.encoder.encoded
         self.forward.train()
         self.scored = {}
+        sharded = is_sharded(self.forward)
         for index, samples in enumerate(micro_batches):
             last = index == rounds - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward):
+            # A sharded gradient is reduced each time: kept whole until the last pass it would take 4 bytes a weight.
+            with contextlib.nullcontext() if last or sharded else self.accelerator.no_sync(self.forward):
                 loss, stats = self._loss(samples or scored[:1], batch, on_policy)
                 if samples:
                     parts_of_stats.append(stats)
@@ -130,7 +133,8 @@ class PolicyUpdate:
                 check_finite(loss, f"the step whose first sample is {batch[0].sample_id}")
                 # Data parallelism averages over ranks; the denominators are global already.
                 self.accelerator.backward(loss * ranks)
-        norm = float(self.accelerator.clip_grad_norm_(self.forward.parameters(), self.config.optim.max_grad_norm))
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = float(whole(self.accelerator.clip_grad_norm_(trained, self.config.optim.max_grad_norm)))
         if not torch.isfinite(torch.tensor(norm)):
             self.optimizer.zero_grad()
             raise FloatingPointError(

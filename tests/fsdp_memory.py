@@ -3,10 +3,9 @@
     python tests/fsdp_memory.py Qwen2.5-VL-7B-Instruct 8 16384
 
 prints one line of JSON: bytes by kind at the peak. Rank 0 of a process group of ``ranks`` that exists in name only
-(``FakeStore``), under fake tensors on a CPU. Units are decoder layers and, where they are two matrices, embeddings and
-output layer; the vision tower is frozen and sees no image. Weights are float32, arithmetic is bfloat16, layers are
-checkpointed, and 0.6 of the tokens are scored. The optimiser is left out: under fake tensors the tracker counts
-DTensor's own shape propagation in its step.
+(``FakeStore``), under fake tensors on a CPU. Sharded as a run is; the vision tower is frozen and sees no image. Weights
+are float32, arithmetic is bfloat16, layers are checkpointed, and 0.6 of the tokens are scored. The optimiser is left
+out: under fake tensors the tracker counts DTensor's own shape propagation in its step.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from rethinker.lab.plan.shapes import KNOWN, Shape
 from rethinker.policy.forward import PolicyForward
 from rethinker.policy.packing import PackedBatch
+from rethinker.policy.sharding import shard
 from rethinker.policy.vision import Vision
 
 SCORED = 0.6  # of the tokens
@@ -79,15 +78,8 @@ def peak(shape: Shape, ranks: int, tokens: int) -> dict[str, int]:
         model = Qwen2_5_VLForConditionalGeneration._from_config(model_config(shape), attn_implementation="sdpa").train()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.model.visual.requires_grad_(False)
-        root, language = PolicyForward(model), model.model.language_model
-        options = {
-            "mesh": mesh,
-            "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32),
-            "ignored_params": set(model.model.visual.parameters()),
-        }
-        for unit in [*language.layers, *([] if shape.tied else [language.embed_tokens, model.lm_head])]:
-            fully_shard(unit, **options)
-        fully_shard(root, **options)
+        root = PolicyForward(model, autocast=True)
+        shard(root, mesh, bfloat16=True)
         batch = text_batch(tokens)
         tracker = FSDPMemTracker(root, None)
         tracker.track_inputs((batch.input_ids_RS,))

@@ -1,4 +1,4 @@
-"""What test_sharding.py runs in two processes: ``torchrun --nproc-per-node 2 tests/sharded.py FOLDER``.
+"""What test_sharding.py runs: ``torchrun --nproc-per-node 2 tests/sharded.py FOLDER [--float32] [CASE ...]``.
 
 Each case compares the sharded policy with an unsharded one in the same process, in float64 where nothing else is said,
 and returns numbers; rank 0 writes them.
@@ -7,9 +7,11 @@ and returns numbers; rank 0 writes them.
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,18 +19,29 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import init_empty_weights
 from bounds import in_float64
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rethinker.config import ModelConfig
 from rethinker.datasets.io import load_queries
-from rethinker.policy.forward import PolicyForward, token_logprobs
-from rethinker.policy.loading import Policy, load_policy, make_policy
-from rethinker.policy.sharding import check_equal_over_ranks, gathered, make_mesh, shard, spread_weights, whole
+from rethinker.policy.forward import BaseForward, PolicyForward, token_logprobs
+from rethinker.policy.loading import Policy, load_policy
+from rethinker.policy.sharding import (
+    check_equal_over_ranks,
+    full_weights,
+    gathered,
+    is_sharded,
+    make_mesh,
+    shard,
+    shard_loaded,
+    whole,
+)
 from rethinker.policy.weights import merged_weights
+from rethinker.rundir.phases import Phases
 
 ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "data" / "tiny-vlm")
+DTYPE = torch.float64  # of what is compared
+LATER = ("ten_steps_hybrid", "ten_steps_bfloat16")  # where they are asked for
 CASES: dict[str, Callable[[], dict[str, Any]]] = {}
 
 
@@ -37,12 +50,27 @@ def case(function: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]
     return function
 
 
-def policy(seed: int = 0, dtype: torch.dtype | None = torch.float64, **model: Any) -> Policy:
+def policy(seed: int = 0, **model: Any) -> Policy:
     torch.manual_seed(seed)
-    found = load_policy(ModelConfig(path=str(ROOT / "data" / "tiny-vlm"), **model))
-    if dtype:
-        found.model.to(dtype)
+    found = load_policy(ModelConfig(path=TINY, **model))
+    found.model.to(DTYPE)
     return found
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    global DTYPE
+    before, DTYPE = DTYPE, torch.float32
+    yield
+    DTYPE = before
+
+
+def fill_adapters(found: Policy) -> None:
+    """Adapters that add something, the same on all ranks; fresh ones add nothing."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in found.model.named_parameters():
+        if "lora_B" in name and not parameter.is_meta:
+            parameter.data.normal_(0, 0.05, generator=generator)
 
 
 def mesh(kind: str = "full"):
@@ -61,9 +89,15 @@ def make_items(found: Policy, queries: int = 4, each: int = 2, text: int = 2, se
     ]
 
 
-def loss_of(found: Policy, forward: torch.nn.Module, items: list, tokens: int, dummy: bool = True) -> torch.Tensor:
-    logprobs_BT, mask_BT, _ = token_logprobs(found, forward, items, dummy_vision=dummy)
+def loss_of(
+    found: Policy, forward: torch.nn.Module, items: list, tokens: int, reference: torch.nn.Module | None = None
+) -> torch.Tensor:
+    logprobs_BT, mask_BT, _ = token_logprobs(found, forward, items, dummy_vision=True)
     weights_B = torch.tensor([(len(ids) % 5) - 2.0 for _, ids in items], dtype=logprobs_BT.dtype)
+    if reference is not None:
+        with torch.no_grad():
+            reference_BT, _, _ = token_logprobs(found, reference, items)
+        return -(logprobs_BT * reference_BT * mask_BT * weights_B[:, None]).sum() / tokens
     return -(logprobs_BT * mask_BT * weights_B[:, None]).sum() / tokens
 
 
@@ -86,25 +120,49 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
     return (gap / sum(float(tensor.double().square().sum()) for tensor in other.values())) ** 0.5
 
 
+def reference_of(found: Policy, forward: PolicyForward, wanted: bool) -> torch.nn.Module | None:
+    """Of LoRA the policy without its adapters, else other weights, sharded where the policy is."""
+    if not wanted:
+        return None
+    if any("lora_" in name for name, _ in found.model.named_parameters()):
+        return BaseForward(forward)
+    other = policy(seed=0, freeze_vision=True)
+    other.model.requires_grad_(False)
+    for parameter in other.model.parameters():
+        parameter.mul_(1.1)
+    reference = PolicyForward(other.model).eval()
+    if is_sharded(forward):
+        shard(reference, mesh())
+    return reference
+
+
 def compare_gradients(
-    model: dict[str, Any], options: dict[str, Any], kind: str = "full", parts: tuple[int, int] = (1, 1), **forward: Any
+    model: dict[str, Any],
+    options: dict[str, Any],
+    kind: str = "full",
+    parts: tuple[int, int] = (1, 1),
+    with_reference: bool = False,
+    **forward: Any,
 ) -> dict[str, Any]:
     """Gradients of one batch: unsharded in one pass, sharded in ``parts`` passes of the two ranks."""
     plain, split = policy(**model), policy(**model)
+    for found in (plain, split):
+        fill_adapters(found)
     items = make_items(plain)
     tokens = sum(len(ids) for _, ids in items)
     reference = PolicyForward(plain.model, plain.encoder, **forward).train()
-    expected_loss = loss_of(plain, reference, items, tokens)
+    other = reference_of(plain, reference, with_reference)
+    expected_loss = loss_of(plain, reference, items, tokens, other)
     expected_loss.backward()
     sharded = PolicyForward(split.model, split.encoder, **forward).train()
     check_equal_over_ranks(split.model)
     shard(sharded, mesh(kind), **options)
+    split_other = reference_of(split, sharded, with_reference)
     own, count = mine(items), parts[dist.get_rank()]
     rounds, total = max(parts), 0.0
     for index in range(rounds):
         part = own[index * len(own) // count : (index + 1) * len(own) // count] if index < count else []
-        sharded.set_requires_gradient_sync(index == rounds - 1)
-        loss = loss_of(split, sharded, part or items[:1], tokens) * bool(part)
+        loss = loss_of(split, sharded, part or items[:1], tokens, split_other) * bool(part)
         (loss * dist.get_world_size()).backward()
         total += float(loss.detach())
     both = torch.tensor([total], dtype=torch.float64)
@@ -153,64 +211,112 @@ def lora():
 
 
 @case
+def reference():
+    """Its pass lies between the policy's and the backward one, which computes the layers anew."""
+    return compare_gradients({"gradient_checkpointing": True}, {}, parts=(2, 1), with_reference=True)
+
+
+@case
+def lora_reference():
+    return compare_gradients({"lora_rank": 4, "gradient_checkpointing": True}, {}, parts=(2, 1), with_reference=True)
+
+
+@case
 def offload():
     return compare_gradients({}, {"offload": True})
 
 
 @case
 def float32():
-    return compare_gradients({"dtype": None}, {})
+    return compare_gradients({}, {})
 
 
 @case
 def bfloat16():
-    return compare_gradients({"dtype": None}, {"bfloat16": True})
+    return compare_gradients({}, {"bfloat16": True})
 
 
-def train(found: Policy, forward: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, alone: bool) -> None:
+def train(
+    found: Policy, forward: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, alone: bool
+) -> list[float]:
+    """The norms of the gradients."""
     ranks = 1 if alone else dist.get_world_size()
+    norms = []
     for step in range(steps):
         items = make_items(found, seed=step)
         tokens = sum(len(ids) for _, ids in items)
         (loss_of(found, forward, items if alone else mine(items), tokens) * ranks).backward()
-        torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
+        norms.append(float(whole(torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0))))
         optimizer.step()
         optimizer.zero_grad()
+    return norms
 
 
-def trainer(found: Policy, sharded: bool):
+def trainer(found: Policy, kind: str, **options: Any):
     forward = PolicyForward(found.model, found.encoder).train()
-    if sharded:
-        shard(forward, mesh())
+    if kind != "none":
+        shard(forward, mesh(kind), **options)
     parameters = [p for p in forward.parameters() if p.requires_grad]
     return forward, torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.98), fused=True)
 
 
-@case
-def ten_steps():
-    """Weights after ten steps of AdamW at lr 1e-4, log-probs between the steps, and all of them whole for an engine."""
+def compare_ten_steps(kind: str = "full", **options: Any) -> dict[str, Any]:
+    """Weights after ten steps of AdamW at lr 1e-4, norms that were clipped, log-probs between the steps."""
     plain, split = policy(), policy()
-    one, one_optimizer = trainer(plain, False)
-    two, two_optimizer = trainer(split, True)
+    one, one_optimizer = trainer(plain, "none")
+    two, two_optimizer = trainer(split, kind, **options)
     items = make_items(plain, seed=99)
-    gaps = []
+    gaps, norms = [], []
     for _ in range(2):
         with torch.no_grad():
             sharded, expected = (token_logprobs(*pair, items)[0] for pair in ((split, two.eval()), (plain, one.eval())))
             gaps.append(float((sharded - expected).abs().max()))
-        train(plain, one.train(), one_optimizer, 5, alone=True)
-        train(split, two.train(), two_optimizer, 5, alone=False)
+        expected_norms = train(plain, one.train(), one_optimizer, 5, alone=True)
+        pairs = zip(expected_norms, train(split, two.train(), two_optimizer, 5, alone=False), strict=True)
+        norms += [abs(found / expected - 1) for expected, found in pairs]
     weights = {name: whole(tensor).clone() for name, tensor in two.state_dict().items()}
-    ids = torch.tensor([[1, 2, 3]])
-    with gathered(two), torch.no_grad():
-        inner = split.model.model.language_model(input_ids=ids).last_hidden_state
-    expected = plain.model.model.language_model(input_ids=ids).last_hidden_state
-    train(split, two.train(), two_optimizer, 1, alone=False)  # and it trains on
     return {
         "weights": max(float((weights[name] - tensor).abs().max()) for name, tensor in one.state_dict().items()),
         "logprobs": gaps,
-        "gathered": float((inner - expected).abs().max()),
+        "norms": max(norms),
     }
+
+
+@case
+def ten_steps():
+    return compare_ten_steps()
+
+
+@case
+def ten_steps_hybrid():
+    return compare_ten_steps("hybrid")
+
+
+@case
+def ten_steps_bfloat16():
+    return compare_ten_steps(bfloat16=True)
+
+
+@case
+def whole_for_an_engine():
+    """Before the first pass and between steps, in the shards' type and in that of the passes."""
+    gaps = {}
+    for bfloat16 in (False, True):
+        plain, split = policy(), policy()
+        two, optimizer = trainer(split, "full", bfloat16=bfloat16)
+        ids = torch.tensor([[1, 2, 3]])
+        for when in ("first", "between"):
+            with gathered(two), torch.no_grad():
+                inner = split.model.model.language_model(input_ids=ids).last_hidden_state
+                canary = token_logprobs(split, two.eval(), make_items(split)[:2])[0]
+            with torch.no_grad():
+                again = token_logprobs(split, two.eval(), make_items(split)[:2])[0]
+            expected = plain.model.model.language_model(input_ids=ids).last_hidden_state
+            assert torch.equal(canary, again)
+            if when == "first":
+                gaps[str(bfloat16)] = float((inner - expected).detach().abs().max() / expected.detach().abs().max())
+            train(split, two.train(), optimizer, 1, alone=False)  # and it trains on
+    return gaps
 
 
 @case
@@ -220,40 +326,46 @@ def streamed_weights():
     for rank in (0, 4):
         plain, split = policy(lora_rank=rank), policy(lora_rank=rank)
         for found in (plain, split):
-            generator = torch.Generator().manual_seed(1)
-            for name, parameter in found.model.named_parameters():
-                if "lora_B" in name:
-                    parameter.data.normal_(0, 0.05, generator=generator)
+            fill_adapters(found)
         shard(PolicyForward(split.model, split.encoder), mesh())
         expected = {name: tensor.clone() for name, tensor in merged_weights(plain.model)}
-        found = {name: whole(tensor).clone() for name, tensor in merged_weights(split.model)}
+        found = {name: tensor.clone() for name, tensor in full_weights(split.model, bucket_bytes=100_000)}
         gaps[f"rank_{rank}"] = max(float((found[name] - expected[name]).abs().max()) for name in expected)
         assert found.keys() == expected.keys()
+        assert all(tensor.dtype == torch.bfloat16 for _, tensor in full_weights(split.model, dtype=torch.bfloat16))
     return gaps
 
 
 @case
 def loading():
-    """A model made without weights on rank 1: nothing stays without, ties hold, log-probs are those of a whole one."""
-    plain = policy(dtype=None)
-    state = {name: tensor.clone() for name, tensor in plain.model.state_dict().items()} if dist.get_rank() == 0 else {}
-    with init_empty_weights(include_buffers=False):
-        config = AutoConfig.from_pretrained(ROOT / "data" / "tiny-vlm")
-        model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
-    model.tie_weights()
-    empty = make_policy(model.eval(), plain.processor)
-    forward = PolicyForward(empty.model, empty.encoder).eval()
-    shard(forward, mesh())
-    spread_weights(empty.model, state)
-    items = make_items(plain)
-    with torch.no_grad():
-        found = token_logprobs(empty, forward, items)[0]
-        expected = token_logprobs(plain, PolicyForward(plain.model).eval(), items)[0]
-    return {
-        "meta": sum(tensor.is_meta for tensor in [*forward.parameters(), *forward.buffers()]),
-        "tied": empty.model.lm_head.weight is empty.model.model.language_model.embed_tokens.weight,
-        "gap": float((found - expected).abs().max()),
-    }
+    """Rank 0 reads, rank 1 is made without weights and draws other adapters: nothing stays without, ties hold,
+    log-probs are those of a whole model."""
+    results = {}
+    options = {"full": {}, "hybrid": {}, "frozen_tower": {"freeze_vision": True}, "lora": {"lora_rank": 4}}
+    here = os.environ["LOCAL_WORLD_SIZE"]
+    for name, model in options.items():
+        plain = policy(**model)
+        torch.manual_seed(dist.get_rank())
+        config = ModelConfig(path=TINY, sharding="hybrid" if name == "hybrid" else "full", **model)
+        found = load_policy(config, weights="waiting" if dist.get_rank() == 0 else "none")
+        for each in (plain, found):
+            fill_adapters(each)
+        forward = PolicyForward(found.model, found.encoder).eval()
+        os.environ["LOCAL_WORLD_SIZE"] = "1" if name == "hybrid" else here
+        shard_loaded(forward, config, found.device)
+        items = make_items(plain)
+        with torch.no_grad():
+            sharded = token_logprobs(found, forward, items)[0]
+            expected = token_logprobs(plain, PolicyForward(plain.model).eval(), items)[0]
+        trained = [name for name, parameter in plain.model.named_parameters() if parameter.requires_grad]
+        assert trained == [name for name, parameter in found.model.named_parameters() if parameter.requires_grad]
+        results[name] = {
+            "meta": sum(tensor.is_meta for tensor in [*forward.parameters(), *forward.buffers()]),
+            "tied": found.model.lm_head.weight is found.model.model.language_model.embed_tokens.weight,
+            "gap": float((sharded - expected).abs().max()),
+        }
+    os.environ["LOCAL_WORLD_SIZE"] = here
+    return results
 
 
 @case
@@ -268,17 +380,49 @@ def unequal_adapters():
     return {"error": ""}
 
 
+@case
+def unequal_replicas():
+    """Shards that are to be the same on two machines, and are not."""
+    found = policy()
+    forward = PolicyForward(found.model, found.encoder)
+    shard(forward, mesh("hybrid"))
+    check_equal_over_ranks(found.model)
+    if dist.get_rank() == 1:
+        next(parameter for parameter in forward.parameters()).data.mul_(1.5)
+    try:
+        check_equal_over_ranks(found.model)
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
+@case
+def time_out():
+    """A collective that one rank never enters: the error says what each rank does."""
+    group = dist.new_group(timeout=timedelta(seconds=1))
+    phases = Phases(Path(sys.argv[1], "phases"), dist.get_rank(), 2)
+    phases.enter(["train", "rollout"][dist.get_rank()] + " of episode 3")
+    dist.barrier()
+    said = ""
+    if dist.get_rank() == 0:
+        try:
+            with phases.explaining():
+                dist.all_reduce(torch.zeros(1), group=group)
+        except RuntimeError as error:
+            said = str(error)
+    dist.barrier()
+    return {"error": said}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    names = [name for name in sys.argv[2:] if name != "--float32"]
     results = {}
-    for name, function in CASES.items():
-        exact = name not in ("float32", "bfloat16", "loading")
-        if exact:
-            with in_float64():
-                results[name] = function()
-        else:
-            results[name] = function()
+    for name in names or [name for name in CASES if name not in LATER]:
+        exact = "--float32" not in sys.argv and name not in ("float32", "bfloat16", "ten_steps_bfloat16", "loading")
+        with in_float64() if exact else in_float32():
+            results[name] = CASES[name]()
         dist.barrier()
     if dist.get_rank() == 0:
         Path(sys.argv[1], "sharded.json").write_text(json.dumps(results, indent=1))

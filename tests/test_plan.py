@@ -27,6 +27,7 @@ from rethinker.lab.plan.memory import (
     kv_tokens,
     layer_bytes,
     moments,
+    offloaded,
     passes,
     resident,
     server,
@@ -502,8 +503,19 @@ def test_every_repair_makes_it_fit():
     whole = case(sharding="none")
     assert [moment.name for moment in failing(whole)]
     told = repairs(whole)
-    assert any(text.startswith("--sharding full:") for text in told)
+    assert any(text.startswith("model.sharding=full:") for text in told)
     assert not failing(replace(whole, sharding="full"))
+
+
+def test_sharding_and_offload_are_read_from_the_config():
+    config = load_config(PAPER, [*FULL, "model.sharding=full", "model.offload=true"])
+    found, _ = make_case(config, "h100-80", 8)
+    assert (found.sharding, found.offloads) == ("full", True)
+    kept = make_case(config, "h100-80", 8, sharding="none")[0]
+    assert kept.sharding == "none" and not kept.offloads
+    rests = offloaded(found) / found.trained
+    assert rests == pytest.approx(16 / 8)  # weights, gradients and two moments in float32, over eight
+    assert not sizes(resident(found)) and "gradients" not in sizes(training(found).parts)
 
 
 def test_repairs_are_combined_where_none_is_enough_and_end_with_more_gpus():
@@ -580,7 +592,7 @@ def test_the_command_refuses_nothing(capsys, monkeypatch):
     out = plan(capsys, "model.lora_rank=0", "--gpus", "8", "--gpu", "a100-40")
     assert "cannot be trained: model.dtype='bfloat16' with model.lora_rank=0" in out
     assert "Does not fit: " in out
-    assert "--sharding full" in out
+    assert "model.sharding=full" in out
 
 
 def test_explain_gives_formulas_with_their_numbers(capsys, monkeypatch):

@@ -34,7 +34,7 @@ CHARACTERS = 4  # of text a token
 class Simulated(Trainer):
     """Its log-probs are random."""
 
-    def score(self, samples: Any) -> dict[str, Floats]:
+    def score(self, samples: Any, filler: Sample | None = None) -> dict[str, Floats]:
         rng = np.random.default_rng(1)
         return {s.sample_id: Floats(rng.random(len(s.response.token_ids), np.float32)) for s in samples}
 

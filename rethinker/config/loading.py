@@ -98,6 +98,10 @@ class RunConfig:
                 f"model.vision_attention={model.vision_attention!r} with model.dtype={model.dtype!r}: its kernels know "
                 "16 bits only; set model.dtype=bfloat16 (with model.lora_rank), or model.vision_attention=sdpa"
             )
+        if model.offload and model.sharding == "none":
+            raise ConfigError(
+                "model.offload=true with model.sharding='none': only shards are offloaded; set model.sharding=full"
+            )
         if self.rollout.engine == "transformers":
             check_own_weights(self)
 

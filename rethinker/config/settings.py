@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from rethinker.config.schema import option
 
+Sharding = Literal["none", "full", "hybrid"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -24,6 +26,11 @@ class ModelConfig:
     compile: bool = False  # torch.compile of the decoder layers, in the trainer's forward and backward
     liger: bool = True  # Liger's kernels, on GPUs where liger-kernel is installed
     gradient_checkpointing: bool = False
+    # Weights, gradients and optimiser states in shards (torch's fully_shard): full over all processes, hybrid over
+    # those of a machine; none: whole on each (DDP). With autocast layers are then gathered in bfloat16 too. One process
+    # has nothing to share. Not run on GPUs
+    sharding: Sharding = "none"
+    offload: bool = False  # what is sharded rests in the CPU's memory and is updated there; not run on GPUs
     lora_rank: int = option(0, min=0)  # 0: all weights are trained (paper)
     lora_alpha: float = option(32.0, min=0, exclusive=True)
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

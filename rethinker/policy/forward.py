@@ -92,9 +92,9 @@ class PolicyForward(nn.Module):
 class BaseForward(nn.Module):
     """``forward`` of a model with LoRA, its adapters switched off: the policy before training, without a copy of it."""
 
-    def __init__(self, forward: PolicyForward) -> None:
+    def __init__(self, forward: nn.Module) -> None:
         super().__init__()
-        self.adapted = forward
+        self.adapted: Any = forward  # a PolicyForward
 
     def forward(
         self, batch: PackedBatch, temperature: float = 1.0, entropy: Entropy = None

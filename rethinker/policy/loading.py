@@ -10,9 +10,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
@@ -29,6 +30,7 @@ from rethinker.policy.weights import save_merged
 from rethinker.types import Query
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+Weights = Literal["here", "waiting", "none"]
 PROMPTS_HELD = 4096  # prompts whose ids and positions are kept: some 25 kB each at 1,280 image tokens
 
 
@@ -62,6 +64,7 @@ class Policy:
     tokenizer: Any
     images: ImageStore
     encoder: ImageEncoder
+    device: torch.device  # where it computes; offloaded weights rest elsewhere
     banned_ids: tuple[int, ...]
     eos_ids: tuple[int, ...]
     pad_id: int
@@ -80,11 +83,6 @@ class Policy:
         """Tokens of the longest prompt with response that the model takes."""
         config: Any = self.model.config
         return int(config.get_text_config().max_position_embeddings)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
 
     @property
     def merge_size(self) -> int:
@@ -137,9 +135,17 @@ class Policy:
 
 
 def load_policy(
-    config: ModelConfig, device: torch.device | str = "cpu", *, prompt_suffix: str = "", prompt_hint: str = ""
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    *,
+    prompt_suffix: str = "",
+    prompt_hint: str = "",
+    weights: Weights = "here",
 ) -> Policy:
     """The policy of ``config`` on ``device``, in training mode only after ``.model.train()``.
+
+    ``weights``: on the device, "waiting" in the CPU's memory for ``sharding.shard_loaded``, or "none" (a shape without
+    memory) on the ranks to which that sends their parts.
 
     Raises ValueError for a model family other than Qwen2.5-VL and Qwen3-VL, ConfigError for a LoRA target that the
     language model has not, for bfloat16 where the processor's kernels have none and for FlashAttention where it cannot
@@ -150,12 +156,20 @@ def load_policy(
         check_bfloat16("model.autocast" if config.autocast else "model.dtype=bfloat16")
     if config.vision_attention != "sdpa":
         _check_flash_attention(config.vision_attention, device)
-    _supported(config.path)
-    model = AutoModelForImageTextToText.from_pretrained(
-        config.path,
-        dtype=getattr(torch, config.dtype),
-        attn_implementation={"": "sdpa", "text_config": "sdpa", "vision_config": config.vision_attention},
-    ).to(device)
+    shape = _supported(config.path)
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, config.dtype),
+        "attn_implementation": {"": "sdpa", "text_config": "sdpa", "vision_config": config.vision_attention},
+    }
+    if weights == "none":
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForImageTextToText.from_config(shape, **options)
+        model.tie_weights()
+        model.generation_config = GenerationConfig.from_pretrained(config.path)
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(config.path, **options)
+    if weights == "here":
+        model = model.to(device)
     if config.lora_rank:
         add_lora(model, config)
     elif config.freeze_vision:
@@ -165,7 +179,7 @@ def load_policy(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.lora_rank:
             model.enable_input_require_grads()
-    if config.liger and model.device.type == "cuda" and importlib.util.find_spec("liger_kernel"):
+    if config.liger and not on_cpu and importlib.util.find_spec("liger_kernel"):
         use_liger(model)
     if config.compile:
         if on_cpu:
@@ -173,7 +187,9 @@ def load_policy(
         for layer in model.model.language_model.layers:
             layer.compile(dynamic=True)  # one graph for all layers and lengths; names of weights stay
     processor = load_processor(config)
-    return make_policy(model.eval(), processor, prompt_suffix=prompt_suffix, prompt_hint=prompt_hint)
+    return make_policy(
+        model.eval(), processor, device=torch.device(device), prompt_suffix=prompt_suffix, prompt_hint=prompt_hint
+    )
 
 
 def load_outline(config: ModelConfig, *, prompt_suffix: str = "", prompt_hint: str = "") -> Policy:
@@ -237,8 +253,15 @@ def pixel_limits(image_processor: Any, config: ModelConfig) -> dict[str, int]:
     }
 
 
-def make_policy(model: PreTrainedModel, processor: Any, *, prompt_suffix: str = "", prompt_hint: str = "") -> Policy:
-    """A policy around a loaded ``model`` and ``processor``."""
+def make_policy(
+    model: PreTrainedModel,
+    processor: Any,
+    *,
+    device: torch.device | None = None,
+    prompt_suffix: str = "",
+    prompt_hint: str = "",
+) -> Policy:
+    """A policy around a loaded ``model`` and ``processor``. ``device``: where it computes; None: where the model is."""
     use_shared_prefix_attention(model)
     tokenizer = processor.tokenizer
     eos_ids = response_ends(model, processor)
@@ -253,6 +276,7 @@ def make_policy(model: PreTrainedModel, processor: Any, *, prompt_suffix: str = 
         tokenizer=tokenizer,
         images=ImageStore(processor.image_processor),
         encoder=ImageEncoder(model),
+        device=device or model.device,
         banned_ids=tuple(sorted((special | vision | nameless | set(tokenizer.all_special_ids)).difference(eos_ids))),
         eos_ids=eos_ids,
         pad_id=eos_ids[0] if pad_id is None else int(pad_id),

@@ -11,21 +11,24 @@ Run on CPUs by gloo, where the tests compare it with the unsharded model; not ru
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rethinker.config.settings import ModelConfig, Sharding
 from rethinker.policy.forward import PolicyForward
+from rethinker.policy.weights import merged_weights
 
-Sharding = Literal["none", "full", "hybrid"]
+BUCKET_BYTES = 2**30  # of whole weights at once, about, beside the largest one
 
 
 def make_mesh(sharding: Sharding, device: str, ranks: int, ranks_here: int) -> DeviceMesh:
@@ -76,44 +79,135 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
+def shard_loaded(forward: PolicyForward, config: ModelConfig, device: torch.device) -> None:
+    """``shard`` as ``config`` says, where rank 0 has the weights and the others were made ``without_weights``: each is
+    sent its part. Collective. Raises ValueError as ``make_mesh`` does.
+    """
+    state = dict(forward.model.state_dict()) if dist.get_rank() == 0 else {}
+    ranks = dist.get_world_size()
+    mesh = make_mesh(config.sharding, device.type, ranks, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    shard(forward, mesh, bfloat16=config.autocast, offload=config.offload)
+    spread_weights(forward.model, state, device)
+    check_equal_over_ranks(forward.model)
+
+
+def spread_weights(model: nn.Module, state: dict[str, Tensor], device: torch.device | str = "cpu") -> None:
     """Give a sharded model, made without weights on all ranks but the first, those of rank 0's ``state``. Collective.
 
-    Tensor by tensor: no rank but the first ever holds the whole.
+    Tensor by tensor over ``device``: no rank but the first ever holds the whole.
     """
-    whole_state: dict[str, Any] = dict(state)
-    set_model_state_dict(model, whole_state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    parts: dict[str, Tensor] = {}
+    placed: dict[int, Tensor] = {}  # a tied weight stays one
+    for name, own in model.state_dict(keep_vars=True).items():
+        if id(own) not in placed:
+            if dist.get_rank() == 0:
+                sent = state.pop(name).detach().to(device).contiguous()
+            else:
+                sent = torch.empty(own.shape, dtype=own.dtype, device=device)
+            dist.broadcast(sent, 0)
+            part = _part(sent, own)
+            placed[id(own)] = nn.Parameter(part, own.requires_grad) if isinstance(own, nn.Parameter) else part
+        parts[name] = placed[id(own)]
+    model.load_state_dict(parts, assign=True)
+
+
+def _part(sent: Tensor, own: Tensor) -> Tensor:
+    """This rank's shard of a whole tensor, where the model keeps its own."""
+    if not isinstance(own, DTensor):
+        return sent
+    mesh, places = own.device_mesh, own.placements
+    local = distribute_tensor(sent, mesh, places, src_data_rank=None).to_local().clone()
+    rests = own.to_local().device
+    return DTensor.from_local(
+        local if rests.type == "meta" else local.to(rests), mesh, places, shape=own.shape, stride=own.stride()
+    )
+
+
+def full_weights(
+    model: nn.Module, *, dtype: torch.dtype | None = None, bucket_bytes: int = BUCKET_BYTES
+) -> Iterator[tuple[str, Tensor]]:
+    """``merged_weights`` with every tensor whole, of a model that may be sharded: what an engine and a server load.
+    Collective: all ranks have to read it to its end.
+
+    ``dtype``: cast to it before the gather. Gathered by ``bucket_bytes`` at a time, and finished before the first of a
+    bucket is yielded: whoever reads may do so on a stream of his own, on which no rank may wait for a gather.
+    """
+    bucket: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, weight in merged_weights(model):
+        cast = weight.to(dtype) if dtype else weight
+        bucket.append((name, whole(cast)))
+        size += bucket[-1][1].nbytes if isinstance(cast, DTensor) else 0
+        if size >= bucket_bytes:
+            yield from _finished(bucket)
+            bucket, size = [], 0
+    yield from _finished(bucket)
+
+
+def _finished(bucket: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    if any(tensor.is_cuda for _, tensor in bucket):
+        torch.cuda.current_stream().synchronize()
+    while bucket:
+        yield bucket.pop(0)
+
+
+def gather(forward: nn.Module) -> None:
+    """Make all weights whole on every rank, until ``release``: for an engine that calls the model's own modules.
+
+    Needs the memory that sharding saves; nothing where nothing is sharded. Collective. ``state_dict`` releases too.
+    """
+    for index, unit in enumerate(_units(forward)):
+        if index == 0:  # the root; a layer that runs first would take its place. torch has no public name for this.
+            fully_shard.state(unit)._lazy_init()  # type: ignore[attr-defined]
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+
+
+def release(forward: nn.Module) -> None:
+    """Undo ``gather``: every rank holds its shards alone."""
+    for unit in _units(forward):
+        unit.set_reshard_after_forward(unit is not forward, recurse=False)
+        unit.reshard()
+
+
+def _units(forward: nn.Module) -> list[FSDPModule]:
+    return [module for module in forward.modules() if isinstance(module, FSDPModule)]
 
 
 @contextmanager
 def gathered(forward: nn.Module) -> Iterator[None]:
-    """All weights whole on every rank for the time of the block: for an engine that calls the model's own modules.
-
-    Needs the memory that sharding saves; nothing where nothing is sharded. Collective.
-    """
-    units = [module for module in forward.modules() if isinstance(module, FSDPModule)]
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)
-        unit.unshard()
+    """``gather`` for the time of the block."""
+    gather(forward)
     try:
         yield
     finally:
-        for unit in units:
-            unit.set_reshard_after_forward(unit is not forward, recurse=False)
-            unit.reshard()
+        release(forward)
 
 
 def check_equal_over_ranks(model: nn.Module) -> None:
-    """Raise RuntimeError if the ranks' trained weights differ before they are sharded. Collective.
+    """Raise RuntimeError if ranks that should hold the same trained weights, or the same shards of them, do not.
+    Collective.
 
-    Each rank would keep its own part of its own draw (LoRA's adapters), and every gradient would be wrong, silently.
+    fully_shard believes that they do (LoRA's adapters are drawn), and every gradient would be wrong, silently.
     """
     digest = hashlib.blake2b(digest_size=8)
+    place: tuple[int, ...] = ()  # of this rank's shards
+    alone = False
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not parameter.is_meta:
+        if not parameter.requires_grad:
+            continue
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if isinstance(parameter, DTensor):
+            sizes, own = parameter.device_mesh.shape, parameter.device_mesh.get_coordinate() or ()
+            axes = [axis for axis, placed in enumerate(parameter.placements) if placed.is_shard()]
+            place = tuple(own[axis] for axis in axes)
+            alone = math.prod(sizes) == math.prod(sizes[axis] for axis in axes)
+        if alone:
+            break  # every rank has shards of its own: nothing to compare
+        if not local.is_meta:
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    found: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(found, digest.hexdigest())
-    if len(set(found)) > 1:
-        raise RuntimeError(f"the trained weights differ over the ranks before they are sharded: hashes {found}")
+            digest.update(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (place, "" if alone else digest.hexdigest()))
+    if len(set(found)) > len({place for place, _ in found}):
+        raise RuntimeError(f"the trained weights differ over the ranks: (place of the shards, hash) {found}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from rethinker.config import RunConfig, check_own_weights
 from rethinker.policy.loading import Policy
 from rethinker.rollout.base import RolloutEngine
@@ -23,19 +25,26 @@ __all__ = [
 ]
 
 
-def make_engine(config: RunConfig, policy: Policy, max_images: int = 8, max_prompt: int = 0) -> RolloutEngine:
+def make_engine(
+    config: RunConfig,
+    policy: Policy,
+    max_images: int = 8,
+    max_prompt: int = 0,
+    forward: torch.nn.Module | None = None,
+) -> RolloutEngine:
     """The engine that ``config.rollout.engine`` names; ``auto``: vLLM if it is installed, else transformers.
 
     ``max_images``: the most images of a query, ``max_prompt``: tokens of the longest prompt, where that is known
     (vLLM's context has room for either). vLLM in process starts from ``config.model.path``: call ``sync_weights`` first
     where the policy has other weights by now, and with servers always.
+    ``forward``: the trainer's ``PolicyForward``, which may be sharded.
     Raises ImportError if vLLM is asked for and not installed, ConfigError for a ``rollout.dtype`` other than the
     policy's without vLLM.
     """
     rollout = config.rollout
     if rollout.engine == "transformers" or (rollout.engine == "auto" and not vllm_available()):
         check_own_weights(config)
-        return TransformersEngine(policy, rollout.batch_size)
+        return TransformersEngine(policy, rollout.batch_size, forward)
     if rollout.engine == "server":
         from rethinker.rollout.server.engine import ServerEngine
 

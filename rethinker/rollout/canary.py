@@ -72,9 +72,9 @@ def canary_gap(
     answers = engine.generate(probes, short)
     pairs = [(request, response) for request in probes for response in answers[request.request_id]]
     pairs = [(request, response) for request, response in pairs if response.token_ids]
-    if not pairs:
-        return None
+    # Each rank makes the pass, or a sharded policy's other ranks would wait: also one whose engine sampled nothing.
     items = [(request.query, (*request.prefix_ids, *response.token_ids)) for request, response in pairs]
+    items = items or [(probes[0].query, (policy.eos_id,))]
     training = forward.training
     forward.eval()
     logprobs_BT, _, _ = token_logprobs(policy, forward, items, temperature=sampling.temperature, dummy_vision=True)
@@ -85,7 +85,7 @@ def canary_gap(
         own = logprobs_BT[row, start : start + len(response.token_ids)].double().cpu()
         gap += float((own - torch.tensor(response.logprobs, dtype=torch.float64)).abs().sum())
         count += len(response.token_ids)
-    return gap / count
+    return gap / count if count else None
 
 
 def checked_gap(

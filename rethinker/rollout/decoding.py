@@ -47,7 +47,7 @@ class Decoder:
         features = policy.encoder(packed.vision.to(device))
         trees = packed.trees.to(device)
         # Not the trainer's layout of a GPU, which has to be compiled: here prompts have another length each time.
-        recorder = _Recorder(SdpaLayout(trees, self.model.dtype))
+        recorder = _Recorder(SdpaLayout(trees, self.model.get_input_embeddings().weight.dtype))
         hidden = self.model.model(
             input_ids=packed.ids_S[None].to(device),
             position_ids=packed.positions_3S[:, None].to(device),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rethinker.policy.loading import Policy
+from rethinker.policy.sharding import gather, is_sharded, release
 from rethinker.rollout.decoding import Decoder
 from rethinker.rollout.requests import check_requests, token_budget
 from rethinker.rollout.sampler import choose, sampling_logprobs, uniform_stream
@@ -49,12 +50,14 @@ class TransformersEngine:
     """Generates with ``policy.model`` itself.
 
     ``batch_size``: requests per batch (times ``n`` samples). The model is used unwrapped, in evaluation mode, without
-    gradients; its mode is restored.
+    gradients; its mode is restored. ``forward``: the policy's ``PolicyForward`` where it is sharded: every rank then
+    has all weights from ``sync_weights`` until ``sleep``, which are collective.
     """
 
-    def __init__(self, policy: Policy, batch_size: int = 64) -> None:
+    def __init__(self, policy: Policy, batch_size: int = 64, forward: torch.nn.Module | None = None) -> None:
         self.policy = policy
         self.batch_size = batch_size
+        self.root = forward if forward is not None and is_sharded(forward) else None
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
         """See RolloutEngine."""
@@ -70,9 +73,13 @@ class TransformersEngine:
         """Nothing is copied for the policy's own module; the weights of another module of the same shape are."""
         if model is not self.policy.model:
             self.policy.model.load_state_dict(model.state_dict())
+        if self.root:
+            gather(self.root)
 
     def sleep(self) -> None:
-        """Nothing is kept between calls."""
+        """Nothing is kept between calls, but for the weights of a sharded policy."""
+        if self.root:
+            release(self.root)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -27,7 +27,8 @@ import torch
 from rethinker.config.schema import ConfigError
 from rethinker.policy.cpu import check_bfloat16, missing_for_vllm
 from rethinker.policy.loading import Policy
-from rethinker.policy.weights import merged_weights, save_weights
+from rethinker.policy.sharding import full_weights
+from rethinker.policy.weights import save_weights
 from rethinker.processes import warn_of_nondeterminism
 from rethinker.rollout.requests import check_requests, token_budget
 from rethinker.rollout.vllm_inputs import VllmInputs, vllm_seed
@@ -188,7 +189,7 @@ class VllmEngine:
                 save_weights(folder, model)
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         else:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(model)})
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": full_weights(model)})
         if wake:
             self._llm.wake_up(tags=["kv_cache"])
         if not self._llm.reset_prefix_cache():

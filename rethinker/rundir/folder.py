@@ -26,7 +26,7 @@ from rethinker.rundir.paths import BEST, LAST, RunDir
 CHANGEABLE_ON_RESUME: dict[str, tuple[str, ...]] = {  # section: settings; (): all of them
     "launch": (),
     "tracking": (),
-    "model": ("gradient_checkpointing",),
+    "model": ("gradient_checkpointing", "sharding", "offload"),
     "rollout": (
         "batch_size",
         "gpu_memory_utilization",

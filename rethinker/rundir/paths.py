@@ -74,6 +74,11 @@ class RunDir(os.PathLike[str]):
         return sorted((self.folder / "evaluation").glob("*.json"))
 
     @property
+    def phases(self) -> Path:
+        """What each of several processes does (``phases.Phases``)."""
+        return self.folder / "phases"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of all checkpoints; ``pointers.find`` finds one by its name."""
         return self.folder / "checkpoints"

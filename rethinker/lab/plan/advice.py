@@ -95,7 +95,7 @@ def _changed(case: Case, changes: tuple[Change, ...]) -> Iterator[tuple[str, Cas
 def _shard(case: Case) -> tuple[str, Case] | None:
     if case.sharding == "full" or case.trainers == 1:
         return None
-    return "--sharding full", replace(case, sharding="full")
+    return "model.sharding=full", replace(case, sharding="full")
 
 
 def _engine_dtype(case: Case) -> tuple[str, Case] | None:
@@ -197,7 +197,7 @@ def _keep_activations(case: Case) -> tuple[str, Case] | None:
 def _machines(case: Case) -> tuple[str, Case] | None:
     if case.sharding != "full" or case.trainers <= case.per_node:
         return None
-    return "--sharding hybrid", replace(case, sharding="hybrid")
+    return "model.sharding=hybrid", replace(case, sharding="hybrid")
 
 
 SAME: tuple[Change, ...] = (_shard, _engine_dtype, _checkpoint, _smaller_passes, _share, _parallel)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
+from rethinker.config.settings import Sharding
 from rethinker.lab.plan.hardware import GPUS, Gpu
 from rethinker.lab.plan.shapes import Shape, find_shape
 
-Sharding = Literal["none", "full", "hybrid"]
 PIXELS = (
     256 * 28 * 28,
     1280 * 28 * 28,
@@ -53,6 +53,11 @@ class Case:
     def shards(self) -> int:
         """Ranks that share one copy of the weights."""
         return {"none": 1, "full": self.trainers, "hybrid": min(self.per_node, self.trainers)}[self.sharding]
+
+    @property
+    def offloads(self) -> bool:
+        """Whether what is sharded rests in the CPU's memory."""
+        return self.config.model.offload and self.shards > 1
 
     @property
     def lora(self) -> bool:
@@ -171,7 +176,7 @@ def make_case(
         GPUS[gpu],
         gpus,
         per_node=gpus // nodes,
-        sharding=sharding or "none",
+        sharding=sharding or config.model.sharding,
         servers=servers,
         prompt_tokens=prompt_tokens,
         response_tokens=min(response_tokens or RESPONSE_TOKENS, config.rollout.max_new_tokens),

@@ -67,6 +67,18 @@ def longest(case: Case) -> int:
 
 def resident(case: Case) -> list[Part]:
     """What stays on a training GPU through all of an episode."""
+    parts = _state(case)
+    return [part for part in parts if part.name == "vision tower"] if case.offloads else parts
+
+
+def offloaded(case: Case) -> float:
+    """Bytes a GPU of what rests in the CPU's memory instead."""
+    parts = [*_state(case), *_gradients(case, 1.0)]
+    return sum(part.bytes for part in parts if part.name != "vision tower") if case.offloads else 0.0
+
+
+def _state(case: Case) -> list[Part]:
+    """Weights and states of the optimiser, sharded or whole."""
     shape, shards, stored = case.shape, case.shards, case.stored
     over = f"/{shards}" if shards > 1 else ""
     tower_too = case.trains_tower or shards == 1
@@ -114,7 +126,9 @@ def passes(case: Case, tokens: int, *, again: bool) -> list[Moment]:
     ]
     moments = []
     for name, done, gathered, whole, reduced, own in found:
-        parts = [*_gradients(case, 1.0 if again else done), *_activations(case, tokens, done)]
+        parts = [*_activations(case, tokens, done)]
+        if not case.offloads:
+            parts = [*_gradients(case, 1.0 if again else done), *parts]
         if case.shards > 1:
             parts.append(Part("gathered weights", c * gathered, f"{c}·(units in use)"))
             if not case.lora:

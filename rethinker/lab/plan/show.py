@@ -11,12 +11,12 @@ from rethinker.config.schema import ConfigError
 from rethinker.lab.plan import timing
 from rethinker.lab.plan.advice import failing, faster, repairs, split
 from rethinker.lab.plan.case import Case
-from rethinker.lab.plan.memory import FRAGMENTATION, GIB, WORKSPACE, fits, kv_tokens, longest, moments
+from rethinker.lab.plan.memory import FRAGMENTATION, GIB, WORKSPACE, fits, kv_tokens, longest, moments, offloaded
 from rethinker.lab.plan.timing import Seconds, episode, overlapped, total
 from rethinker.lab.plan.tokens import KEPT, episode_tokens
 
 COMPUTED = "Computed by formulas, not run on GPUs."
-AHEAD = "Sharding (full, hybrid) and overlap are computed only: `rethinker train` has neither yet."
+AHEAD = "Overlap is computed only: `rethinker train` does not have it yet."
 FORMULAS, BOUNDS = "bytes", "bound by"  # headings of what --explain adds
 
 
@@ -62,6 +62,11 @@ def _model(case: Case, source: str) -> list[str]:
         f"Assumed: prompts of {case.prompt_tokens:,} tokens ({case.image_tokens:,} of an image), responses of "
         f"{case.response_tokens:,} (--prompt-tokens, --response-tokens).",
     ]
+    if rests := offloaded(case):
+        lines.append(
+            f"Offloaded: {rests / GIB:.1f} GiB of weights, gradients and AdamW a GPU rest in the machine's memory; "
+            "their way there and back, and the update on the CPU, are not in the seconds."
+        )
     try:
         check_trainable(case.config)
     except ConfigError as error:

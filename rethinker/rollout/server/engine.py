@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
 from rethinker.policy.loading import Policy
-from rethinker.policy.weights import merged_weights
+from rethinker.policy.sharding import full_weights
 from rethinker.rollout.requests import check_requests, token_budget
 from rethinker.rollout.server.fleet import Fleet, Server, ServerGone
 from rethinker.rollout.server.folder import Served, ServersDir, servers_of
@@ -118,7 +118,7 @@ class ServerEngine:
         A server that fails gets the whole again, ``SENDS`` times in all, and then is left alone until a later look.
         RuntimeError, on all ranks, if none takes them.
         """
-        stream = ((name, weight.to(self.dtype)) for name, weight in merged_weights(model))
+        stream = full_weights(model, dtype=self.dtype)
         problem = ""
         self._count += 1
         with self._sending:
@@ -129,7 +129,7 @@ class ServerEngine:
                 with ThreadPoolExecutor(max(len(servers), 1)) as pool:
                     list(pool.map(self._send, servers))
             else:
-                for _ in stream:  # gathering a shard takes all ranks
+                for _ in stream:  # gathering shards takes all ranks
                     pass
                 self.version, problem = broadcast_object_list(["", ""])
         if self.sender:
