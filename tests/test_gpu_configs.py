@@ -11,9 +11,13 @@ import pytest
 from rethinker import cli  # noqa: F401  registers the commands
 from rethinker.config import check_trainable, load_config
 from rethinker.config.no_effect import without_effect
+from rethinker.datasets.pass_rate import PassRateFilter
 from rethinker.lab.command_line import parse
-from rethinker.lab.plan.advice import failing
+from rethinker.lab.plan.advice import failing, seconds
+from rethinker.lab.plan.memory import GIB, moments
 from rethinker.lab.plan.page import shipped
+from rethinker.rundir import tracking
+from rethinker.rundir.tracking import Tracker, clock
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -63,12 +67,56 @@ def test_the_plan_fits_on_the_gpus_of_the_header(file: Path):
     entry = shipped(file)
     case = entry.case(EXPERIMENTS)
     assert not failing(case)
-    assert case.trainers == case.config.launch.processes
+    launch = case.config.launch
+    assert case.trainers == launch.machines * launch.processes
     parse(entry.command.removeprefix("rethinker ").split())
 
 
 @pytest.mark.parametrize("file", GPUS, ids=name)
-def test_the_command_of_the_header_parses(file: Path):
-    found = re.search(r"^# Command: rethinker (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+def test_the_command_of_the_header_is_for_these_gpus(file: Path):
+    found = re.search(r"^# Command: (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert found
-    assert (ROOT / parse(found[1].split()).file).samefile(file)
+    case, (word, *rest) = shipped(file).case(EXPERIMENTS), found[1].split()
+    if word == "rethinker":
+        assert (ROOT / parse(rest).file).samefile(file) and case.gpus <= 8
+        return
+    trainers, servers, _, nodes, script, config = (item.rpartition("=")[2] for item in (word, *rest))
+    assert (ROOT / script).name == "with_servers.sbatch" and (ROOT / config).samefile(file)
+    assert int(trainers) == case.config.launch.machines and 8 * int(nodes) == case.gpus
+    assert case.servers == (int(nodes) - int(trainers)) * int(servers) * case.parallel
+
+
+# -- the command of the README for eight GPUs -------------------------------------------------------------------------
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def shape(line: str) -> str:
+    return re.sub(r"\d", "?", " ".join(line.split()))
+
+
+def test_the_readme_shows_the_lines_of_the_program(tmp_path: Path, capsys, monkeypatch):
+    settings = [f"runs_dir={tmp_path}", "tracking.wandb=false"]
+    config = load_config(EXPERIMENTS / "gpus" / "qwen2.5-vl-7b.yaml", typed=settings)
+    monkeypatch.setattr(tracking, "clock", lambda seconds: clock(5000))
+    tracker = Tracker(config)
+    names = ("accuracy/first", "reward/mean", "queries/effective", "replay/effective_after", "reflection/share")
+    metrics = dict.fromkeys(names, 0.5) | {"replay/buffer_size": 4096, "rollout/tokens_per_second": 9000.0}
+    tracker.progress(1, config.batches(config.samples_per_episode), metrics)
+    (printed,) = capsys.readouterr().out.splitlines()
+    rates = PassRateFilter(config.data.pass_rate_column, *(config.data.pass_rate or ()), 38870, 16000, 19000)
+    shown = [shape(line) for line in README.splitlines()]
+    assert shape(printed) in shown
+    assert shape(f".../39Krelease.parquet: {rates}") in shown
+    first = config.stages[0]
+    assert f"    {first.name}: episodes 1 to {first.episodes}" in README
+    assert f"episode    1/{config.episodes}  step {config.batches(config.samples_per_episode):>5}  accuracy" in README
+
+
+def test_the_readme_gives_the_plan_of_its_command():
+    case = shipped(EXPERIMENTS / "gpus" / "qwen2.5-vl-7b.yaml").case(EXPERIMENTS)
+    heaviest = max(moment.bytes for moment in moments(case)) / GIB
+    expected = (
+        f"needs {heaviest:.0f} of {case.gpu.memory / GIB:.0f} GiB and {seconds(case) / 60:.1f} minutes an episode"
+    )
+    assert expected in " ".join(README.split())

@@ -74,17 +74,14 @@ def _model(name: str, *settings: str) -> tuple[str, ...]:
 _LARGE = (*FULL, "rollout.tensor_parallel_size=4")
 ENTRIES = (
     _base(8),
-    _base(8, *FULL, sharding="full"),
     _base(64, *FULL, sharding="full"),
     _base(64, *FULL, sharding="hybrid"),
     _base(8, *FULL, gpu="a100-80", sharding="full"),
     _base(8, *FULL, gpu="h200-141", sharding="full"),
     _base(8, *FULL, gpu="b200", sharding="full"),
-    _base(8, *_model("Qwen3-VL-8B", *FULL), sharding="full"),
     _base(8, *_model("Qwen2.5-VL-32B", *_LARGE), sharding="full"),
     _base(64, *_model("Qwen2.5-VL-32B", *_LARGE), sharding="full"),
     _base(64, *_model("Qwen2.5-VL-72B", *_LARGE), sharding="full"),
-    _base(64, *_model("Qwen2.5-VL-72B", *_LARGE), sharding="full", servers=16),
 )
 
 
