@@ -341,10 +341,11 @@ def loading():
     """Rank 0 reads, rank 1 is made without weights and draws other adapters: nothing stays without, ties hold,
     log-probs are those of a whole model."""
     results = {}
-    options = {"full": {}, "hybrid": {}, "frozen_tower": {"freeze_vision": True}, "lora": {"lora_rank": 4}}
+    options: dict[str, dict[str, Any]] = {"full": {}, "hybrid": {}, "frozen_tower": {"freeze_vision": True}}
+    options |= {"lora": {"lora_rank": 4}, "offloaded": {"offload": True, "freeze_vision": True}}
     here = os.environ["LOCAL_WORLD_SIZE"]
     for name, model in options.items():
-        plain = policy(**model)
+        plain = policy(**{**model, "sharding": "full"})
         torch.manual_seed(dist.get_rank())
         config = ModelConfig(path=TINY, sharding="hybrid" if name == "hybrid" else "full", **model)
         found = load_policy(config, weights="waiting" if dist.get_rank() == 0 else "none")

@@ -129,6 +129,7 @@ def test_only_what_is_optional_may_be_null(section, name, hint):
         ("stages=[{episodes: 0}]", "stages[0].episodes=0: must be at least 1"),
         ("stages=[{episode: 2}]", "unknown setting 'stages[0].episode'; did you mean 'stages[0].episodes'?"),
         ("stages=3", "stages=3: expected a list"),
+        ("model.offload=true", "model.offload=true with model.sharding='none': only shards are offloaded"),
         ("seed=-1", "seed=-1: must be at least 0"),
         ("data.pass_rate=[0.5,1.5]", "data.pass_rate[1]=1.5: must be at least 0 and at most 1"),
         ("data.pass_rate=[0.5]", "data.pass_rate=[0.5]: expected 2 values"),

@@ -81,7 +81,7 @@ def test_the_stream_of_whole_weights(found):
     assert found["streamed_weights"] == {"rank_0": 0.0, "rank_4": 0.0}
 
 
-@pytest.mark.parametrize("options", ["full", "hybrid", "frozen_tower", "lora"])
+@pytest.mark.parametrize("options", ["full", "hybrid", "frozen_tower", "lora", "offloaded"])
 def test_ranks_load_without_a_copy_each(found, options):
     assert found["loading"][options] == {"meta": 0, "tied": True, "gap": 0.0}
 

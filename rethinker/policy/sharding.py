@@ -87,14 +87,16 @@ def shard_loaded(forward: PolicyForward, config: ModelConfig, device: torch.devi
     ranks = dist.get_world_size()
     mesh = make_mesh(config.sharding, device.type, ranks, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
     shard(forward, mesh, bfloat16=config.autocast, offload=config.offload)
-    spread_weights(forward.model, state, device)
+    spread_weights(forward.model, state, device, rest="cpu" if config.offload else device)
     check_equal_over_ranks(forward.model)
 
 
-def spread_weights(model: nn.Module, state: dict[str, Tensor], device: torch.device | str = "cpu") -> None:
+def spread_weights(
+    model: nn.Module, state: dict[str, Tensor], device: torch.device | str, rest: torch.device | str
+) -> None:
     """Give a sharded model, made without weights on all ranks but the first, those of rank 0's ``state``. Collective.
 
-    Tensor by tensor over ``device``: no rank but the first ever holds the whole.
+    Tensor by tensor over ``device``: no rank but the first ever holds the whole. Shards then stay at ``rest``.
     """
     parts: dict[str, Tensor] = {}
     placed: dict[int, Tensor] = {}  # a tied weight stays one
@@ -105,22 +107,19 @@ def spread_weights(model: nn.Module, state: dict[str, Tensor], device: torch.dev
             else:
                 sent = torch.empty(own.shape, dtype=own.dtype, device=device)
             dist.broadcast(sent, 0)
-            part = _part(sent, own)
+            part = _part(sent, own, rest)
             placed[id(own)] = nn.Parameter(part, own.requires_grad) if isinstance(own, nn.Parameter) else part
         parts[name] = placed[id(own)]
     model.load_state_dict(parts, assign=True)
 
 
-def _part(sent: Tensor, own: Tensor) -> Tensor:
-    """This rank's shard of a whole tensor, where the model keeps its own."""
+def _part(sent: Tensor, own: Tensor, rest: torch.device | str) -> Tensor:
+    """What this rank keeps of a whole tensor."""
     if not isinstance(own, DTensor):
         return sent
     mesh, places = own.device_mesh, own.placements
-    local = distribute_tensor(sent, mesh, places, src_data_rank=None).to_local().clone()
-    rests = own.to_local().device
-    return DTensor.from_local(
-        local if rests.type == "meta" else local.to(rests), mesh, places, shape=own.shape, stride=own.stride()
-    )
+    local = distribute_tensor(sent, mesh, places, src_data_rank=None).to_local().clone().to(rest)
+    return DTensor.from_local(local, mesh, places, shape=own.shape, stride=own.stride())
 
 
 def full_weights(
