@@ -181,13 +181,14 @@ def _rollout(config: RunConfig) -> dict[str, Any]:
 def _trainer(config: RunConfig, splits: Splits) -> dict[str, Any]:
     tracking = config.tracking
     every = config.evaluation.every if "validation" in splits else 0
-    nodes = max(1, -(-config.launch.processes // 8))
+    gpus = config.launch.machines * config.launch.processes
+    nodes = max(config.launch.machines, -(-gpus // 8))
     return {
         "trainer.project_name": tracking.wandb_project,
         "trainer.experiment_name": config.name,
         "trainer.logger": ["console", "wandb"] if tracking.wandb else ["console"],
         "trainer.nnodes": nodes,
-        "trainer.n_gpus_per_node": config.launch.processes // nodes,
+        "trainer.n_gpus_per_node": gpus // nodes,
         "trainer.total_training_steps": config.episodes,  # a step of verl is an episode
         "trainer.test_freq": every or -1,
         "trainer.val_before_train": "validation" in splits,

@@ -12,14 +12,14 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from rethinker.lab.jobs.failures import ERRORS_VARIABLE, TRACEBACK_VARIABLE, note_exceptions, note_signal
+from rethinker.lab.jobs.failures import ERRORS_VARIABLE, TRACEBACK_VARIABLE, note_exceptions, note_signal, rank_name
 
 CONSEQUENCE = 20  # seconds after the first failure
 
 
 def rank() -> None:
     """One process that trains; the main one mirrors to W&B what it writes, where the config says so."""
-    note_exceptions(f"rank {os.environ.get('RANK', '0')}")
+    note_exceptions(rank_name(os.environ.get("RANK", "0")))
     with suppress(KeyError, OSError):
         faulthandler.enable(Path(os.environ[ERRORS_VARIABLE]).open("a"))  # noqa: SIM115 (open until the end)
     from rethinker.lab.wandb.mirror import open_mirror

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import traceback
 from datetime import datetime
@@ -25,6 +26,12 @@ _CAUSES = {
     "optim.micro_batch_tokens or rollout.batch_size",
     "SIGBUS": "usually because /dev/shm or the disk is full",
 }
+
+
+def rank_name(rank: int | str) -> str:
+    """A rank as errors name it: with its machine, where processes run on several."""
+    several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) < int(os.environ.get("WORLD_SIZE", "1"))
+    return f"rank {rank} on {socket.gethostname()}" if several else f"rank {rank}"
 
 
 def first_failure(folder: Path) -> str | None:

@@ -161,7 +161,9 @@ def make_case(
     """
     if gpu not in GPUS:
         raise ConfigError(f"--gpu {gpu}: known are {', '.join(GPUS)}")
-    gpus = config.launch.machines * config.launch.processes if gpus is None else gpus
+    if gpus is None:
+        gpus = config.launch.machines * config.launch.processes
+        nodes = nodes or max(config.launch.machines, -(-gpus // PER_NODE))
     nodes = -(-gpus // PER_NODE) if nodes is None else nodes
     if gpus < 1 or not 0 <= servers < gpus:
         raise ConfigError(f"--gpus {gpus} --servers {servers}: needs at least one GPU that trains")
