@@ -554,7 +554,10 @@ def test_settings_without_effect_are_named_once(tmp_path, world, guesser, capsys
     ("changes", "message"),
     [
         ({"distributed_type": DistributedType.FSDP}, "distributed_type FSDP is not supported"),
-        ({"distributed_type": DistributedType.DEEPSPEED}, "distributed_type DEEPSPEED is not supported"),
+        (
+            {"distributed_type": DistributedType.DEEPSPEED},
+            "not finite .* made anew for a stage; .* model.sharding=full",
+        ),
         ({"mixed_precision": "bf16"}, "mixed_precision bf16 would change the loss"),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps 4 would change the loss"),
         ({"num_processes": 2}, "1 processes were started but accelerate sees 2"),
@@ -571,8 +574,7 @@ def test_how_accelerate_may_be_set_up(changes, message, monkeypatch):
         check_accelerator(SimpleNamespace(**good | changes))
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="2 of 4 processes are on this machine"):
-        check_accelerator(SimpleNamespace(**good | {"num_processes": 4}))
+    check_accelerator(SimpleNamespace(**good | {"num_processes": 4}))  # two machines
 
 
 def test_mixed_precision_of_the_environment_is_refused(tmp_path, world, guesser, monkeypatch):
