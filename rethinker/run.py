@@ -260,6 +260,7 @@ class TrainingRun:
             progress=self.progress,
             usual_gap=self.usual_gap,
             phases=self.phases,
+            stage_episodes=self.config.stages[index].episodes,
         )
 
     def save(self, trainer: Trainer, best: bool) -> None:
@@ -277,7 +278,7 @@ class TrainingRun:
                 selector_state=trainer.selector.state_dict(),
                 trainer_state={
                     "progress": asdict(self.progress),
-                    "order": self.order.state_dict(),
+                    "order": trainer.order_state(),
                     "scheduler": trainer.update.scheduler.state_dict(),
                     "best": self.best,
                     "seconds": self.tracker.seconds,

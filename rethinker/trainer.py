@@ -15,12 +15,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 
+from rethinker.ahead import Ahead, overlap_metrics
 from rethinker.arrays import Floats
 from rethinker.config import RunConfig
 from rethinker.datasets.order import QueryOrder
@@ -49,6 +51,8 @@ from rethinker.seeding import stable_seed
 from rethinker.types import Group, Query, Sample, Sampling
 from rethinker.update import PolicyUpdate
 
+RolledOut = tuple[list[Group], list[Group], list[Sample], int]  # see Trainer.roll_out
+
 
 @dataclass
 class Progress:
@@ -63,7 +67,7 @@ class Progress:
 
 class Trainer:
     """Runs the episodes of one stage. ``config`` holds the stage's settings. ``usual_gap``: the canary's at the start
-    of the run, in nats."""
+    of the run, in nats. ``stage_episodes``: of the whole stage, for ``rollout.overlap``."""
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class Trainer:
         usual_gap: float | None = None,
         grade: GradeMany = grade_many,
         phases: Phases | None = None,
+        stage_episodes: int = 0,
     ) -> None:
         self.config = config
         self.stage = stage
@@ -99,16 +104,16 @@ class Trainer:
         self.phases = phases
         self.sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_new_tokens)
         self.seconds: dict[str, float] = defaultdict(float)
+        self.stage_episodes = stage_episodes
+        self.ahead = Ahead()
 
     def episode(self) -> dict[str, Any]:
         """One episode by one frozen behaviour policy, in the paper's order; returns its metrics."""
         record = self.start_episode()
         with self.timed("episode"):
             for queries in self.rounds(record):
-                firsts = self.first_looks(queries, record.number)
-                groups, candidates, eligible = self.second_looks(firsts)
-                groups = [with_advantages(group, self.config.grpo.advantage_scale) for group in groups]
-                self.collect(record, queries, firsts, groups, candidates, eligible)
+                self.collect(record, queries, *self.rolled_out(queries, record))
+            self.start_next(record)
             self.engine.sleep()
             samples = self.with_behavior_logprobs(record)
             self.selector.start_episode()
@@ -116,10 +121,51 @@ class Trainer:
                 for raw_batch in parts(samples, self.config.batches(len(samples))):
                     batch = self.selector.select(raw_batch)  # Algorithm 1
                     self.step(batch, record)
+            waited = self.ahead.wait()
             with self.timed("sync"):
                 self.engine.sync_weights(self.policy.model)
                 record.canary = self.check_engine(record)
+        if self.config.rollout.overlap:
+            self.report_overlap(record, samples, waited)
         return self.report(record, samples)
+
+    def roll_out(self, queries: Sequence[Query], episode: int) -> RolledOut:
+        """This rank's first looks, the groups with second looks and advantages, all forced trajectories, and the number
+        eligible."""
+        firsts = self.first_looks(queries, episode)
+        groups, candidates, eligible = self.second_looks(firsts)
+        groups = [with_advantages(group, self.config.grpo.advantage_scale) for group in groups]
+        return firsts, groups, candidates, eligible
+
+    def rolled_out(self, queries: Sequence[Query], record: EpisodeRecord) -> RolledOut:
+        """``roll_out``, now or ahead of the episode."""
+        if self.ahead.queries is None:
+            return self.roll_out(queries, record.number)
+        record.weight_lag = 1
+        result, seconds = self.ahead.take()
+        for name, value in seconds.items():
+            self.seconds[name] += value
+        return result
+
+    def start_next(self, record: EpisodeRecord) -> None:
+        """With ``rollout.overlap``: begin to roll out the next episode of this stage."""
+        last = self.config.rollout.overlap and self.progress.stage_episode + 1 >= self.stage_episodes
+        if last or not self.config.rollout.overlap:
+            return
+        order, queries = self.order.state_dict(), self.order.take(self.config.queries_per_episode)
+        worker = copy(self)  # with a stopwatch of its own; what the rank does is what its main thread does
+        worker.seconds, worker.phases = defaultdict(float), None
+        self.ahead.start(queries, order, lambda: (worker.roll_out(queries, record.number + 1), worker.seconds))
+
+    def order_state(self) -> dict[str, int]:
+        """Where the order of queries stands for a checkpoint: what was rolled out ahead is rolled out again."""
+        return self.ahead.order or self.order.state_dict()
+
+    def report_overlap(self, record: EpisodeRecord, samples: Sequence[Sample], waited: float) -> None:
+        """Log how far off-policy the episode was."""
+        assert self.config.grpo.importance_cap is not None
+        metrics = overlap_metrics(samples, self.config.grpo.importance_cap, record.weight_lag, waited)
+        self.tracker.log("overlap", self.stage, record.number, self.progress.step, metrics)
 
     def start_episode(self) -> EpisodeRecord:
         """An empty record; caches and stopwatches are reset."""
@@ -145,7 +191,7 @@ class Trainer:
         rounds = self.config.replay.max_rollouts if self.dynamic_sampling else 1
         seen: set[str] = set()
         while record.rounds < rounds and len(record.groups) < wanted:
-            queries = self.order.take(wanted, exclude=frozenset(seen))
+            queries = self.ahead.queries or self.order.take(wanted, exclude=frozenset(seen))
             record.rounds += 1
             yield queries
             if len(queries) < wanted:
@@ -222,8 +268,8 @@ class Trainer:
         """The episode's samples, in the order of the groups, with the behaviour policy's log-probs.
 
         A rank scores its own rollouts (their images are loaded), except samples that will not be trained on. If the
-        episode makes one update, on its own samples only, nothing is scored: the log-probs of the update's forward
-        pass are already the behaviour policy's.
+        episode makes one update, on its own samples only and not rolled out ahead, nothing is scored: the log-probs of
+        the update's forward pass are already the behaviour policy's.
         """
         samples = [sample for group in record.groups for sample in group.samples]
         record.on_policy = self.single_update(len(samples))
@@ -238,6 +284,8 @@ class Trainer:
 
     def single_update(self, samples: int) -> bool:
         """Whether an episode with this number of samples makes one update, on its own samples only."""
+        if self.config.rollout.overlap:
+            return False
         return self.config.batches(samples) <= 1 and not self.config.replay.outlives
 
     @torch.no_grad()

@@ -48,6 +48,7 @@ CONFIG = {
     "optim": {"train_batch_size": 8, "lr": 1e-4},
     "rethink": {"fraction": 0.5},
     "tracking": {"save_every": 1},
+    "launch": {"processes": 2},
     "stages": [{"name": "s", "episodes": 3}],
 }
 
@@ -235,22 +236,47 @@ def responses(folder: RunDir) -> dict[int, pd.DataFrame]:
     return {episode: pd.read_parquet(file) for episode, file in folder.all_rollouts().items()}
 
 
-def test_a_run_killed_and_resumed_has_the_rollouts_of_one_that_was_not(config, servers):
-    loaded = load_config(config)
-    whole, killed = (RunDir(Path(loaded.runs_dir) / name) for name in ("whole", "killed"))
-    assert train(config, "name=whole").wait(600) == 0
-    process = train(config, "name=killed")
+def killed_and_resumed(config: Path, folder: RunDir, *words: str) -> None:
+    """A run that is killed when it has a checkpoint, and resumed."""
+    process = train(config, f"name={folder.folder.name}", *words)
     deadline = time.monotonic() + 600
-    while not (killed.checkpoints / "last").exists():
+    while not (folder.checkpoints / "last").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     for child in [process, *process.children(recursive=True)]:
         child.kill()
     process.wait()
-    assert train(config, "name=killed", "--resume").wait(600) == 0
+    assert train(config, f"name={folder.folder.name}", *words, "--resume").wait(600) == 0
+
+
+def lines(folder: RunDir, record: str) -> list[dict]:
+    found = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    return [line for line in found if line["record"] == record]
+
+
+def test_a_run_killed_and_resumed_has_the_rollouts_of_one_that_was_not(config, servers):
+    folder = Path(load_config(config).runs_dir)
+    whole, killed = RunDir(folder / "whole"), RunDir(folder / "killed")
+    assert train(config, "name=whole").wait(600) == 0
+    killed_and_resumed(config, killed)
     first, second = responses(whole), responses(killed)
     assert list(first) == list(second) == [1, 2, 3]
     for episode, rows in first.items():
         assert rows["text"].tolist() == second[episode]["text"].tolist()
-    gaps = [json.loads(line).get("canary/gap") for line in killed.metrics.read_text().splitlines()]
-    assert all(found < 1e-5 for found in gaps if found is not None) and any(gaps)
+    words = [f"data.test={DATA}", "data.test_limit=4", "evaluation.samples=1", "evaluation.modes=[plain]"]
+    command = [sys.executable, "-m", "rethinker.cli", "evaluate", str(killed.config), "--label", "again", *words]
+    assert psutil.Popen(command).wait(600) == 0 and killed.evaluation("again").exists()
+    assert all(0 < line["canary/gap"] < 1e-5 for line in lines(killed, "episode"))
+
+    ahead = RunDir(folder / "ahead")
+    killed_and_resumed(config, ahead, "rollout.overlap=true")
+    third = responses(ahead)
+    assert first[1]["text"].tolist() == third[1]["text"].tolist()  # nothing is older than the first weights
+    for episode, rows in first.items():
+        assert rows["qid"].unique().tolist() == third[episode]["qid"].unique().tolist()
+    assert all(0 < line["canary/gap"] < 1e-5 for line in lines(ahead, "episode"))
+    found = lines(ahead, "overlap")
+    assert [line["episode"] for line in found] == [1, 2, 3]
+    lags = [line["overlap/weight_lag"] for line in found]
+    assert lags[0] == 0 and sorted(lags) == [0, 0, 1]  # the first episode, and the first after the resume
+    assert all(0.5 < line["overlap/effective_sample_size"] <= 1 for line in found)

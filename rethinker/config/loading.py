@@ -68,6 +68,7 @@ class RunConfig:
             )
         self._check_rethinking()
         self._check_model()
+        self._check_overlap()
         if self.data.pass_rate and self.data.pass_rate[0] > self.data.pass_rate[1]:
             raise ConfigError(f"data.pass_rate={list(self.data.pass_rate)}: the lower bound comes first")
         if not self.evaluation.modes:
@@ -104,6 +105,25 @@ class RunConfig:
             )
         if self.rollout.engine == "transformers":
             check_own_weights(self)
+
+    def _check_overlap(self) -> None:
+        if not self.rollout.overlap:
+            return
+        if self.rollout.engine != "server":
+            raise ConfigError(
+                f"rollout.overlap=true with rollout.engine={self.rollout.engine!r}: an engine in the trainer's own "
+                "process cannot generate while it trains; set rollout.engine=server"
+            )
+        if self.grpo.importance_cap is None:
+            raise ConfigError(
+                "rollout.overlap=true with grpo.importance_cap=null: the importance weights are what corrects for "
+                "rollouts that are one episode old; set grpo.importance_cap=2.0"
+            )
+        if self.replay.mode == "dynamic_sampling":
+            raise ConfigError(
+                "rollout.overlap=true with replay.mode='dynamic_sampling', whose rollouts depend on those before; "
+                "choose one of them"
+            )
 
     def _check_names(self) -> None:
         check_name("name", self.name)

@@ -82,6 +82,8 @@ class RolloutConfig:
     gpu_memory_utilization: float = option(0.5, min=0, max=1, exclusive=True)  # vLLM on a GPU
     tensor_parallel_size: int = option(1, min=1)  # vLLM on GPUs
     servers: str = "runs/servers"  # engine=server: folder of `rethinker serve`, relative to the working directory
+    # engine=server: the next episode is rolled out while this one is trained on: one episode off-policy (ours)
+    overlap: bool = False
     # engine=server: how weights get there; file: through the folder ``servers``; nccl: GPU to GPU (not run by us)
     weight_transfer: Literal["file", "nccl"] = "file"
     server_timeout: float = option(600.0, min=0, exclusive=True)  # seconds of one request, before another server

@@ -6,6 +6,7 @@ for both, and both see the same pixels. Records elsewhere hold paths only.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -39,11 +40,16 @@ class ImageStore:
         self.image_processor = image_processor
         self.capacity = capacity
         self.decoded = 0
+        self._lock = threading.Lock()  # an engine may make prompts while the trainer trains
         self._held: OrderedDict[str, Pixels] = OrderedDict()
         self._bytes = 0
 
     def get(self, path: str, qid: str = "") -> Pixels:
         """The pixels of the image at ``path``. Raises ImageError naming the path and ``qid``."""
+        with self._lock:
+            return self._get(path, qid)
+
+    def _get(self, path: str, qid: str) -> Pixels:
         if path in self._held:
             self._held.move_to_end(path)
             return self._held[path]

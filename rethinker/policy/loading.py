@@ -6,6 +6,7 @@ Qwen2.5-VL and Qwen3-VL checkpoints in Hugging Face's layout, whole or with LoRA
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ class Policy:
     prompt_suffix: str = ""
     prompt_hint: str = ""
     _prompts: OrderedDict[Query, PromptIds] = field(default_factory=OrderedDict, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)  # of the prompts: an engine's threads make some too
 
     @property
     def eos_id(self) -> int:
@@ -91,15 +93,16 @@ class Policy:
 
     def prompt(self, query: Query) -> PromptIds:
         """The prompt of ``query``, kept for the next call. Raises ValueError or ImageError naming the qid."""
-        held = self._prompts.get(query)
-        if held is not None:
-            self._prompts.move_to_end(query)
-            return held
-        prompt = self._prompt(query)
-        self._prompts[query] = prompt
-        if len(self._prompts) > PROMPTS_HELD:
-            self._prompts.popitem(last=False)
-        return prompt
+        with self._lock:
+            held = self._prompts.get(query)
+            if held is not None:
+                self._prompts.move_to_end(query)
+                return held
+            prompt = self._prompt(query)
+            self._prompts[query] = prompt
+            if len(self._prompts) > PROMPTS_HELD:
+                self._prompts.popitem(last=False)
+            return prompt
 
     def _prompt(self, query: Query) -> PromptIds:
         text = prompt_text(self.processor, query, self.prompt_suffix, self.prompt_hint)

@@ -106,10 +106,19 @@ VALIDATION = {
     "validation/length_mean": "mean length of the greedy responses, tokens",
 }
 
-RECORDS = {"episode": EPISODE, "step": STEP, "validation": VALIDATION}
+OVERLAP = {
+    "overlap/weight_lag": "episodes by which the weights that wrote the episode are older than those that its updates "
+    "start from: 1, and 0 for the first episode of a stage and the first one after a resume",
+    "overlap/effective_sample_size": "of the episode's sampled tokens, as a share of them: (sum w)^2 / (n sum w^2) of "
+    "their truncated importance weights w; 1 if all are equal; null if none was scored",
+    "overlap/truncated": "share of these tokens whose weight hit the cap (grpo.importance_cap)",
+    "overlap/waited": "seconds for which training waited for the next episode's rollouts",
+}
+
+RECORDS = {"episode": EPISODE, "step": STEP, "validation": VALIDATION, "overlap": OVERLAP}
 
 COORDINATES = {
-    "record": "which kind of line: episode, step or validation",
+    "record": "which kind of line: episode, step or validation; overlap with rollout.overlap only",
     "stage": "name of the stage",
     "episode": "episode, from 1, counted over all stages; 0 is before training",
     "step": "optimiser updates made so far, over all stages",
@@ -153,6 +162,7 @@ def to_markdown() -> str:
         "Episodes": EPISODE,
         "Steps": STEP,
         "Validation": VALIDATION,
+        "Episodes rolled out ahead (rollout.overlap)": OVERLAP,
         "Columns of rollouts/episode-NNNNN.parquet": ROLLOUT_COLUMNS,
     }
     lines = ["# Metrics", "", "Made by `rethinker glossary`; the texts live in `rethinker/rundir/glossary.py`."]

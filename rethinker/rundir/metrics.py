@@ -26,6 +26,7 @@ class EpisodeRecord:
     steps. ``rounds``: of rollouts (more than one with dynamic sampling only). ``on_policy``: one update, on the
     episode's own samples. ``homes``: the rank that rolled a query out, by its qid. ``gaps``: ``engine_gaps`` of every
     rank. ``canary``: ``rollout.canary_gap`` after the sync; ``usual_gap``: after the first one of the run.
+    ``weight_lag``: episodes by which the weights that wrote it are older than those that its updates start from.
     """
 
     number: int
@@ -45,6 +46,7 @@ class EpisodeRecord:
     gaps: list[tuple[float, int, float]] = field(default_factory=list)
     canary: float | None = None
     usual_gap: float | None = None
+    weight_lag: int = 0
     images_decoded: int = 0
     images_encoded: int = 0
 

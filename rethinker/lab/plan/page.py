@@ -15,7 +15,6 @@ from rethinker.lab.plan.hardware import GPUS
 from rethinker.lab.plan.memory import GIB, moments
 from rethinker.lab.plan.shapes import KNOWN
 from rethinker.lab.plan.show import (
-    AHEAD,
     ASSUMPTIONS,
     COMPUTED,
     describe,
@@ -126,7 +125,6 @@ def make_page(root: Path) -> str:
             "",
             f"**{COMPUTED}** Made by `python scripts/plan_page.py`. For any config",
             "`rethinker plan CONFIG --gpus N --gpu NAME --explain` prints the same, with every formula.",
-            f"**{AHEAD}**",
             "",
             "GiB: of the heaviest GPU at its heaviest moment. Seconds: of an episode of the last stage; plain is",
             "without the shared prefix, overlapped where servers generate the next episode during training.",

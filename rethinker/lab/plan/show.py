@@ -16,7 +16,6 @@ from rethinker.lab.plan.timing import Seconds, episode, overlapped, total
 from rethinker.lab.plan.tokens import KEPT, episode_tokens
 
 COMPUTED = "Computed by formulas, not run on GPUs."
-AHEAD = "Overlap is computed only: `rethinker train` does not have it yet."
 FORMULAS, BOUNDS = "bytes", "bound by"  # headings of what --explain adds
 
 
@@ -44,7 +43,7 @@ def describe(case: Case, source: str, explain: bool = False) -> Page:
     layout = f"{case.servers} GPUs are servers" if case.servers else "trainer and engine on the same GPUs"
     title = f"{case.config.model.path} on {where}, sharding {case.sharding}, {layout}"
     parts: list[Table | list[str]] = [
-        [COMPUTED, AHEAD, *_model(case, source)],
+        [COMPUTED, *_model(case, source)],
         _memory(case, explain),
         _room(case),
         _episode(case, explain),

@@ -10,6 +10,7 @@ before it has the weights.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,10 @@ from typing import Any
 
 import httpx
 
+LOGGER = logging.getLogger(__name__)
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 ATTEMPTS = 8  # of one request: what fails everywhere is not the servers' fault
+REMIND_S = 60.0  # between lines that say who is waited for
 LOG_LINES = 3  # of each server in the error that none is left
 
 
@@ -122,6 +125,8 @@ class Fleet:
     def retire(self, server: Server, problem: str) -> None:
         """Ask it nothing until the next look finds it usable."""
         with self._changed:
+            if server.usable:
+                LOGGER.warning("vLLM server %s is left alone: %s", server.url, problem)
             server.problem, server.usable = problem, False
             if self._none_since is None and not any(other.usable for other in self.servers):
                 self._none_since = time.monotonic()
@@ -139,7 +144,8 @@ class Fleet:
                 left = self._none_since + self.patience_s - time.monotonic()
                 if left <= 0:
                     raise RuntimeError(f"no vLLM server is left since {self.patience_s:.0f} s. {self.why()}")
-                self._changed.wait(left)
+                if not self._changed.wait(min(left, REMIND_S)):
+                    LOGGER.warning("waiting for a vLLM server. %s", self.why())
 
     def why(self) -> str:
         """Why each server was last found unusable, and the end of its log."""
@@ -173,10 +179,14 @@ class Fleet:
             for server in self.servers:
                 try:
                     self.examine(server)
-                except (ServerGone, ValueError) as error:
-                    self.retire(server, str(error))
+                except Exception as error:  # whatever it is: without this thread no server would come back
+                    if self._closed.is_set():
+                        return
+                    self.retire(server, str(error) or type(error).__name__)
                     continue
                 with self._changed:
+                    if not server.usable:
+                        LOGGER.warning("vLLM server %s is used again", server.url)
                     server.usable, self._none_since = True, None
                     self._changed.notify_all()
 
