@@ -32,24 +32,21 @@ SUFFIX = "\n\nPlease reason step by step, and put your final answer within \\box
 TEST = ROOT / "data" / "visual_math" / "test.parquet"
 
 
-def export(to: str, folder: Path, capsys, *settings: str) -> str:
+def export(to: str, folder: Path, *settings: str) -> Path:
     sources = [f"data.{split}={TEST}" for split in ("train", "validation")]
-    code = main(["export", str(PAPER), *sources, "data.train_limit=10", *settings, "--to", to, "--out", str(folder)])
-    out, err = capsys.readouterr()
-    assert code == 0, err
-    return out
+    words = ["export", str(PAPER), *sources, "data.train_limit=10", *settings, "--to", to, "--out", str(folder)]
+    assert main(words) == 0
+    return folder
 
 
-@pytest.fixture
-def for_verl(tmp_path: Path, capsys) -> Path:
-    export("verl", tmp_path / "out", capsys)
-    return tmp_path / "out"
+@pytest.fixture(scope="module")
+def for_verl(tmp_path_factory) -> Path:
+    return export("verl", tmp_path_factory.mktemp("verl") / "out")
 
 
-@pytest.fixture
-def for_prime(tmp_path: Path, capsys) -> Path:
-    export("prime-rl", tmp_path / "out", capsys)
-    return tmp_path / "out"
+@pytest.fixture(scope="module")
+def for_prime(tmp_path_factory) -> Path:
+    return export("prime-rl", tmp_path_factory.mktemp("prime") / "out")
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -164,6 +161,7 @@ def test_numbers_of_verl():
         ("grpo.aggregation=constant", "actor_rollout_ref.actor.loss_agg_mode", "seq-mean-token-sum-norm"),
         ("grpo.ratio=sequence", "actor_rollout_ref.actor.policy_loss.loss_mode", "gspo"),
         ("grpo.objective=cispo", "actor_rollout_ref.actor.policy_loss.loss_mode", "cispo"),
+        ("launch.machines=6", "trainer.nnodes", "6"),
         ("grpo.dual_clip=3", "actor_rollout_ref.actor.clip_ratio_c", "3.0"),
         ("grpo.kl_coef=0.1", "actor_rollout_ref.actor.kl_loss_type", "low_var_kl"),
         ("replay.mode=dynamic_sampling", "algorithm.filter_groups.enable", "True"),
@@ -214,6 +212,8 @@ def test_what_is_left_out_is_named_where_it_is_used(for_verl: Path):
     assert "train 10, validation 36" in text
     for name in ("Selective Sample Replay", "Forced Rethinking", "vl-rethinker", "canary", "special tokens"):
         assert name in text.partition("Not carried over:")[2]
+    servers = load_config(PAPER, ["rollout.engine=server"])
+    assert any("rollout.engine=server" in line for line in left_out(servers))
     plain = load_config(None, ["replay.mode=grpo"])
     assert len(list(left_out(plain))) == 1  # the canary
 
@@ -222,7 +222,7 @@ def test_what_is_left_out_is_named_where_it_is_used(for_verl: Path):
 
 
 @pytest.mark.long
-def test_verl_reads_data_overrides_and_reward(tmp_path: Path, capsys):
+def test_verl_reads_data_overrides_and_reward(tmp_path: Path):
     pytest.importorskip("verl")
     import verl as package  # type: ignore[import-not-found]
     from hydra import compose, initialize_config_dir  # type: ignore[import-not-found]
@@ -231,9 +231,8 @@ def test_verl_reads_data_overrides_and_reward(tmp_path: Path, capsys):
     from verl.utils.config import omega_conf_to_dataclass  # type: ignore[import-not-found]
     from verl.utils.dataset.rl_dataset import RLHFDataset  # type: ignore[import-not-found]
 
-    folder = tmp_path / "out"
     model = str(ROOT / "data" / "tiny-vlm")
-    export("verl", folder, capsys, f"model.path={model}", "model.min_pixels=null", "model.max_pixels=3136")
+    folder = export("verl", tmp_path / "out", f"model.path={model}", "model.min_pixels=null", "model.max_pixels=3136")
     splits = {"train": load_queries(TEST, limit=10)[0], "validation": load_queries(TEST)[0]}
     config = load_config(PAPER, typed=[f"model.path={model}", "model.min_pixels=null", "model.max_pixels=3136"])
     with initialize_config_dir(str(Path(package.__file__).parent / "trainer" / "config"), version_base=None):

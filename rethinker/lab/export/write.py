@@ -92,6 +92,8 @@ def left_out(config: RunConfig) -> Iterator[str]:
             "Forced Rethinking and its NLL loss (`rethink.*`); choosing, splicing and keeping are in "
             "rethinker/rethink.py, pure and importable"
         )
+    if config.rollout.engine == "server":
+        yield "servers on GPUs of their own (`rollout.engine=server`): how GPUs are shared out is the other trainer's"
     if len(stages) > 1:
         rest = ", ".join(stage.name for stage in config.stages[1:])
         yield f"stages: all steps have the settings of the first, {config.stages[0].name}; not those of {rest}"
