@@ -212,8 +212,8 @@ def test_what_is_left_out_is_named_where_it_is_used(for_verl: Path):
     assert "train 10, validation 36" in text
     for name in ("Selective Sample Replay", "Forced Rethinking", "vl-rethinker", "canary", "special tokens"):
         assert name in text.partition("Not carried over:")[2]
-    servers = load_config(PAPER, ["rollout.engine=server"])
-    assert any("rollout.engine=server" in line for line in left_out(servers))
+    servers = list(left_out(load_config(PAPER, ["rollout.engine=server", "rollout.overlap=true"])))
+    assert "rollout.engine=server" in "".join(servers) and "rollout.overlap" in "".join(servers)
     plain = load_config(None, ["replay.mode=grpo"])
     assert len(list(left_out(plain))) == 1  # the canary
 

@@ -94,6 +94,8 @@ def left_out(config: RunConfig) -> Iterator[str]:
         )
     if config.rollout.engine == "server":
         yield "servers on GPUs of their own (`rollout.engine=server`): how GPUs are shared out is the other trainer's"
+    if config.rollout.overlap:
+        yield "the next episode's rollouts during training, one episode off-policy (`rollout.overlap`)"
     if len(stages) > 1:
         rest = ", ".join(stage.name for stage in config.stages[1:])
         yield f"stages: all steps have the settings of the first, {config.stages[0].name}; not those of {rest}"
