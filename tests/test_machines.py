@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from rethinker import processes
@@ -80,6 +81,17 @@ def test_what_is_not_known_of_a_machine_is_said(settings, words, monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "0")
     with pytest.raises(ConfigError, match=words):
         this_machine(load_config(None, settings))
+
+
+def test_the_file_for_two_machines():
+    """accelerate reads it, and the command names what it leaves open."""
+    file = str(Path(__file__).parents[1] / "experiments" / "accelerate" / "nodes-2.yaml")
+    found = load_config_from_file(file)
+    assert (found.num_machines, found.num_processes) == (2, 16)
+    config = load_config(None, [f"launch.accelerate={file}", "launch.machine_rank=1", "launch.address=a"])
+    assert this_machine(config) == Machine(2, 1, "a")
+    command = " ".join(launch_command(config, Path("c.yaml"), this_machine(config), resume=False))
+    assert f"--config_file {file} --machine_rank 1 --main_process_ip a --main_process_port 29500 " in command
 
 
 def test_a_job_in_the_background_is_of_one_machine(tmp_path):
