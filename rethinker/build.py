@@ -6,18 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rethinker.config import RunConfig, to_yaml
 from rethinker.policy.forward import BaseForward, PolicyForward
 from rethinker.policy.loading import Policy, Weights, load_policy
-from rethinker.policy.sharding import is_sharded, shard_loaded, whole
+from rethinker.policy.sharding import is_sharded, shard_loaded
 from rethinker.processes import (
     check_accelerator,
     check_machines,
@@ -28,8 +25,10 @@ from rethinker.processes import (
 )
 from rethinker.replay import Selector, make_selector
 from rethinker.rundir import checkpoint, pointers
+from rethinker.rundir.fallback import whole_checkpoint
 from rethinker.rundir.folder import check_folder, check_not_lost
 from rethinker.rundir.paths import BEST, LAST, RunDir
+from rethinker.rundir.together import on_main
 from rethinker.seeding import stable_seed
 
 
@@ -51,9 +50,11 @@ def start_process(config: RunConfig) -> Accelerator:
     return accelerator
 
 
-def find_checkpoint(config: RunConfig, accelerator: Accelerator, resume: bool) -> Path | None:
-    """The checkpoint to resume from, its folder as ``pointers.repair`` leaves it. Raises RunExists as
-    ``check_folder`` and ``check_not_lost`` do."""
+def find_checkpoint(
+    config: RunConfig, accelerator: Accelerator, resume: bool
+) -> tuple[Path, str | None] | tuple[None, None]:
+    """The checkpoint to resume from, the folder as ``pointers.repair`` leaves it, and a warning where it is not the
+    last one. Raises RunExists as ``check_folder``, ``check_not_lost`` and ``whole_checkpoint`` do."""
     folder = RunDir(config.folder)
     saved = check_folder(config, resume=resume)
     if resume:
@@ -62,10 +63,9 @@ def find_checkpoint(config: RunConfig, accelerator: Accelerator, resume: bool) -
     if saved and accelerator.is_main_process:
         pointers.repair(folder.checkpoints, [LAST, BEST, *(stage.name for stage in config.stages)])
     accelerator.wait_for_everyone()
-    # Rank 0's answer for all: another machine may see an older state of a shared file system.
-    found = [pointers.find(folder.checkpoints, LAST) if saved else None]
-    broadcast_object_list(found)
-    return found[0]
+    if not on_main(lambda: saved is not None):  # rank 0's answer: another machine may see an older state of the folder
+        return None, None
+    return whole_checkpoint(folder)
 
 
 def load_start(config: RunConfig, accelerator: Accelerator, saved: Path | None) -> Policy:
@@ -113,43 +113,6 @@ def load_reference(
     return reference
 
 
-def whole_state(
-    config: RunConfig, policy: Policy, optimizer: torch.optim.Optimizer, accelerator: Accelerator
-) -> tuple[Policy, Any]:
-    """What is saved of a sharded run: policy and optimiser with their weights and states whole, in rank 0's memory, to
-    be used there alone. Collective."""
-    main = accelerator.is_main_process
-
-    def gathered(tensor: torch.Tensor) -> Any:
-        found = whole(tensor.detach())
-        return found.cpu() if main else None
-
-    weights = {name: gathered(tensor) for name, tensor in policy.model.state_dict().items()}
-    state = optimizer.state_dict()
-    state["state"] = {
-        index: {key: gathered(torch.as_tensor(value)) for key, value in values.items()}
-        for index, values in state["state"].items()
-    }
-    if not main:
-        return policy, optimizer
-    model = load_policy(config.model, weights="none").model
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
-    return replace(policy, model=model), SimpleNamespace(state_dict=lambda: state)
-
-
-def shard_state(optimizer: torch.optim.Optimizer) -> None:
-    """Cut whole states that an optimiser of shards has loaded into its shards."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if isinstance(parameter, DTensor):
-                mesh, places = parameter.device_mesh, parameter.placements
-                state = optimizer.state[parameter]
-                for key, value in state.items():
-                    if value.shape == parameter.shape and not isinstance(value, DTensor):
-                        state[key] = distribute_tensor(value, mesh, places, src_data_rank=None)
-
-
 def shards(config: RunConfig, accelerator: Accelerator) -> bool:
     """Whether the model is in shards: not in a single process, which holds everything in any case."""
     return config.model.sharding != "none" and accelerator.num_processes > 1
@@ -162,9 +125,9 @@ def _weights(config: RunConfig, accelerator: Accelerator) -> Weights:
 
 
 def make_optimizer(
-    config: RunConfig, trained: Sequence[torch.nn.Parameter]
+    config: RunConfig, trained: Sequence[tuple[str, torch.nn.Parameter]]
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """A fresh optimiser of the ``trained`` parameters, and its scheduler."""
+    """A fresh optimiser of the ``trained`` parameters by name, as a checkpoint has their states, and its scheduler."""
     options = config.optim
     optimizer = torch.optim.AdamW(
         trained, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True

@@ -20,9 +20,7 @@ from rethinker.build import (
     make_forward,
     make_optimizer,
     make_stage_selector,
-    shard_state,
     start_process,
-    whole_state,
 )
 from rethinker.config import RunConfig, check_trainable, load_config, to_yaml
 from rethinker.config.no_effect import without_effect
@@ -35,6 +33,7 @@ from rethinker.evaluation.result import Evaluation
 from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import Policy
 from rethinker.policy.sharding import is_sharded
+from rethinker.policy.weights import trained_parameters
 from rethinker.rollout import TransformersEngine, checked_gap, gap_bound, make_engine
 from rethinker.rundir import checkpoint, pointers
 from rethinker.rundir.atomic import atomic_write_text
@@ -63,7 +62,7 @@ class TrainingRun:
         self.folder = RunDir(config.folder)
         self.accelerator = start_process(config)
         self.phases = Phases(self.folder.phases, self.accelerator.process_index, self.accelerator.num_processes)
-        saved = find_checkpoint(config, self.accelerator, resume)
+        saved, damaged = find_checkpoint(config, self.accelerator, resume)
         state = checkpoint.load_trainer_state(saved) if saved else {}
         self.progress = Progress(**state.get("progress", {}))
         self.best: float | None = state.get("best")
@@ -75,6 +74,8 @@ class TrainingRun:
             make_sink=make_sink,
         )
         self.phases.enter("start")
+        if damaged:
+            self.tracker.say(f"[bold]warning[/]: {escape(damaged)}")
         self.policy = self.load_policy(saved)
         self.room = PromptRoom(self.policy, config.rollout.max_new_tokens)
         keep = pass_rate_filter(config.data)
@@ -105,7 +106,7 @@ class TrainingRun:
             self.order.load_state_dict(state["order"])
         self.forward = make_forward(config, self.policy, self.accelerator)
         # Now, while shards are shards: an engine can have them whole later.
-        self.trained = [parameter for parameter in self.forward.parameters() if parameter.requires_grad]
+        self.trained = trained_parameters(self.policy.model)
         self.reference = load_reference(config, self.policy, self.forward, self.accelerator)
         queries = [*self.train_queries, *self.validation_queries, *self.test_queries]
         self.engine = make_engine(
@@ -233,7 +234,6 @@ class TrainingRun:
         selector = make_stage_selector(config, index)
         if self.resume_from and self.progress.stage_episode:
             checkpoint.load_optimizer(self.resume_from, optimizer)
-            shard_state(optimizer)
             selector.load_state_dict(checkpoint.load_selector_state(self.resume_from))
             scheduler.load_state_dict(checkpoint.load_trainer_state(self.resume_from)["scheduler"])
         self.resume_from = None
@@ -264,28 +264,25 @@ class TrainingRun:
         )
 
     def save(self, trainer: Trainer, best: bool) -> None:
-        """A checkpoint of the current state; only ``last``, ``best`` and the ends of stages are kept."""
+        """A checkpoint of the current state, by all ranks."""
         self.phases.enter("save")
-        policy, optimizer = self.policy, trainer.update.optimizer
-        if is_sharded(self.forward):
-            policy, optimizer = whole_state(self.config, policy, optimizer, self.accelerator)
-        if self.accelerator.is_main_process:
-            checkpoint.save_checkpoint(
-                self.folder.checkpoints,
-                self.progress.step,
-                policy=policy,
-                optimizer=optimizer,
-                selector_state=trainer.selector.state_dict(),
-                trainer_state={
-                    "progress": asdict(self.progress),
-                    "order": trainer.order_state(),
-                    "scheduler": trainer.update.scheduler.state_dict(),
-                    "best": self.best,
-                    "seconds": self.tracker.seconds,
-                    "usual_gap": self.usual_gap,
-                },
-                best=best,
-            )
+        checkpoint.save_checkpoint(
+            self.folder.checkpoints,
+            self.progress.step,
+            policy=self.policy,
+            optimizer=trainer.update.optimizer,
+            selector_state=trainer.selector.state_dict(),
+            trainer_state={
+                "progress": asdict(self.progress),
+                "order": trainer.order_state(),
+                "scheduler": trainer.update.scheduler.state_dict(),
+                "best": self.best,
+                "seconds": self.tracker.seconds,
+                "usual_gap": self.usual_gap,
+            },
+            best=best,
+            keep_last=self.config.tracking.keep_last,
+        )
         self.write_status("running")
         self.accelerator.wait_for_everyone()
         if is_sharded(self.forward) and isinstance(self.engine, TransformersEngine):

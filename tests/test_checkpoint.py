@@ -15,6 +15,7 @@ from tiny_training import random_samples, same, tiny_policy, weights
 
 from rethinker.config import ModelConfig
 from rethinker.policy.loading import load_policy
+from rethinker.policy.weights import trained_parameters
 from rethinker.replay import SelectiveSampleReplay, Selector
 from rethinker.rundir import checkpoint, pointers
 from rethinker.rundir.atomic import atomic_write_text
@@ -28,8 +29,7 @@ def policy(tiny_folder):
 
 
 def adamw(policy, lr=1e-3):
-    trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    return torch.optim.AdamW(trained_parameters(policy.model), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
 
 
 def steps(policy, optimizer, count: int, seed: int) -> None:
@@ -48,7 +48,7 @@ def kept(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != pointers.FILE)
 
 
-def save(folder, step, policy, optimizer, selector=None, is_best=False, **state):
+def save(folder, step, policy, optimizer, selector=None, is_best=False, keep_last=1, **state):
     return checkpoint.save_checkpoint(
         folder,
         step,
@@ -57,6 +57,7 @@ def save(folder, step, policy, optimizer, selector=None, is_best=False, **state)
         selector_state=(selector or Selector()).state_dict(),
         trainer_state=state,
         best=is_best,
+        keep_last=keep_last,
     )
 
 
@@ -89,7 +90,8 @@ def test_an_optimizer_without_state(policy, tmp_path):
 def test_an_optimizer_of_another_model_is_refused(policy, tmp_path):
     folder = save(tmp_path, 1, policy, adamw(policy))
     policy.model.model.visual.requires_grad_(False)
-    with pytest.raises(ValueError, match="doesn't match the size"):
+    words = r"other parameters: model\.visual\.blocks\.0.* and \d+ more only there, none only in this run"
+    with pytest.raises(ValueError, match=words):
         checkpoint.load_optimizer(folder, adamw(policy))
 
 
@@ -177,7 +179,7 @@ def test_a_second_checkpoint_of_a_step_never_touches_the_first(policy, tmp_path)
     assert checkpoint.load_trainer_state(tmp_path / "last") == {"note": 3}
 
 
-@pytest.mark.parametrize("failing", ["save_model", "flatten_optimizer", "atomic_write_text", "point"])
+@pytest.mark.parametrize("failing", ["save_model", "write_samples", "atomic_write_text", "set_names"])
 def test_a_crash_while_saving_leaves_the_last_checkpoint(policy, tmp_path, monkeypatch, failing):
     optimizer = adamw(policy)
     save(tmp_path, 1, policy, optimizer, note="good")
@@ -196,7 +198,7 @@ def test_a_crash_while_saving_leaves_the_last_checkpoint(policy, tmp_path, monke
 
 
 CHANGES = ("fsync", "mkdir", "rename", "replace", "rmdir", "symlink", "unlink")  # of os: all that touches the disk
-NAMES = ("last", "best", "stage", "end")
+NAMES = ("last", "previous", "best", "stage", "end")
 ACCURACIES = (0.3, 0.5, 0.4, 0.6)  # after each episode
 
 
@@ -206,10 +208,13 @@ class Killed(BaseException):
 
 @pytest.fixture
 def toy(monkeypatch):
-    """A policy of four numbers."""
-    monkeypatch.setattr(checkpoint, "save_model", lambda policy, folder: atomic_write_text(folder / "weights", "4"))
+    """A policy of four numbers, and a disk that needs no time."""
+    monkeypatch.setattr(os, "fsync", lambda number: None)
+    monkeypatch.setattr(checkpoint, "save_model", lambda _, folder, **__: atomic_write_text(folder / "weights", "4"))
     model = torch.nn.Linear(3, 1)
-    return SimpleNamespace(model=model), torch.optim.SGD(model.parameters())
+    optimizer = torch.optim.AdamW(model.named_parameters())
+    steps(None, optimizer, 1, seed=0)
+    return SimpleNamespace(model=model), optimizer
 
 
 def run_to_the_end(folder, toy) -> None:
@@ -226,7 +231,7 @@ def run_to_the_end(folder, toy) -> None:
             return
         accuracy, best = ACCURACIES[state["episode"]], state["best"]
         state = {"episode": state["episode"] + 1, "best": max(accuracy, best)}
-        save(folder, state["episode"], *toy, is_best=accuracy > best, **state)
+        save(folder, state["episode"], *toy, is_best=accuracy > best, keep_last=2, **state)
 
 
 def named(folder) -> dict[str, int]:
@@ -259,7 +264,7 @@ def test_a_kill_at_any_moment_changes_nothing(toy, tmp_path, monkeypatch, links)
         monkeypatch.setattr(os, "symlink", no_links)
     run_to_the_end(tmp_path / "whole", toy)
     expected = named(tmp_path / "whole")
-    assert expected == {"last": 4, "best": 4, "stage": 2, "end": 4}
+    assert expected == {"last": 4, "previous": 3, "best": 4, "stage": 2, "end": 4}
     for number in itertools.count():
         folder = tmp_path / str(number)
         try:
@@ -325,5 +330,5 @@ def test_adapters_come_back(tiny_folder, tmp_path):
     steps(policy, optimizer, 1, seed=1)
     steps(again, other, 1, seed=1)
     assert same(weights(policy), weights(again))
-    with pytest.raises((ValueError, RuntimeError), match=r"do not fit|size mismatch"):
+    with pytest.raises(ValueError, match=r"adapters in .* do not fit"):
         checkpoint.load_adapter(folder, load_policy(replace(config, lora_rank=2)))

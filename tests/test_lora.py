@@ -13,7 +13,7 @@ from tiny_training import SMALL, random_samples
 
 from rethinker.config import ModelConfig, load_config
 from rethinker.grpo import kl_penalty
-from rethinker.policy import loading, lora, weights
+from rethinker.policy import lora, weights
 from rethinker.policy.forward import BaseForward, PolicyForward, token_logprobs
 from rethinker.policy.loading import Policy, load_policy, save_model
 from rethinker.run import TrainingRun
@@ -138,9 +138,31 @@ def test_the_file_is_the_one_that_transformers_writes(tiny_folder, tmp_path, dty
     assert not lora.adapted_layers(again.model)
 
 
-def test_a_model_without_adapters_is_saved_by_transformers(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "save_merged", None)
+def test_a_model_without_adapters_is_saved_as_by_transformers(tiny_folder, tmp_path):
     policy = load_policy(ModelConfig(path=str(tiny_folder)))
     save_model(policy, tmp_path / "copy")
-    start, copy = (load_file(folder / "model.safetensors") for folder in (tiny_folder, tmp_path / "copy"))
+    policy.model.save_pretrained(tmp_path / "theirs")
+    policy.processor.save_pretrained(tmp_path / "theirs")
+    files = [sorted(path.name for path in (tmp_path / place).iterdir()) for place in ("copy", "theirs")]
+    assert files[0] == files[1]
+    start, copy = (load_file(folder / "model.safetensors") for folder in (tmp_path / "theirs", tmp_path / "copy"))
     assert start.keys() == copy.keys() and all(torch.equal(start[name], copy[name]) for name in start)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_weights_in_files_of_bounded_size(tiny_folder, tmp_path, rank):
+    """The files and the index that transformers makes of the same bound, and it opens them."""
+    policy = adapted_policy(tiny_folder) if rank else load_policy(ModelConfig(path=str(tiny_folder)))
+    save_model(policy, tmp_path / "copy", file_bytes=200_000)
+    files = sorted((tmp_path / "copy").glob("model-*.safetensors"))
+    assert len(files) > 3 and not (tmp_path / "copy" / "model.safetensors").exists()
+    assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    for file in files:
+        held = load_file(file)
+        assert sum(tensor.nbytes for tensor in held.values()) <= 200_000 or len(held) == 1
+    index = json.loads((tmp_path / "copy" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: file.name for file in files for name in load_file(file)}
+    assert index["metadata"]["total_size"] == sum(t.nbytes for file in files for t in load_file(file).values())
+    again = load_policy(ModelConfig(path=str(tmp_path / "copy")))
+    expected = dict(weights.merged_weights(policy.model))
+    assert all(torch.equal(expected[name], weight) for name, weight in weights.merged_weights(again.model))

@@ -12,17 +12,21 @@ from pathlib import Path
 import pytest
 
 from rethinker.config import RunConfig, load_config, to_yaml
+from rethinker.rundir import checksums
 from rethinker.rundir.folder import RunExists, best_model, check_folder, check_not_lost
 from rethinker.rundir.paths import RunDir
-from rethinker.rundir.pointers import FILE, PARTS, find, is_whole, point, prune, repair, whole
+from rethinker.rundir.pointers import FILE, find, is_whole, names_after_save, point, prune, repair, set_names, whole
+
+PARTS = ("model/weights", "state/shard", "trainer.json", "replay.parquet")
 
 
 def make_step(checkpoints: Path, name: str) -> Path:
     """A whole checkpoint, as far as names go."""
     folder = checkpoints / name
-    (folder / "model").mkdir(parents=True)
-    for part in PARTS[1:]:
+    for part in PARTS:
+        (folder / part).parent.mkdir(parents=True, exist_ok=True)
         (folder / part).write_text(name)
+    checksums.write(folder)
     return folder
 
 
@@ -169,8 +173,9 @@ def lose_its_folder(run: RunDir) -> None:
     shutil.rmtree(run.checkpoints / "step-000002")
 
 
-def lose_a_part(run: RunDir) -> None:
-    (run.checkpoints / "step-000002" / "optimizer.safetensors").unlink()
+def lose_parts(run: RunDir) -> None:
+    (run.checkpoints / "step-000001" / "replay.parquet").unlink()
+    (run.checkpoints / "step-000002" / "state" / "shard").write_text("half")
 
 
 def lose_a_link(run: RunDir) -> None:
@@ -189,7 +194,7 @@ def lose_everything(run: RunDir) -> None:
     [
         (lose_last, ["step-000001", "step-000002"]),
         (lose_its_folder, ["step-000001"]),
-        (lose_a_part, ["step-000001"]),
+        (lose_parts, []),
         (lose_a_link, ["step-000001"]),
         (lose_everything, []),
     ],
@@ -241,7 +246,51 @@ def test_a_copy_without_its_config(run):
 
 def test_half_a_checkpoint(tmp_path):
     assert is_whole(make_step(tmp_path, "a"))
-    for part in PARTS:
-        folder = make_step(tmp_path, f"without {part}")
-        (folder / part).rename(tmp_path / part)
+    for number, part in enumerate((*PARTS, checksums.FILE)):
+        folder = make_step(tmp_path, f"{number}")
+        (folder / part).unlink()
         assert not is_whole(folder)
+    assert not is_whole(tmp_path / "nowhere")
+
+
+def test_an_incomplete_one_with_one_before_it_is_not_lost(run):
+    (run.checkpoints / "step-000002" / "state" / "shard").unlink()
+    assert check_folder(config_of(run), resume=True) == run.checkpoints / "step-000002"
+
+
+def test_a_checkpoint_of_an_older_version(run):
+    (run.checkpoints / "step-000002" / "optimizer.safetensors").touch()
+    with pytest.raises(RunExists, match=r"from a version of rethinker that saved optimizer\.safetensors.*model\.path="):
+        check_folder(config_of(run), resume=True)
+
+
+def saved(run: RunDir, name: str, keep_last: int, best: bool = False) -> dict[str, str]:
+    folder = make_step(run.checkpoints, name)
+    set_names(run.checkpoints, names_after_save(run.checkpoints, folder, best=best, keep_last=keep_last))
+    prune(run.checkpoints)
+    written = json.loads((run.checkpoints / FILE).read_text())
+    links = {path.name: os.readlink(path) for path in run.checkpoints.iterdir() if path.is_symlink()}
+    assert links == written
+    assert {path.name for path in run.checkpoints.glob("step-*")} == set(written.values())
+    return written
+
+
+def test_the_newest_ones_are_kept(run):
+    others = {"best": "step-000001", "stage": "step-000001"}
+    assert saved(run, "step-000003", 1) == {"last": "step-000003"} | others
+    assert saved(run, "step-000004", 3) == {"last": "step-000004", "previous": "step-000003"} | others
+    three = {"last": "step-000005", "previous": "step-000004", "previous-2": "step-000003"}
+    assert saved(run, "step-000005", 3) == three | others
+    three = {"last": "step-000006", "previous": "step-000005", "previous-2": "step-000004"}
+    assert saved(run, "step-000006", 3) == three | others
+    two = {"last": "step-000007", "previous": "step-000006", "best": "step-000007", "stage": "step-000001"}
+    assert saved(run, "step-000007", 2, best=True) == two
+    follow_links(run)
+    repair(run.checkpoints, EXPECTED)
+    assert find(run.checkpoints, "previous").name == "step-000006"
+    drop_file(run)  # and a copy that followed links and lost the file
+    shutil.rmtree(run.checkpoints / "step-000006")
+    (run.checkpoints / "previous").unlink()
+    make_step(run.checkpoints, "previous")
+    repair(run.checkpoints, EXPECTED)
+    assert find(run.checkpoints, "previous").name.startswith("step-copy-of-previous")

@@ -94,9 +94,13 @@ def assert_same_run(config: RunConfig, whole: RunConfig) -> None:
     found = final_weights(config)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     assert comparable(config) == comparable(whole)
-    for name in ("optimizer.safetensors", "replay.parquet"):
-        path = Path("checkpoints") / "last" / name
-        assert (config.folder / path).read_bytes() == (whole.folder / path).read_bytes(), name
+    last, expected_last = (place / "checkpoints" / "last" for place in (config.folder, whole.folder))
+    names = [path.relative_to(expected_last) for path in expected_last.glob("state/*")]
+    assert names
+    assert (last / "replay.parquet").read_bytes() == (expected_last / "replay.parquet").read_bytes()
+    for name in names:
+        mine, theirs = load_file(last / name), load_file(expected_last / name)  # the header's order is not fixed
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
     for folder, pattern in (("rollouts", "*.parquet"), ("evaluation", "*.json")):
         names = sorted(path.name for path in (whole.folder / folder).glob(pattern))
         assert names == sorted(path.name for path in (config.folder / folder).glob(pattern))
@@ -132,7 +136,7 @@ def test_files_of_a_run(whole):
     assert {
         f"evaluation/{label}.{end}" for label in ("start", "reasoner", "rethinker") for end in ("json", "parquet")
     } <= names
-    assert {f"checkpoints/{link}" for link in ("last", "best", "reasoner", "rethinker")} <= names
+    assert {f"checkpoints/{link}" for link in ("last", "previous", "best", "reasoner", "rethinker")} <= names
     assert not [name for name in names if name.endswith(".tmp") or name == "STOP"]
     assert load_config(whole.folder / "config.yaml") == whole
     accuracies = {line["step"]: line["validation/accuracy"] for line in lines(whole) if line["record"] == "validation"}
@@ -265,7 +269,7 @@ def test_a_copy_without_its_checkpoint_is_refused_and_left_alone(tmp_path, monke
     no_links(config.folder)
     (config.folder / "checkpoints" / "pointers.json").unlink()
     before = {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()}
-    with pytest.raises(RunExists, match=r"last checkpoint is missing .* There are step-0000\d\d: to resume from one"):
+    with pytest.raises(RunExists, match=r"last checkpoint is missing .* There are step-0000.*: to resume from one"):
         resume(config)
     assert {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()} == before
 
@@ -282,6 +286,27 @@ def test_a_best_checkpoint_that_is_gone(tmp_path, monkeypatch, world, guesser, c
     assert resume(config) == "finished"
     assert "the checkpoint of the best validation accuracy, 0." in capsys.readouterr().out
     assert best_of(config)["episode"] in (5, 6)
+
+
+def test_damaged_checkpoints_are_replaced_by_the_one_before(whole, tmp_path, monkeypatch, world, guesser, capsys):
+    """The last two of three: a byte that has changed, and a file that is short. The run ends as the undamaged one."""
+    config = make_config(tmp_path, world, guesser, "tracking.keep_last=3")
+    with monkeypatch.context() as patch:
+        stop_when(patch, config, 5, (config.folder / "STOP").touch)
+        assert TrainingRun(config).run() == "stopped"
+    checkpoints = config.folder / "checkpoints"
+    (shard,) = (checkpoints / "last" / "state").iterdir()
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data)
+    samples = checkpoints / "previous" / "replay.parquet"
+    samples.write_bytes(samples.read_bytes()[:-1])
+    third = (checkpoints / "previous-2").resolve().name
+    assert resume(config) == "finished"
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"resumed from {third}, after episode 3; lost, and trained again: episodes 4 to 5" in shown
+    assert f"the content of state/{shard.name} is not what was written" in shown and "replay.parquet has" in shown
+    assert_same_run(config, whole)
 
 
 def test_the_same_with_deterministic_algorithms(whole, tmp_path, world, guesser, untouched_determinism):

@@ -21,9 +21,9 @@ from rethinker.lab.wandb import mirror as wandb_mirror
 from rethinker.lab.wandb.mirror import artifact_name, axes, evaluation_numbers, whole_groups
 from rethinker.lab.wandb.sync import waiting
 from rethinker.rundir.atomic import atomic_write_text
-from rethinker.rundir.checkpoint import point
 from rethinker.rundir.glossary import RECORDS, ROLLOUT_COLUMNS
 from rethinker.rundir.metrics import histogram
+from rethinker.rundir.pointers import point
 from rethinker.rundir.tracking import Tracker
 
 KEY = secrets.token_hex(20)
@@ -105,7 +105,8 @@ def write_checkpoint(config: RunConfig) -> None:
         folder = checkpoints / f"step-{step:06d}"
         (folder / "model").mkdir(parents=True)
         (folder / "model" / "model.safetensors").write_bytes(f"weights of step {step}".encode())
-        (folder / "optimizer.safetensors").write_bytes(f"moments of step {step}".encode())
+        (folder / "state").mkdir()
+        (folder / "state" / "shard.safetensors").write_bytes(f"moments of step {step}".encode())
         (folder / "replay.parquet").write_text("{}")
         (folder / "trainer.json").write_text(json.dumps({"trainer": {"progress": {"step": step, "episode": 1}}}))
     point(checkpoints, ["best"], checkpoints / "step-000002")
@@ -177,7 +178,7 @@ def test_an_online_run_arrives(tmp_path, server, image_files):
         step = json.loads(artifact.fields["metadata"])["step"]
         assert step == (2 if "best" in artifact.aliases else 4) and artifact.committed
         assert artifact.files["model/model.safetensors"] == f"weights of step {step}".encode()
-        assert {"optimizer.safetensors", "trainer.json", "replay.parquet"} <= artifact.files.keys()
+        assert {"state/shard.safetensors", "trainer.json", "replay.parquet"} <= artifact.files.keys()
     no_key_under(tmp_path)
     assert KEY not in json.dumps([run.fields, run.lines])
 

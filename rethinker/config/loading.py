@@ -132,8 +132,9 @@ class RunConfig:
             raise ConfigError(f"stages: needs at least one stage and distinct names, got {names}")
         for index, name in enumerate(names):
             check_name(f"stages[{index}].name", name)
-            if name in RESERVED_STAGES or name.startswith("step-"):
-                raise ConfigError(f"stages[{index}].name={name!r}: {', '.join(RESERVED_STAGES)} and step-* are taken")
+            if name in RESERVED_STAGES or name.startswith(("previous", "step-")):
+                taken = f"{', '.join(RESERVED_STAGES)}, previous* and step-*"
+                raise ConfigError(f"stages[{index}].name={name!r}: {taken} are taken")
 
     @property
     def folder(self) -> Path:

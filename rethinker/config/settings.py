@@ -198,6 +198,9 @@ class TrackingConfig:
     wandb_responses: int = option(64, min=0)
     wandb_checkpoints: bool = False  # the best and the last one become artifacts when the run ends or stops (ours)
     save_every: int = option(10, min=0)  # episodes between checkpoints; 0: only at the ends of stages
+    # Newest checkpoints that stay, beside the best one and those at the ends of stages. Where the last one turns out to
+    # be damaged, a resume takes the one before; 1 saves its space (7B, all weights trained: 100 GB) (ours)
+    keep_last: int = option(2, min=1)
 
 
 @dataclass(frozen=True)

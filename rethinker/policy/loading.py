@@ -24,10 +24,10 @@ from rethinker.config.settings import ModelConfig
 from rethinker.policy.attention import use_shared_prefix_attention
 from rethinker.policy.cpu import check_bfloat16, keep_compiled_code_apart
 from rethinker.policy.images import ImageStore
-from rethinker.policy.lora import adapted_layers, add_lora
+from rethinker.policy.lora import add_lora
 from rethinker.policy.prompt import prompt_text
 from rethinker.policy.vision import ImageEncoder
-from rethinker.policy.weights import save_merged
+from rethinker.policy.weights import FILE_BYTES, save_merged
 from rethinker.types import Query
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -327,14 +327,27 @@ def end_of_turn(processor: Any) -> int | None:
     return next((token for token in ids if token in special or token in tokenizer.all_special_ids), None)
 
 
-def save_model(policy: Policy, folder: str | Path, model: PreTrainedModel | None = None) -> None:
+def save_model(
+    policy: Policy,
+    folder: str | Path,
+    model: PreTrainedModel | None = None,
+    *,
+    file_bytes: int = FILE_BYTES,
+    writer: bool = True,
+) -> None:
     """A plain Hugging Face folder (weights, tokenizer, processor) that ``from_pretrained`` and vLLM open.
 
-    ``model``: save its weights instead of the policy's own.
+    ``model``: save its weights instead of the policy's own. ``file_bytes``, ``writer`` and what is collective: as for
+    ``save_merged``.
     """
     source = policy.model if model is None else model
-    if adapted_layers(source):
-        save_merged(folder, source)
-    else:
-        source.save_pretrained(folder)
-    policy.processor.save_pretrained(folder)
+    failed: Exception | None = None
+    if writer:
+        try:
+            source.save_pretrained(folder, state_dict={})  # the configs
+            policy.processor.save_pretrained(folder)
+        except Exception as error:  # whatever tokenizers makes of a full disk; the other ranks wait for the weights
+            failed = error
+    save_merged(folder, source, file_bytes=file_bytes, writer=writer and not failed)
+    if failed:
+        raise failed

@@ -1,13 +1,14 @@
 """Save and resume: the policy as a Hugging Face folder, everything else as safetensors, JSON and parquet; no pickle.
 
-``checkpoints/step-000016/`` holds ``model/`` (``from_pretrained`` and ``vllm serve`` open it),
-``optimizer.safetensors``, ``trainer.json`` and ``replay.parquet``; with LoRA also ``adapter.safetensors`` (``model/``
-then has the adapters merged in). A checkpoint is written under a temporary name and renamed when it is whole;
-``pointers`` says which one is ``last``, ``best`` or the end of a stage.
+``checkpoints/step-000016/`` holds ``model/`` (``from_pretrained`` and ``vllm serve`` open it), ``state/`` (the
+optimiser's tensors, with LoRA the adapters too, which ``model/`` has merged in), ``trainer.json``, ``replay.parquet``
+and ``checksums.json``. A checkpoint is written under a temporary name and renamed when it is whole; ``pointers`` says
+which one is ``last``, ``best`` or the end of a stage.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,13 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from rethinker.policy.loading import Policy, save_model
-from rethinker.rundir.atomic import atomic_write_text, sync_folder
-from rethinker.rundir.paths import BEST, LAST
-from rethinker.rundir.pointers import free_name, point, prune, start_file
+from rethinker.policy.weights import FILE_BYTES, trained_parameters
+from rethinker.rundir import checksums, optimizer_state, shards
+from rethinker.rundir.atomic import atomic_write_text, read_json, sync_folder
+from rethinker.rundir.paths import LAST
+from rethinker.rundir.pointers import FILE, find, free_name, names_after_save, prune, set_names, start_file
 from rethinker.rundir.samples import read_samples, write_samples
+from rethinker.rundir.together import OtherRankFailed, describe, on_all, on_main, rank, ranks
+
+STATE = "state"
+ADAPTER = "adapter."  # of a tensor's name in STATE
+
+
+class NotSaved(RuntimeError):
+    """A checkpoint could not be written; the one before is untouched."""
 
 
 def save_checkpoint(
@@ -34,31 +44,62 @@ def save_checkpoint(
     selector_state: Mapping[str, Any],
     trainer_state: Mapping[str, Any],
     best: bool = False,
+    keep_last: int = 2,
+    file_bytes: int = FILE_BYTES,
 ) -> Path:
-    """Write ``checkpoints/step-<step>``, point ``last`` at it, with ``best`` that too, and remove what has no name.
+    """Write ``checkpoints/step-<step>``, make it ``last``, with ``best`` that too, and remove what has no name.
+    Collective; the main process writes all but its shards of ``state/`` alone.
 
     An older folder of the same step (episodes without an update do not count steps) stays until the new one, which is
     then ``step-<step>.1``, is named. A kill at any moment leaves the old names or the new ones, all of them whole.
+    ``keep_last``: of ``names_after_save``. ``file_bytes``: of a file of weights. Raises NotSaved on every rank where
+    one could not write, e.g. as the disk is full; what was written of this checkpoint is then removed.
     """
-    folder = free_name(checkpoints, f"step-{step:06d}")
+    folder = on_main(lambda: free_name(checkpoints, f"step-{step:06d}"))
     temporary = checkpoints / f".{folder.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_model(policy, temporary / "model")
-    if any("lora_" in name for name, _ in policy.model.named_parameters()):
-        save_file(_trained(policy), temporary / "adapter.safetensors")
-    tensors, layout = flatten_optimizer(optimizer)
-    save_file(tensors, temporary / "optimizer.safetensors")
-    selector = dict(selector_state)
-    write_samples(temporary / "replay.parquet", selector.pop("entries", []))
-    state = {"optimizer": layout, "selector": selector, "trainer": dict(trainer_state)}
-    atomic_write_text(temporary / "trainer.json", json.dumps(state, indent=1))
-    _sync_all(temporary)
-    start_file(checkpoints)
-    os.replace(temporary, folder)
-    sync_folder(checkpoints)
-    point(checkpoints, [LAST, BEST] if best else [LAST], folder)
-    prune(checkpoints)
+    main = rank() == 0
+
+    def start() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / STATE).mkdir(parents=True)
+
+    def write_rest(layout: dict[str, Any]) -> None:
+        selector = dict(selector_state)
+        write_samples(temporary / "replay.parquet", selector.pop("entries", []))
+        names = names_after_save(checkpoints, folder, best=best, keep_last=keep_last)
+        state = {"optimizer": layout, "selector": selector, "trainer": dict(trainer_state), "names": names}
+        atomic_write_text(temporary / "trainer.json", json.dumps(state, indent=1))
+
+    def measure() -> dict[str, Any]:
+        return {name: checksums.measure(temporary, name) for name in checksums.files(temporary)[rank() :: ranks()]}
+
+    def finish(facts: dict[str, Any]) -> None:
+        checksums.write(temporary, facts)
+        _sync_all(temporary)
+        start_file(checkpoints)
+        os.replace(temporary, folder)
+        sync_folder(checkpoints)
+        set_names(checkpoints, names_after_save(checkpoints, folder, best=best, keep_last=keep_last))
+        prune(checkpoints)
+
+    try:
+        on_main(start)
+        on_all(lambda: save_model(policy, temporary / "model", file_bytes=file_bytes, writer=main))
+        tensors, layout = optimizer_state.split(optimizer)
+        if adapters := _adapters(policy):
+            tensors |= {f"{ADAPTER}{name}": adapter.detach() for name, adapter in adapters.items()}
+        on_all(lambda: shards.save_shards(temporary / STATE, tensors))
+        on_main(lambda: write_rest(layout))
+        parts = on_all(measure)
+        on_main(lambda: finish({name: fact for part in parts for name, fact in part.items()}))
+    except Exception as error:
+        if main:
+            unnamed = folder.name not in read_json(checkpoints / FILE).values()
+            for path in (temporary, folder) if unnamed else (temporary,):
+                shutil.rmtree(path, ignore_errors=True)
+        if _of_the_disk(error):
+            raise NotSaved(_not_saved(checkpoints, step, error)) from error
+        raise
     return folder
 
 
@@ -74,30 +115,42 @@ def load_selector_state(folder: Path) -> dict[str, Any]:
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Give ``optimizer`` the state that was saved. Raises ValueError if it has other parameters."""
-    layout = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))["optimizer"]
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in load_file(folder / "optimizer.safetensors").items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": layout["param_groups"]})
+    """Give ``optimizer``, sharded or not, the state that any number of ranks saved. Raises ValueError if it has other
+    parameters."""
+    saved = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))["optimizer"]
+    optimizer_state.load(folder / STATE, saved, optimizer)
 
 
 def load_adapter(folder: Path, policy: Policy) -> None:
-    """Give a LoRA policy, built from the base checkpoint, the adapters that were saved."""
-    missing, unexpected = policy.model.load_state_dict(load_file(folder / "adapter.safetensors"), strict=False)
-    assert not unexpected and not any("lora_" in name for name in missing), "check_settings lets no other adapters pass"
+    """Give a LoRA policy, built from the base checkpoint, the adapters that were saved. Raises ValueError if they do
+    not fit."""
+    adapters = {f"{ADAPTER}{name}": adapter.detach() for name, adapter in _adapters(policy).items()}
+    saved = {name: fact for name, fact in shards.saved_tensors(folder / STATE).items() if name.startswith(ADAPTER)}
+    if {name: tuple(adapter.shape) for name, adapter in adapters.items()} != {
+        n: tuple(s) for n, (s, _) in saved.items()
+    }:
+        raise ValueError(f"the adapters in {folder} do not fit this policy's: their names or shapes differ")
+    shards.load_shards(folder / STATE, adapters)
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors by "<parameter>.<key>", and the parameter groups."""
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
-        for index, values in state["state"].items()
-        for key, value in values.items()
-    }
-    return tensors, {"param_groups": state["param_groups"]}
+def _adapters(policy: Policy) -> dict[str, torch.nn.Parameter]:
+    """The trained parameters by name where they are adapters."""
+    trained = dict(trained_parameters(policy.model))
+    return trained if any("lora_" in name for name in trained) else {}
+
+
+def _of_the_disk(error: BaseException) -> bool:
+    """Whether an error is one of writing: libraries have their own words for what is an OSError here."""
+    return isinstance(error, OSError | OtherRankFailed) or "os error" in str(error)
+
+
+def _not_saved(checkpoints: Path, step: int, error: BaseException) -> str:
+    words = describe(error)
+    if os.strerror(errno.ENOSPC) in words or os.strerror(errno.EDQUOT) in words:
+        words = f"the disk is full ({shutil.disk_usage(checkpoints).free:,} bytes free in {checkpoints}): {words}"
+    last = find(checkpoints, LAST)
+    left = f"{last.name} is untouched: resume from it with --resume" if last else "there is no earlier one"
+    return f"the checkpoint of step {step} could not be saved: {words}. Make room; {left}"
 
 
 def _sync_all(folder: Path) -> None:
@@ -108,11 +161,3 @@ def _sync_all(folder: Path) -> None:
         else:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-def _trained(policy: Policy) -> dict[str, torch.Tensor]:
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in policy.model.named_parameters()
-        if parameter.requires_grad
-    }

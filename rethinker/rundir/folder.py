@@ -40,6 +40,9 @@ CHANGEABLE_ON_RESUME: dict[str, tuple[str, ...]] = {  # section: settings; (): a
 }
 
 
+OLD_OPTIMIZER = "optimizer.safetensors"  # of a checkpoint without checksums
+
+
 class RunMoved(RuntimeError):
     """The run's folder was moved or removed while the run wrote it."""
 
@@ -73,11 +76,18 @@ def check_folder(config: RunConfig, *, resume: bool) -> Path | None:
 
 
 def check_not_lost(folder: RunDir) -> None:
-    """Raises RunExists if the run has saved checkpoints and the last one is missing or incomplete, as in a copy that
-    left some files out: it would start from zero, and overwrite what there is."""
+    """Raises RunExists if the run has saved checkpoints and the last one is missing, as in a copy that left it out, or
+    incomplete and no other one whole: it would start from zero, and overwrite what there is. (An incomplete one that
+    has one before it is left to ``fallback``.)"""
     checkpoints, file = folder.checkpoints, folder.checkpoints / pointers.FILE
     last = pointers.find(checkpoints, LAST)
-    if last and pointers.is_whole(last):
+    whole = pointers.whole(checkpoints)
+    if last and (last / OLD_OPTIMIZER).exists():
+        raise RunExists(
+            f"{last} is from a version of rethinker that saved {OLD_OPTIMIZER}: resume the run with that version, or "
+            f"start a new one from its weights (model.path={last / 'model'})"
+        )
+    if last and (whole or pointers.is_whole(last)):
         return
     saved = (
         os.path.lexists(checkpoints / LAST)
@@ -89,7 +99,7 @@ def check_not_lost(folder: RunDir) -> None:
         return
     state = "incomplete" if last else "missing"
     found = f"{folder} cannot be resumed: its last checkpoint is {state} ({checkpoints}). Nothing was changed."
-    if whole := pointers.whole(checkpoints):
+    if whole:
         names = json.dumps(read_json(file) | {LAST: whole[-1]})
         raise RunExists(
             f"{found} There are {', '.join(whole)}: to resume from one of them, say which "

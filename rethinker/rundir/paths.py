@@ -7,6 +7,7 @@ from pathlib import Path
 
 BEST = "best"  # the checkpoint with the best validation accuracy
 LAST = "last"  # the newest checkpoint
+PREVIOUS = "previous"  # the one before it; "previous-2" is the one before that
 
 
 class RunDir(os.PathLike[str]):

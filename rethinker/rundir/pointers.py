@@ -1,4 +1,4 @@
-"""Which checkpoint is ``last``, ``best`` or the end of a stage: ``checkpoints/pointers.json``, names and folders.
+"""Which checkpoint is ``last``, ``previous``, ``best`` or the end of a stage: ``checkpoints/pointers.json``.
 
 The file counts: it is written atomically, so that ``last`` and ``best`` change together, and it survives copies and
 file systems without symbolic links. For people and typed paths (``checkpoints/last/model``) links of the same names
@@ -15,10 +15,11 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from rethinker.rundir import checksums
 from rethinker.rundir.atomic import atomic_write_text, read_json, sync_folder
+from rethinker.rundir.paths import BEST, LAST, PREVIOUS
 
 FILE = "pointers.json"
-PARTS = ("model", "optimizer.safetensors", "trainer.json", "replay.parquet")  # of a whole checkpoint
 
 
 def find(checkpoints: Path, name: str) -> Path | None:
@@ -38,13 +39,38 @@ def point(checkpoints: Path, names: Iterable[str], folder: Path) -> None:
     _link(checkpoints)
 
 
+def names_after_save(checkpoints: Path, folder: Path, *, best: bool, keep_last: int) -> dict[str, str]:
+    """The names when ``folder`` has been saved: it is ``last``, with ``best`` that too, and the ones before it are
+    ``previous``, ``previous-2`` and so on, ``keep_last`` in all."""
+    chain = [find(checkpoints, name) for name in _newest(keep_last)]
+    newest = [folder, *(old for old in chain if old and old.parent.resolve() == checkpoints.resolve())]
+    names = {name: old for name, old in read_json(checkpoints / FILE).items() if not name.startswith(PREVIOUS)}
+    names |= {name: old.name for name, old in zip(_newest(keep_last), newest, strict=False)}
+    return names | ({BEST: folder.name} if best else {})
+
+
+def set_names(checkpoints: Path, names: dict[str, str]) -> None:
+    """Make these, and no others, the names; all in one step, links follow."""
+    for name in read_json(checkpoints / FILE).keys() - names.keys():
+        if (checkpoints / name).is_symlink():
+            (checkpoints / name).unlink()
+    _write(checkpoints, names)
+    _link(checkpoints)
+
+
+def _newest(count: int) -> list[str]:
+    return [LAST, *(PREVIOUS if number == 1 else f"{PREVIOUS}-{number}" for number in range(1, count))]
+
+
 def repair(checkpoints: Path, names: Iterable[str]) -> None:
-    """Make the links of ``names`` agree with the file again, as before a run is resumed from a copy or after a kill.
+    """Make the links of ``names``, and of those in the file, agree with the file again, as before a run is resumed from
+    a copy or after a kill.
 
     A folder in the place of a link becomes a step folder like others: that of its name, or of none where the file
     names another. A kill at any moment leaves a state that this function repairs.
     """
-    for name in names:
+    others = [path.name for path in checkpoints.glob(f"{PREVIOUS}*")]
+    for name in dict.fromkeys([*names, *read_json(checkpoints / FILE), *others]):
         path = checkpoints / name
         if path.is_dir() and not path.is_symlink():
             folder = free_name(checkpoints, f"step-copy-of-{name}")
@@ -76,13 +102,13 @@ def prune(checkpoints: Path) -> None:
 
 
 def whole(checkpoints: Path) -> list[str]:
-    """The names of the folders from which a run can be resumed."""
+    """The names of the folders from which a run can be resumed, as far as the sizes of their files tell."""
     return sorted(path.name for path in checkpoints.glob("[!.]*") if not path.is_symlink() and is_whole(path))
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether all parts of a checkpoint are there."""
-    return all((folder / part).exists() for part in PARTS)
+    """Whether all files of a checkpoint are there, in their sizes."""
+    return folder.is_dir() and checksums.damage(folder) is None
 
 
 def free_name(folder: Path, name: str) -> Path:
