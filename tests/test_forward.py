@@ -19,7 +19,6 @@ from plain_inputs import image_inputs
 from tiny_qwen3 import tiny_qwen3
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rethinker.config import ModelConfig
 from rethinker.config.schema import ConfigError
@@ -361,19 +360,15 @@ def test_liger_patches_the_model_it_is_given(policy, qwen3, liger):
 
 
 @pytest.mark.parametrize(("device", "wanted", "calls"), [("cpu", True, 0), ("cuda", True, 1), ("cuda", False, 0)])
-def test_liger_is_for_gpus(tiny_folder, liger, monkeypatch, device, wanted, calls):
-    """A model that says it is on a GPU, on any machine."""
-    kind = Qwen2_5_VLForConditionalGeneration
-    monkeypatch.setattr(kind, "device", property(lambda self: torch.device(device)))
-    load_policy(ModelConfig(path=str(tiny_folder), liger=wanted))
+def test_liger_is_for_gpus(tiny_folder, liger, device, wanted, calls):
+    """A model that is to go to a GPU, on any machine."""
+    load_policy(ModelConfig(path=str(tiny_folder), liger=wanted), device, weights="waiting")
     assert len(liger) == calls
 
 
 def test_without_liger_a_gpu_does_without(tiny_folder, monkeypatch):
-    kind = Qwen2_5_VLForConditionalGeneration
-    monkeypatch.setattr(kind, "device", property(lambda self: torch.device("cuda")))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
-    load_policy(ModelConfig(path=str(tiny_folder)))
+    load_policy(ModelConfig(path=str(tiny_folder)), "cuda", weights="waiting")
 
 
 # -- the policy --------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ DATA = ROOT / "data" / "visual_math" / "test.parquet"
 SAMPLING = Sampling(max_new_tokens=24)
 CONFIG = {
     "queries_per_episode": 4,
-    "model": {"path": str(MODEL)},
+    "model": {"path": str(MODEL), "sharding": "full"},
     "data": {"train": str(DATA), "train_limit": 40},
     "rollout": {"engine": "server", "group_size": 4, "max_new_tokens": 60},
     "optim": {"train_batch_size": 8, "lr": 1e-4},
