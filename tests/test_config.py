@@ -90,6 +90,11 @@ def test_only_what_is_optional_may_be_null(section, name, hint):
         assert f"{section}.{name}=None" in message(f"{section}.{name}=null")
 
 
+def test_sharded_layers_are_compiled_or_checkpointed():
+    text = message("model.sharding=full", "model.compile=true", "model.gradient_checkpointing=true")
+    assert "model.sharding='full' with model.compile and model.gradient_checkpointing" in text
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

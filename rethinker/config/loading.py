@@ -103,6 +103,11 @@ class RunConfig:
             raise ConfigError(
                 "model.offload=true with model.sharding='none': only shards are offloaded; set model.sharding=full"
             )
+        if model.sharding != "none" and model.compile and model.gradient_checkpointing:
+            raise ConfigError(
+                f"model.sharding={model.sharding!r} with model.compile and model.gradient_checkpointing: the first "
+                "training pass fails (torch 2.13, seen on CPUs); set model.compile=false"
+            )
         if self.rollout.engine == "transformers":
             check_own_weights(self)
 
