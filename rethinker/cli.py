@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import sys
 import time
@@ -12,9 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from rethinker.lab import base  # noqa: F401  registers its commands, as the next ones do
 from rethinker.lab.command_line import CONFIG, FOLDER, FOLDERS, RESUME, command, option, run_command, settings
+from rethinker.lab.export import command as _export  # noqa: F401
 from rethinker.lab.jobs import commands as job_commands
 from rethinker.lab.notebook.execute import PARAMS, RESULTS
+from rethinker.lab.plan import command as _plan  # noqa: F401
 from rethinker.rundir.paths import RunDir
 
 
@@ -168,70 +170,6 @@ def ablate(
 
 
 @command(
-    "plan",
-    "Compute what a config needs on GPUs: memory by part, seconds of an episode, what to change. Refuses nothing.",
-    CONFIG,
-    settings(),
-    option("--gpus", type=int, help="GPUs, servers included (default: launch.machines x launch.processes)"),
-    option("--gpu", default="h100-80", help="their type, e.g. h200-141, a100-80, l40s (default: %(default)s)"),
-    option("--nodes", type=int, help="machines (default: as few as eight GPUs each allow)"),
-    option("--sharding", choices=("none", "full", "hybrid"), help="of weights over the GPUs (default: model.sharding)"),
-    option("--servers", type=int, default=0, help="GPUs that only generate (default: all train and generate in turn)"),
-    option("--prompt-tokens", type=int, help="mean, images included (default: from the config's pixel limits)"),
-    option("--response-tokens", type=int, help="mean (default: 500)"),
-    option("--explain", action="store_true", help="also print formulas and assumptions"),
-)
-def plan(
-    file: str,
-    overrides: list[str],
-    gpus: int | None,
-    gpu: str,
-    nodes: int | None,
-    sharding: Literal["none", "full", "hybrid"] | None,
-    servers: int,
-    prompt_tokens: int | None,
-    response_tokens: int | None,
-    explain: bool,
-) -> int:
-    from rethinker.config import load_config
-    from rethinker.lab.plan.case import make_case
-    from rethinker.lab.plan.show import describe, print_page
-
-    case, source = make_case(
-        load_config(file, typed=overrides),
-        gpu,
-        gpus,
-        nodes=nodes,
-        sharding=sharding,
-        servers=servers,
-        prompt_tokens=prompt_tokens,
-        response_tokens=response_tokens,
-    )
-    print_page(describe(case, source, explain))
-    return 0
-
-
-@command(
-    "export",
-    "Write a config's data, grader and numbers in the formats of another trainer.",
-    CONFIG,
-    settings(),
-    option("--to", choices=("verl", "prime-rl"), required=True, help="the trainer"),
-    option("--out", type=Path, required=True, help="folder to write, new or empty"),
-)
-def export(file: str, overrides: list[str], to: Literal["verl", "prime-rl"], out: Path) -> int:
-    from rethinker.config import load_config
-    from rethinker.lab.export.write import export as write_export
-    from rethinker.lab.jobs.preflight import make_missing
-
-    config = load_config(file, typed=overrides)
-    make_missing([config], print)
-    write_export(config, to, out, print)
-    print(f"written: {out}; what could not be carried over: {out / 'README.md'}")
-    return 0
-
-
-@command(
     "watch",
     "Show a run in the terminal while it trains: metrics, charts, latest responses.",
     FOLDER,
@@ -309,63 +247,6 @@ def notebooks(names: list[str], params: Path, out: Path | None) -> int:
     from rethinker.lab.notebook.execute import print_results, run_notebooks
 
     return print_results(run_notebooks(params, names, out))
-
-
-@command(
-    "make-data",
-    "Generate visual-math data in ViRL39K's schema.",
-    option("--out", type=Path, default=Path("data/generated/visual_math"), help="folder (default: %(default)s)"),
-    option("--train", type=int, default=4000, help="queries (default: %(default)s)"),
-    option("--validation", type=int, default=120, help="queries (default: %(default)s)"),
-    option("--test", type=int, default=360, help="queries (default: %(default)s)"),
-    option("--seed", type=int, default=0),
-    option("--contact-sheet", type=Path, help="also save a PNG that shows every kind and level"),
-)
-def make_data(out: Path, train: int, validation: int, test: int, seed: int, contact_sheet: Path | None) -> int:
-    from rethinker.datasets.world import visual_math
-
-    visual_math.make_data(out, train, validation, test, seed)
-    print(f"written: {out}")
-    if contact_sheet:
-        print(f"written: {visual_math.contact_sheet(contact_sheet)}")
-    return 0
-
-
-@command(
-    "pretrain-tiny",
-    "Pretrain and measure the tiny VLM that the default experiment starts from.",
-    option("--out", type=Path, default=Path("data/tiny-vlm"), help="folder (default: %(default)s)"),
-    option("--steps", type=int, help="optimizer steps (default: those of the committed checkpoint)"),
-    option("--seed", type=int, default=0),
-    option("--threads", type=int, default=2, help="CPU threads (default: %(default)s)"),
-)
-def pretrain_tiny(out: Path, steps: int | None, seed: int, threads: int) -> int:
-    import torch
-
-    from rethinker.tiny import pretrain
-    from rethinker.tiny.curriculum import PretrainSettings
-    from rethinker.tiny.measures import document_base
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(threads)
-    settings = PretrainSettings(seed=seed)
-    if steps is not None:
-        settings = replace(settings, steps=steps)
-    started = time.monotonic()
-    pretrain.pretrain_tiny(out, settings)
-    minutes = (time.monotonic() - started) / 60
-    plural = "s" if threads > 1 else ""
-    options = {"out": out, "steps": steps, "seed": seed, "threads": threads}
-    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-    measures = document_base(
-        out,
-        command=shlex.join(["rethinker", "pretrain-tiny", *given]),
-        seed=seed,
-        made=f"{settings.steps:,} steps in {minutes:.0f} minutes on {threads} CPU thread{plural}",
-    )
-    first, forced = measures.first_sampled, measures.forced_sampled
-    print(f"written: {out}; accuracy of the first pass {first:.3f}, after a forced second look {forced:.3f}")
-    return 0
 
 
 @command(

@@ -29,10 +29,8 @@ from rethinker.datasets.order import QueryOrder
 from rethinker.grading import grade_many
 from rethinker.grpo import Scale, group_advantages
 from rethinker.looks import GradeMany, count_eligible, first_looks, mark_second_looks, plan_second_looks, second_looks
-from rethinker.policy.batching import arrange, micro_batches
-from rethinker.policy.forward import token_logprobs
 from rethinker.policy.loading import Policy
-from rethinker.policy.sharding import is_sharded
+from rethinker.policy.scoring import score
 from rethinker.replay import Selector
 from rethinker.rethink import keep
 from rethinker.rollout.base import RolloutEngine
@@ -277,7 +275,16 @@ class Trainer:
             return samples
         rank = self.accelerator.process_index
         own = [sample for sample in samples if record.homes[sample.query.qid] == rank]
-        scored = self.score(own, filler=next((sample for sample in samples if sample.response.token_ids), None))
+        with self.timed("logprobs"):
+            scored = score(
+                self.policy,
+                self.accelerator.unwrap_model(self.forward),
+                own if self.config.replay.mode == "grpo" else [sample for sample in own if sample.effective],
+                temperature=self.config.rollout.temperature,
+                packing=self.config.model.forward,
+                micro_batch_tokens=self.config.optim.micro_batch_tokens,
+                filler=next((sample for sample in samples if sample.response.token_ids), None),
+            )
         ranks = gather_object([(scored, engine_gaps(with_logprobs(own, scored)))])
         record.gaps = [gaps for _, gaps in ranks]
         return with_logprobs(samples, merged(logprobs for logprobs, _ in ranks))
@@ -287,36 +294,6 @@ class Trainer:
         if self.config.rollout.overlap:
             return False
         return self.config.batches(samples) <= 1 and not self.config.replay.outlives
-
-    @torch.no_grad()
-    def score(self, samples: Sequence[Sample], filler: Sample | None = None) -> dict[str, Floats]:
-        """Log-probs under the current weights by sample id; samples that will not be trained on get none.
-
-        Every rank of a sharded policy makes the same number of passes, on ``filler``, the same everywhere, where it has
-        no more samples of its own.
-        """
-        everything = self.config.replay.mode == "grpo"
-        wanted = arrange([s for s in samples if s.response.token_ids and (everything or s.effective)])
-        packing = self.config.model.forward
-        found: dict[str, Floats] = {}
-        sharded = is_sharded(self.forward)
-        self.forward.eval()
-        with self.timed("logprobs"):
-            passes = micro_batches(wanted, self.config.optim.micro_batch_tokens, packing)
-            if sharded and filler:
-                passes += [[filler]] * (max(gather_object([len(passes)])) - len(passes))
-            for part in passes:
-                logprobs_BT, _, _ = token_logprobs(
-                    self.policy,
-                    self.accelerator.unwrap_model(self.forward),
-                    [(sample.query, sample.response.token_ids) for sample in part],
-                    packing=packing,
-                    temperature=self.config.rollout.temperature,
-                    dummy_vision=sharded and self.policy.encoder.trained,
-                )
-                for sample, row in zip(part, logprobs_BT.cpu().numpy(), strict=True):
-                    found[sample.sample_id] = Floats(row[: len(sample.response.token_ids)])
-        return found
 
     def step(self, batch: Sequence[Sample], record: EpisodeRecord) -> None:
         """One update, or none if no sample, fresh or stored, has an advantage.

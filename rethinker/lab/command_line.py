@@ -25,6 +25,10 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
+ORDER = (  # of the help, and every command
+    *("train", "launch", "jobs", "watch", "tail", "stop", "evaluate", "report", "figures", "sync", "ablate"),
+    *("notebooks", "plan", "serve", "export", "make-data", "pretrain-tiny", "glossary", "doctor"),
+)
 
 
 def command(name: str, text: str, *options: Option) -> Callable[[Run], Run]:
@@ -87,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="rethinker", description="Reinforcement learning that makes VLMs think twice.")
     top.add_argument("--traceback", action="store_true", help=TRACEBACK)
     commands = top.add_subparsers(dest="command", required=True)
-    for name, each in COMMANDS.items():
+    for name, each in sorted(COMMANDS.items(), key=lambda item: ORDER.index(item[0])):
         sub = commands.add_parser(name, help=each.text, description=each.text)
         # SUPPRESS: else the default here would undo the option where it stands in front of the command.
         sub.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=TRACEBACK)

@@ -1,0 +1,68 @@
+"""``rethinker make-data | pretrain-tiny``: what the default experiment starts from. Nothing here is from the paper."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from rethinker.lab.command_line import command, option
+
+
+@command(
+    "make-data",
+    "Generate visual-math data in ViRL39K's schema.",
+    option("--out", type=Path, default=Path("data/generated/visual_math"), help="folder (default: %(default)s)"),
+    option("--train", type=int, default=4000, help="queries (default: %(default)s)"),
+    option("--validation", type=int, default=120, help="queries (default: %(default)s)"),
+    option("--test", type=int, default=360, help="queries (default: %(default)s)"),
+    option("--seed", type=int, default=0),
+    option("--contact-sheet", type=Path, help="also save a PNG that shows every kind and level"),
+)
+def make_data(out: Path, train: int, validation: int, test: int, seed: int, contact_sheet: Path | None) -> int:
+    from rethinker.datasets.world import visual_math
+
+    visual_math.make_data(out, train, validation, test, seed)
+    print(f"written: {out}")
+    if contact_sheet:
+        print(f"written: {visual_math.contact_sheet(contact_sheet)}")
+    return 0
+
+
+@command(
+    "pretrain-tiny",
+    "Pretrain and measure the tiny VLM that the default experiment starts from.",
+    option("--out", type=Path, default=Path("data/tiny-vlm"), help="folder (default: %(default)s)"),
+    option("--steps", type=int, help="optimizer steps (default: those of the committed checkpoint)"),
+    option("--seed", type=int, default=0),
+    option("--threads", type=int, default=2, help="CPU threads (default: %(default)s)"),
+)
+def pretrain_tiny(out: Path, steps: int | None, seed: int, threads: int) -> int:
+    import torch
+
+    from rethinker.tiny import pretrain
+    from rethinker.tiny.curriculum import PretrainSettings
+    from rethinker.tiny.measures import document_base
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(threads)
+    settings = PretrainSettings(seed=seed)
+    if steps is not None:
+        settings = replace(settings, steps=steps)
+    started = time.monotonic()
+    pretrain.pretrain_tiny(out, settings)
+    minutes = (time.monotonic() - started) / 60
+    plural = "s" if threads > 1 else ""
+    options = {"out": out, "steps": steps, "seed": seed, "threads": threads}
+    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    measures = document_base(
+        out,
+        command=shlex.join(["rethinker", "pretrain-tiny", *given]),
+        seed=seed,
+        made=f"{settings.steps:,} steps in {minutes:.0f} minutes on {threads} CPU thread{plural}",
+    )
+    first, forced = measures.first_sampled, measures.forced_sampled
+    print(f"written: {out}; accuracy of the first pass {first:.3f}, after a forced second look {forced:.3f}")
+    return 0
