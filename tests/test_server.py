@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from served import DATA, MODEL, lines, serve, train, write_config
 
 from rethinker.config import ModelConfig, load_config
 from rethinker.datasets.io import load_queries
@@ -25,7 +25,6 @@ from rethinker.rollout import canary_gap, vllm_available
 from rethinker.rollout.server.engine import ServerEngine
 from rethinker.rollout.server.fleet import Fleet
 from rethinker.rollout.server.folder import ServersDir, servers_of
-from rethinker.rollout.server.start import free_port
 from rethinker.rollout.server.transfer import FileTransfer
 from rethinker.rundir.paths import RunDir
 from rethinker.types import Request, Sampling
@@ -36,31 +35,13 @@ pytestmark = [
     pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed, or not built for this processor"),
 ]
 
-ROOT = Path(__file__).parents[1]
-MODEL = ROOT / "data" / "tiny-vlm"
-DATA = ROOT / "data" / "visual_math" / "test.parquet"
 SAMPLING = Sampling(max_new_tokens=24)
-CONFIG = {
-    "queries_per_episode": 4,
-    "model": {"path": str(MODEL), "sharding": "full"},
-    "data": {"train": str(DATA), "train_limit": 40},
-    "rollout": {"engine": "server", "group_size": 4, "max_new_tokens": 60},
-    "optim": {"train_batch_size": 8, "lr": 1e-4},
-    "rethink": {"fraction": 0.5},
-    "tracking": {"save_every": 1},
-    "launch": {"processes": 2},
-    "stages": [{"name": "s", "episodes": 3}],
-}
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """The file of a config whose servers are those of this module."""
-    folder = tmp_path_factory.mktemp("run")
-    CONFIG["rollout"]["servers"] = str(folder / "servers")
-    file = folder / "config.yaml"
-    file.write_text(json.dumps(CONFIG | {"runs_dir": str(folder)}))  # JSON is YAML
-    return file
+    return write_config(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -70,29 +51,13 @@ def policy():
 
 @pytest.fixture(scope="module")
 def queries():
-    return load_queries(str(ROOT / "data" / "visual_math" / "test.parquet"))[0][:6]
+    return load_queries(str(DATA))[0][:6]
 
 
 @pytest.fixture(scope="module")
 def servers(config):
-    """`rethinker serve` with two servers; at the end it takes them with it."""
-    port = free_port()
-    words = ["serve", str(config), "--servers", "2", "--port", str(port)]
-    process = psutil.Popen([sys.executable, "-m", "rethinker.cli", *words])
-    entry = ServersDir(load_config(config).rollout.servers).folder / f"127.0.0.1-{port}.json"
-    deadline = time.monotonic() + 900
-    try:
-        while not entry.exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.5)
-        children = process.children(recursive=True)
+    with serve(config) as process:
         yield process
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0 and not entry.exists()
-        assert not any(child.is_running() for child in children)
-    finally:
-        for child in [*process.children(recursive=True), process] if process.is_running() else []:
-            child.kill()
 
 
 @pytest.fixture
@@ -228,10 +193,6 @@ def test_a_server_killed_in_mid_episode_loses_nothing(engine, policy, queries, s
     assert gap(engine, other, queries) < 1e-5
 
 
-def train(config: Path, *words: str) -> psutil.Popen:
-    return psutil.Popen([sys.executable, "-m", "rethinker.cli", "train", str(config), *words])
-
-
 def responses(folder: RunDir) -> dict[int, pd.DataFrame]:
     return {episode: pd.read_parquet(file) for episode, file in folder.all_rollouts().items()}
 
@@ -247,11 +208,6 @@ def killed_and_resumed(config: Path, folder: RunDir, *words: str) -> None:
         child.kill()
     process.wait()
     assert train(config, f"name={folder.folder.name}", *words, "--resume").wait(600) == 0
-
-
-def lines(folder: RunDir, record: str) -> list[dict]:
-    found = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    return [line for line in found if line["record"] == record]
 
 
 def test_a_run_killed_and_resumed_has_the_rollouts_of_one_that_was_not(config, servers):

@@ -71,6 +71,13 @@ def test_truncate_after(tmp_path):
         writer.rollouts(episode, [{"episode": episode, "qid": "a"}])
     path = tmp_path / "run" / "metrics.jsonl"
     path.write_text(path.read_text() + '{"record": "step", "episode": 3, "st')  # killed while writing
+    for name in (
+        ".metrics.jsonl.x.tmp",
+        ".status.json.x.tmp",
+        ".config.yaml.x.tmp",
+        "rollouts/.episode-00003.parquet.x.tmp",
+    ):
+        (path.parent / name).touch()
     writer.truncate_after(2, 4)
     assert [(line["record"], line["episode"], line["step"]) for line in lines(tmp_path)] == [
         ("step", 1, 1),
@@ -81,7 +88,7 @@ def test_truncate_after(tmp_path):
         ("episode", 2, 4),
     ]
     files = sorted(file.name for file in (tmp_path / "run" / "rollouts").iterdir())
-    assert files == ["episode-00001.parquet", "episode-00002.parquet"]
+    assert files == ["episode-00001.parquet", "episode-00002.parquet"] and not list(path.parent.glob(".*"))
     writer.truncate_after(-1, 0)
     assert lines(tmp_path) == [] and not list((tmp_path / "run" / "rollouts").iterdir())
 

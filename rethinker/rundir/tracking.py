@@ -119,6 +119,9 @@ class Tracker:
         for written, file in self.folder.all_rollouts().items():
             if written > episode:
                 file.unlink()
+        run = self.folder.folder
+        for unfinished in (*run.glob(".*.json*.tmp"), *run.glob(".config.yaml.*.tmp"), *run.glob("rollouts/.*.tmp")):
+            unfinished.unlink()  # of an atomic write
 
     def say(self, text: str) -> None:
         """A line on the terminal of the main process."""
