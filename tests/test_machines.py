@@ -216,6 +216,7 @@ def one_machine(tmp_path_factory, world, guesser) -> RunConfig:
     return config
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_machines_give_what_one_gives(tmp_path, world, guesser, one_machine):

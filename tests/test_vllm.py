@@ -17,6 +17,7 @@ from memory import watch_merged
 
 import rethinker.rollout.vllm as vllm_engine
 from rethinker.config import ModelConfig
+from rethinker.policy import sharding
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.loading import load_policy
 from rethinker.rollout import TransformersEngine, VllmEngine, canary_gap, vllm_available
@@ -323,7 +324,7 @@ def test_lora_weights_arrive_merged(engine, policy, queries, tiny_folder, monkey
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
     requests = make_requests(queries)
     with monkeypatch.context() as patch:
-        counts = watch_merged(patch, vllm_engine)
+        counts = watch_merged(patch, sharding)
         engine.sync_weights(adapted.model)
     assert len(counts) == 21 and max(counts) <= 3, counts
     assert largest_gap(engine, adapted, requests, Sampling(max_new_tokens=24)) < rounding(LOGPROB)

@@ -135,11 +135,18 @@ def full_weights(
     size = 0
     for name, weight in merged_weights(model):
         cast = weight.to(dtype) if dtype else weight
-        bucket.append((name, whole(cast)))
-        size += bucket[-1][1].nbytes if isinstance(cast, DTensor) else 0
-        if size >= bucket_bytes:
+        del weight
+        if isinstance(cast, DTensor):
+            bucket.append((name, whole(cast)))
+            size += bucket[-1][1].nbytes
+            if size >= bucket_bytes:
+                yield from _finished(bucket)
+                size = 0
+        else:  # whole already; merged with its adapters it is a copy, of which none may wait
             yield from _finished(bucket)
-            bucket, size = [], 0
+            size = 0
+            yield name, cast
+        del cast
     yield from _finished(bucket)
 
 
