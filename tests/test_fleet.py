@@ -359,3 +359,35 @@ def test_a_run_is_not_started_without_its_servers(tmp_path):
     )
     with pytest.raises(ConfigError, match=r"no server is up there; start them \(rethinker serve"):
         preflight(config)
+
+
+def test_a_connection_that_is_closed_after_an_error_is_not_used_again():
+    """As uvicorn does, without saying so in its answer. The request that ends a transfer left open follows an error."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"] or 0))
+            status = 500 if self.path == "/fails" else 200
+            self.send_response(status)
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+            if status == 500:
+                time.sleep(0.3)
+                self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+    server = Server(f"http://127.0.0.1:{http.server_port}")
+    fleet = Fleet([server], "token", timeout_s=10)
+    with pytest.raises(ServerGone, match="500"):
+        fleet.post(server, "/fails")
+    assert fleet.post(server, "/works") == {}
+    fleet.close()
+    http.shutdown()
+    http.server_close()

@@ -68,7 +68,8 @@ class Fleet:
         self._none_since: float | None = None  # since when no server is usable
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {token}"},
-            limits=httpx.Limits(max_connections=None),
+            # A connection a request: uvicorn closes those that are idle or had an error, maybe under the next request.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             trust_env=False,  # servers have private addresses: no proxy may see them
         )
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="vLLM servers")
