@@ -736,6 +736,7 @@ def test_figures_as_files(tmp_path):
 # -- one real grid ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_real_grid(tmp_path, world, guesser, capsys):
     settings = [

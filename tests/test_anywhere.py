@@ -362,6 +362,7 @@ def test_a_rank_that_is_killed(elsewhere):
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_from_another_folder_and_its_resume_from_a_third(tmp_path, elsewhere, monkeypatch):
     done = rethinker("train", TINY, *CUT_DOWN, folder=elsewhere)

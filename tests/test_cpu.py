@@ -86,6 +86,7 @@ print(torch._dynamo.utils.counters["inductor"].get("fxgraph_cache_hit", 0))
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_code_of_another_vector_width_is_not_found(tmp_path):
     """Without it, AVX2 finds the code for AVX-512 and is wrong by more than 1."""

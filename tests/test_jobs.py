@@ -805,6 +805,7 @@ def test_a_job_outlives_who_started_it(tmp_path, real):
     assert not (config.folder / "config.yaml").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_is_resumed_to_its_end(real, monkeypatch):
