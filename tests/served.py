@@ -59,7 +59,8 @@ def serve(config: Path) -> Iterator[psutil.Popen]:
         yield process
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0 and not entry.exists()
-        assert not any(child.is_running() for child in children)
+        _, left = psutil.wait_procs(children, timeout=60)
+        assert not left
     finally:
         for child in [*process.children(recursive=True), process] if process.is_running() else []:
             child.kill()

@@ -204,9 +204,10 @@ def killed_and_resumed(config: Path, folder: RunDir, *words: str) -> None:
     while not (folder.checkpoints / "last").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    for child in [process, *process.children(recursive=True)]:
+    children = [process, *process.children(recursive=True)]
+    for child in children:
         child.kill()
-    process.wait()
+    psutil.wait_procs(children, timeout=60)  # a rank that still ends holds the run's lock
     assert train(config, f"name={folder.folder.name}", *words, "--resume").wait(600) == 0
 
 
