@@ -206,15 +206,19 @@ class Killed(BaseException):
     pass
 
 
-@pytest.fixture
-def toy(monkeypatch):
-    """A policy of four numbers, and a disk that needs no time."""
+def make_toy(monkeypatch):
+    """A policy of four numbers and its optimiser, and a disk that needs no time."""
     monkeypatch.setattr(os, "fsync", lambda number: None)
     monkeypatch.setattr(checkpoint, "save_model", lambda _, folder, **__: atomic_write_text(folder / "weights", "4"))
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.AdamW(model.named_parameters())
     steps(None, optimizer, 1, seed=0)
     return SimpleNamespace(model=model), optimizer
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    return make_toy(monkeypatch)
 
 
 def run_to_the_end(folder, toy) -> None:

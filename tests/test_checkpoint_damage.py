@@ -9,15 +9,13 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
-from test_checkpoint import CHANGES, adamw, save, steps
+from test_checkpoint import CHANGES, adamw, make_toy, save, steps
 from tiny_training import tiny_policy
 
 from rethinker.replay import Selector
-from rethinker.rundir import checkpoint, checksums, pointers
+from rethinker.rundir import checksums, pointers
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.checkpoint import NotSaved
 from rethinker.rundir.fallback import whole_checkpoint
@@ -81,13 +79,7 @@ def test_a_file_that_is_short_or_missing_is_found_by_its_size(policy, optimizer,
 
 @pytest.fixture
 def toy(monkeypatch):
-    """A policy of four numbers, and a disk that needs no time."""
-    monkeypatch.setattr(os, "fsync", lambda number: None)
-    monkeypatch.setattr(checkpoint, "save_model", lambda _, folder, **__: atomic_write_text(folder / "weights", "4"))
-    model = torch.nn.Linear(3, 1)
-    optimizer = torch.optim.AdamW(model.named_parameters())
-    steps(None, optimizer, 1, seed=0)
-    return SimpleNamespace(model=model), optimizer
+    return make_toy(monkeypatch)
 
 
 def save_episode(run: RunDir, toy, episode: int, best: bool = False, keep_last: int = 2) -> Path:

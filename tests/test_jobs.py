@@ -229,6 +229,8 @@ def test_a_stopped_job_tells_why_its_processes_failed_afterwards(config, fake):
     wait_for(lambda: job.status().episode >= 1)
     job.stop()
     assert job.wait(20).error == ()
+    job.files.job_exit_code.write_text("75\n")  # SIGTERM: it saved, and asks to be started again
+    assert job.status().error == ()
     job.files.job_exit_code.write_text("1\n")
     job.files.errors.write_text("== 2026-01-01T00:00:00 rank 1: RuntimeError: connection reset\n")
     status = job.status()

@@ -117,7 +117,7 @@ class Job:
             stage=last.get("stage", ""),
             seconds=last.get("seconds", 0.0),
             exit_code=code,
-            error=self._error(code) if state == "failed" or (code and not alive) else (),
+            error=self._error(code) if state == "failed" or (code and not alive and first_failure(self.folder)) else (),
         )
 
     def tail(self, n: int = 20) -> list[str]:
