@@ -44,7 +44,7 @@ NOISE = (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright keeps an event loop running in this thread until it ends
 def browser() -> Iterator[sync_api.Browser]:
     path = shutil.which("chromium")
     if path is None:
