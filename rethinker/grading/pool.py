@@ -152,6 +152,10 @@ class WorkerPool:
         """Whether math-verify can read the LaTeX ``gold`` (``correct``), and why not."""
         return self._request({"read": gold}, timeout_s)
 
+    def value(self, latex: str, timeout_s: float) -> Reply:
+        """Whether ``latex`` stands for one real number (``correct``), and that number (``reason``, a ``repr``)."""
+        return self._request({"value": latex}, timeout_s)
+
     def ask(self, pred: str, gold: str, question: str, timeout_s: float) -> Reply:
         """A worker's verdict on the answer ``pred``, or ``timeout``.
 

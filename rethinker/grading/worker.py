@@ -1,11 +1,11 @@
 """The killable worker: the whole comparison of two answers, math-verify's part included. Run as a script by `pool`.
 
 Protocol: one JSON object per line. In: {"pred", "gold", "question", "cpu_s"}; or {"read", "cpu_s"} to learn whether
-math-verify can read that LaTeX. Out: {"ready": true} once, then for each line {"correct", "reason"}. The parent kills
-the process at its time limit, so there are no signals and no timeouts in here. Text is never evaluated: only
-math-verify's LaTeX grammar is used, not its plain-expression parser, and sympy's string parser (which ends in `eval`,
-even for the digits that `sympy.Number` is given) is replaced by one that reads number literals and refuses everything
-else.
+math-verify can read that LaTeX; or {"value", "cpu_s"} to get the number it stands for. Out: {"ready": true} once, then
+for each line {"correct", "reason"}. The parent kills the process at its time limit, so there are no signals and no
+timeouts in here. Text is never evaluated: only math-verify's LaTeX grammar is used, not its plain-expression parser,
+and sympy's string parser (which ends in `eval`, even for the digits that `sympy.Number` is given) is replaced by one
+that reads number literals and refuses everything else.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -107,6 +108,22 @@ def read(gold: str) -> tuple[bool, str]:
         return False, f"error: the gold answer cannot be read ({type(error).__name__})"
 
 
+def value(latex: str) -> tuple[bool, str]:
+    """Whether LaTeX stands for one real number, read without any clean-up; the reason is that number (``repr``), or why
+    it is none. An integer before a fraction or a bracket with one is a mixed number (the parser's convention)."""
+    from latex2sympy2_extended import latex2sympy
+
+    try:
+        number = float(latex2sympy(latex, normalization_config=None))
+    except MemoryError:
+        return False, "out of memory"
+    except RecursionError:
+        return False, "too deep"
+    except Exception as error:  # a symbol, a set, no LaTeX: sympy raises all kinds
+        return False, f"not a number ({type(error).__name__})"
+    return (True, repr(number)) if math.isfinite(number) else (False, "not a finite number")
+
+
 def _parse(latex: str) -> list[Any]:
     from math_verify import LatexExtractionConfig, parse
 
@@ -163,6 +180,8 @@ def main() -> None:
         _limit_cpu(request["cpu_s"])
         if "read" in request:
             correct, reason = read(request["read"])
+        elif "value" in request:
+            correct, reason = value(request["value"])
         else:
             correct, reason = judge(request["pred"], request["gold"], request["question"])
         replies.write(json.dumps({"correct": correct, "reason": reason}) + "\n")
