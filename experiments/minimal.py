@@ -26,7 +26,8 @@ from rethinker.grpo import NllScale, group_advantages, nll_loss, policy_loss, tr
 from rethinker.looks import joiner
 from rethinker.policy.batching import arrange, micro_batches
 from rethinker.policy.forward import PolicyForward, token_logprobs
-from rethinker.policy.loading import Policy, load_policy
+from rethinker.policy.loading import load_policy
+from rethinker.policy.policy import Policy
 from rethinker.replay import SelectiveSampleReplay
 from rethinker.rethink import TRIGGERS, choose, keep, mark_kept, splice
 from rethinker.rollout import TransformersEngine

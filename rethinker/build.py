@@ -13,7 +13,8 @@ from accelerate import Accelerator
 
 from rethinker.config import RunConfig, to_yaml
 from rethinker.policy.forward import BaseForward, PolicyForward
-from rethinker.policy.loading import Policy, Weights, load_policy
+from rethinker.policy.loading import Weights, load_policy
+from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import is_sharded, shard_loaded
 from rethinker.processes import (
     check_accelerator,

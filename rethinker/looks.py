@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from rethinker.config import RethinkConfig
 from rethinker.grading import grade_many
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.policy.seam import before_answer, natural_seam
 from rethinker.rethink import TRIGGERS, Join, RethinkPlan, choose, eligible, mark_kept, splice
 from rethinker.rollout.base import RolloutEngine

@@ -31,7 +31,7 @@ from rethinker.evaluation.evaluate import validate
 from rethinker.evaluation.held_out import most_images, read_source, sampling, test_policy
 from rethinker.evaluation.result import Evaluation
 from rethinker.policy.lengths import PromptRoom
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import is_sharded
 from rethinker.policy.weights import trained_parameters
 from rethinker.rollout import TransformersEngine, checked_gap, gap_bound, make_engine

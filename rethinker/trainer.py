@@ -11,28 +11,26 @@ policy as the trainer computes it, and the gap to the engine is corrected by tru
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 
+from rethinker.actor import Actor, Rollouts
 from rethinker.ahead import Ahead, overlap_metrics
 from rethinker.arrays import Floats
 from rethinker.config import RunConfig
 from rethinker.datasets.order import QueryOrder
 from rethinker.grading import grade_many
-from rethinker.grpo import Scale, group_advantages
-from rethinker.looks import GradeMany, count_eligible, first_looks, mark_second_looks, plan_second_looks, second_looks
-from rethinker.policy.loading import Policy
+from rethinker.looks import GradeMany
+from rethinker.policy.policy import Policy
 from rethinker.policy.scoring import score
 from rethinker.replay import Selector
-from rethinker.rethink import keep
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.canary import checked_gap
 from rethinker.rundir.metrics import (
@@ -43,13 +41,11 @@ from rethinker.rundir.metrics import (
     replay_ages,
     rollout_rows,
 )
-from rethinker.rundir.phases import Phases
+from rethinker.rundir.phases import Phases, measured
 from rethinker.rundir.tracking import Tracker
 from rethinker.seeding import stable_seed
-from rethinker.types import Group, Query, Sample, Sampling
+from rethinker.types import Query, Sample
 from rethinker.update import PolicyUpdate
-
-RolledOut = tuple[list[Group], list[Group], list[Sample], int]  # see Trainer.roll_out
 
 
 @dataclass
@@ -98,9 +94,8 @@ class Trainer:
         self.accelerator = accelerator
         self.progress = progress
         self.usual_gap = usual_gap
-        self.grade = grade
+        self.actor = Actor(config, policy, engine, grade, accelerator.process_index, accelerator.num_processes)
         self.phases = phases
-        self.sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_new_tokens)
         self.seconds: dict[str, float] = defaultdict(float)
         self.stage_episodes = stage_episodes
         self.ahead = Ahead()
@@ -110,7 +105,7 @@ class Trainer:
         record = self.start_episode()
         with self.timed("episode"):
             for queries in self.rounds(record):
-                self.collect(record, queries, *self.rolled_out(queries, record))
+                self.collect(record, queries, self.rolled_out(queries, record))
             self.start_next(record)
             self.engine.sleep()
             samples = self.with_behavior_logprobs(record)
@@ -127,18 +122,10 @@ class Trainer:
             self.report_overlap(record, samples, waited)
         return self.report(record, samples)
 
-    def roll_out(self, queries: Sequence[Query], episode: int) -> RolledOut:
-        """This rank's first looks, the groups with second looks and advantages, all forced trajectories, and the number
-        eligible."""
-        firsts = self.first_looks(queries, episode)
-        groups, candidates, eligible = self.second_looks(firsts)
-        groups = [with_advantages(group, self.config.grpo.advantage_scale) for group in groups]
-        return firsts, groups, candidates, eligible
-
-    def rolled_out(self, queries: Sequence[Query], record: EpisodeRecord) -> RolledOut:
-        """``roll_out``, now or ahead of the episode."""
+    def rolled_out(self, queries: Sequence[Query], record: EpisodeRecord) -> Rollouts:
+        """This rank's, made now or ahead of the episode."""
         if self.ahead.queries is None:
-            return self.roll_out(queries, record.number)
+            return self.actor.roll_out(queries, record.number, self.timed)
         record.weight_lag = 1
         result, seconds = self.ahead.take()
         for name, value in seconds.items():
@@ -151,9 +138,9 @@ class Trainer:
         if last or not self.config.rollout.overlap:
             return
         order, queries = self.order.state_dict(), self.order.take(self.config.queries_per_episode)
-        worker = copy(self)  # with a stopwatch of its own; what the rank does is what its main thread does
-        worker.seconds, worker.phases = defaultdict(float), None
-        self.ahead.start(queries, order, lambda: (worker.roll_out(queries, record.number + 1), worker.seconds))
+        seconds: dict[str, float] = defaultdict(float)  # a stopwatch of its own, and no phase: the main thread has one
+        roll_out = partial(self.actor.roll_out, queries, record.number + 1, partial(measured, seconds))
+        self.ahead.start(queries, order, lambda: (roll_out(), seconds))
 
     def order_state(self) -> dict[str, int]:
         """Where the order of queries stands for a checkpoint: what was rolled out ahead is rolled out again."""
@@ -201,66 +188,19 @@ class Trainer:
         """Whether groups without an advantage are dropped and replaced by new rollouts (DAPO)."""
         return self.config.replay.mode == "dynamic_sampling"
 
-    def first_looks(self, queries: Sequence[Query], episode: int) -> list[Group]:
-        """G graded first responses to every query of this rank."""
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        return first_looks(
-            self.engine,
-            self.policy,
-            queries[rank::ranks],
-            self.config.rollout.group_size,
-            self.sampling,
-            seed=lambda query: stable_seed(self.config.seed, "first", episode, query.qid),
-            episode=episode,
-            grade=self.grade,
-            timed=self.timed,
-        )
-
-    def second_looks(self, groups: Sequence[Group]) -> tuple[list[Group], list[Sample], int]:
-        """Groups with kept trajectories in place of their y1, all forced trajectories, and the number eligible."""
-        options, seed, limit = self.config.rethink, self.config.seed, self.config.rollout.max_new_tokens
-        with self.timed("rethink"):
-            firsts = [sample for group in groups for sample in group.samples]
-            eligible = count_eligible(self.policy, firsts, options, limit)
-            plans = plan_second_looks(self.policy, firsts, options, limit, seed=seed) if options.fraction else []
-            trajectories = second_looks(
-                self.engine,
-                self.policy,
-                firsts,
-                plans,
-                replace(self.sampling, temperature=options.temperature),
-                seed=lambda sample_id: stable_seed(seed, "second", sample_id),
-                grade=self.grade,
-            )
-            rethought, candidates = [], []
-            for group in groups:
-                forced = [trajectories[s.sample_id] for s in group.samples if s.sample_id in trajectories]
-                marked = mark_second_looks(group, forced, options)
-                rethought.append(keep(group, marked, options.placement))
-                candidates += marked
-            return rethought, candidates, eligible
-
-    def collect(
-        self,
-        record: EpisodeRecord,
-        queries: Sequence[Query],
-        firsts: Sequence[Group],
-        groups: Sequence[Group],
-        candidates: Sequence[Sample],
-        eligible: int,
-    ) -> None:
+    def collect(self, record: EpisodeRecord, queries: Sequence[Query], own: Rollouts) -> None:
         """Add a round to the record: that of all ranks, in the order of the queries."""
         # In one piece: what groups share with the first looks is sent, and kept, once.
-        ranks = gather_object([(firsts, groups, candidates, eligible)])
-        record.homes |= {group.query.qid: rank for rank, part in enumerate(ranks) for group in part[1]}
+        ranks: list[Rollouts] = gather_object([own])
+        record.homes |= {group.query.qid: rank for rank, part in enumerate(ranks) for group in part.groups}
         record.add_round(
             queries,
-            firsts=[group for part in ranks for group in part[0]],
-            groups=[group for part in ranks for group in part[1]],
-            candidates=[sample for part in ranks for sample in part[2]],
+            firsts=[group for part in ranks for group in part.firsts],
+            groups=[group for part in ranks for group in part.groups],
+            candidates=[sample for part in ranks for sample in part.candidates],
             effective_only=self.dynamic_sampling,
         )
-        record.eligible += sum(part[3] for part in ranks)
+        record.eligible += sum(part.eligible for part in ranks)
 
     def with_behavior_logprobs(self, record: EpisodeRecord) -> list[Sample]:
         """The episode's samples, in the order of the groups, with the behaviour policy's log-probs.
@@ -316,7 +256,7 @@ class Trainer:
             self.policy,
             self.accelerator.unwrap_model(self.forward),
             [group.query for group in record.firsts[:2]],
-            self.sampling,
+            self.actor.sampling,
             self.config,
             seed=stable_seed(self.config.seed, "canary", record.number),
             when=f"of episode {record.number}",
@@ -356,27 +296,11 @@ class Trainer:
         """Add the seconds of the block to ``time/<name>``."""
         if self.phases and name != "episode":
             self.phases.enter(f"{name} of episode {self.progress.episode + 1}")
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
+        with measured(self.seconds, name):
+            yield
 
 
 TIMES = ("rollout", "grade", "rethink", "logprobs", "train", "sync", "episode")
-
-
-def with_advantages(group: Group, scale: Scale) -> Group:
-    """The group with the advantages of its rewards.
-
-    A response without any token cannot be trained on, whatever its group: its advantage becomes 0. The others of its
-    group keep theirs, and it counts in ``rollout/empty``.
-    """
-    rewards_PG = torch.tensor([[sample.reward for sample in group.samples]], dtype=torch.float64)
-    advantages = group_advantages(rewards_PG, scale)[0].tolist()
-    samples = tuple(
-        replace(sample, advantage=advantage if sample.response.token_ids else 0.0)
-        for sample, advantage in zip(group.samples, advantages, strict=True)
-    )
-    return replace(group, samples=samples)
 
 
 def merged(parts: Iterable[Mapping[str, Floats]]) -> dict[str, Floats]:

@@ -28,7 +28,7 @@ from rethinker.grpo import (
 )
 from rethinker.policy.batching import plan
 from rethinker.policy.forward import token_logprobs
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import is_sharded, whole
 from rethinker.types import Sample
 

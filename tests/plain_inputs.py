@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.types import Query
 
 

@@ -24,7 +24,8 @@ from bounds import in_float64
 from rethinker.config import ModelConfig
 from rethinker.datasets.io import load_queries
 from rethinker.policy.forward import BaseForward, PolicyForward, token_logprobs
-from rethinker.policy.loading import Policy, load_policy
+from rethinker.policy.loading import load_policy
+from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import (
     check_equal_over_ranks,
     full_weights,

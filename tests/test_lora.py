@@ -15,7 +15,8 @@ from rethinker.config import ModelConfig, load_config
 from rethinker.grpo import kl_penalty
 from rethinker.policy import lora, weights
 from rethinker.policy.forward import BaseForward, PolicyForward, token_logprobs
-from rethinker.policy.loading import Policy, load_policy, save_model
+from rethinker.policy.loading import load_policy, save_model
+from rethinker.policy.policy import Policy
 from rethinker.run import TrainingRun
 
 pytestmark = pytest.mark.numerics

@@ -11,7 +11,8 @@ from tiny_training import tiny_policy
 
 from rethinker.config import ModelConfig
 from rethinker.config.schema import ConfigError
-from rethinker.policy.loading import end_of_turn, load_processor
+from rethinker.policy.loading import load_processor
+from rethinker.policy.response_ends import end_of_turn
 
 
 def changed(source: Path, target: Path, **files: dict) -> Path:

@@ -452,7 +452,7 @@ def test_a_gap_that_is_no_number_is_found_out(policy, four, tmp_path, monkeypatc
     run = Run(small_config(tmp_path, "rollout.canary=0.01"), policy, four, script())
     monkeypatch.setattr(run.engine, "logprob", float("nan"))
     with pytest.raises(RuntimeError, match="differ by nan"):
-        run.trainer.check_engine(EpisodeRecord(1, "stage", 4, 4, firsts=run.trainer.first_looks(four[:1], 1)))
+        run.trainer.check_engine(EpisodeRecord(1, "stage", 4, 4, firsts=run.trainer.actor.first_looks(four[:1], 1)))
 
 
 class Mute(ScriptedEngine):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from conftest import random_weights
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from rethinker.policy.loading import Policy, make_policy
+from rethinker.policy.loading import make_policy
+from rethinker.policy.policy import Policy
 
 
 def tiny_qwen3(policy: Policy, seed: int = 0) -> Policy:

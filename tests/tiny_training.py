@@ -17,7 +17,8 @@ from builders import make_sample
 from rethinker.config import ModelConfig, RunConfig, load_config
 from rethinker.datasets.order import QueryOrder
 from rethinker.policy.forward import PolicyForward, token_logprobs
-from rethinker.policy.loading import Policy, load_policy
+from rethinker.policy.loading import load_policy
+from rethinker.policy.policy import Policy
 from rethinker.replay import make_selector
 from rethinker.rollout.scripted import ScriptedEngine
 from rethinker.rundir.metrics import EpisodeRecord

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from rethinker.policy.loading import PromptIds
+from rethinker.policy.policy import PromptIds
 from rethinker.types import Query
 
 FIRST_PROMPT_TOKEN = 100  # responses hold smaller ones

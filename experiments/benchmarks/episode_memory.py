@@ -15,28 +15,29 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
+import torch
 from accelerate import Accelerator
 
+from rethinker.actor import Rollouts, with_advantages
 from rethinker.arrays import Floats
 from rethinker.config import load_config
 from rethinker.rundir.metrics import EpisodeRecord
 from rethinker.rundir.samples import read_samples, write_samples
-from rethinker.trainer import Trainer, with_advantages
+from rethinker.trainer import Trainer
 from rethinker.types import Grade, Group, Query, Response, Sample
 
 GROUP = 8
 CHARACTERS = 4  # of text a token
 
 
-class Simulated(Trainer):
-    """Its log-probs are random."""
-
-    def score(self, samples: Any, filler: Sample | None = None) -> dict[str, Floats]:
-        rng = np.random.default_rng(1)
-        return {s.sample_id: Floats(rng.random(len(s.response.token_ids), np.float32)) for s in samples}
+def random_logprobs(_policy: Any, _forward: Any, samples: Any, **_: Any) -> dict[str, Floats]:
+    """In place of a forward pass."""
+    rng = np.random.default_rng(1)
+    return {s.sample_id: Floats(rng.random(len(s.response.token_ids), np.float32)) for s in samples}
 
 
 def make_group(query: Query, tokens: int, rng: np.random.Generator) -> Group:
@@ -63,9 +64,9 @@ def main() -> None:
     queries = [Query(f"q{number}", "What?" * 20, "1") for number in range(arguments.queries)]
     config = load_config(None, [f"queries_per_episode={arguments.queries}", "optim.train_batch_size=8"])
     anything: Any = None
-    trainer = Simulated(
-        config, "simulated", policy=anything, forward=anything, engine=anything, order=anything, selector=anything,
-        update=anything, tracker=anything, accelerator=accelerator, progress=anything,
+    trainer = Trainer(
+        config, "simulated", policy=anything, forward=torch.nn.Identity(), engine=anything, order=anything,
+        selector=anything, update=anything, tracker=anything, accelerator=accelerator, progress=anything,
     )  # fmt: skip
     empty = psutil.Process().memory_info().rss
     rng = np.random.default_rng(rank)
@@ -75,9 +76,10 @@ def main() -> None:
     record = EpisodeRecord(1, "simulated", arguments.queries, GROUP)
     accelerator.wait_for_everyone()
     cpu, start = time.process_time(), time.perf_counter()
-    trainer.collect(record, queries, firsts, groups, [], 0)
+    trainer.collect(record, queries, Rollouts(firsts, groups, [], 0))
     collected = time.perf_counter()
-    samples = trainer.with_behavior_logprobs(record)
+    with mock.patch("rethinker.trainer.score", random_logprobs):
+        samples = trainer.with_behavior_logprobs(record)
     scored = time.perf_counter()
     cpu = time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,7 +16,7 @@ from meter import Meter, scoring_part
 from world import LEARNING_RATE, SEED, Point, check_lengths, grade_by_parity, never_sampled
 
 from rethinker.config import RunConfig, load_config
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.run import TrainingRun
 from rethinker.types import Request, Response, Sampling
 
@@ -57,7 +57,7 @@ class MeasuredRun(TrainingRun):
         self.meter = meter
         self.prompts: list[str] = []
         self.trainer = self.make_trainer(0, self.config.for_stage(0))
-        self.trainer.grade = grade_by_parity
+        self.trainer.actor = replace(self.trainer.actor, grade=grade_by_parity)
         self.meter.watch(self.policy.model, self.accelerator)
         self.meter.watch_optimizer(self.trainer.update.optimizer)
         self.forward.forward = self.meter.wrap(self.forward.forward, scoring_part)

@@ -22,7 +22,8 @@ from transformers import GenerationConfig
 
 from rethinker.config import ModelConfig, RolloutConfig, RunConfig
 from rethinker.policy.forward import PolicyForward
-from rethinker.policy.loading import Policy, load_policy
+from rethinker.policy.loading import load_policy
+from rethinker.policy.policy import Policy
 from rethinker.rollout import canary_gap, make_engine
 from rethinker.rollout.canary import gap_bound
 from rethinker.types import Query, Request, Sampling

@@ -24,7 +24,7 @@ from rethinker.config import RethinkConfig
 from rethinker.evaluation.result import COLUMNS, MODES, Evaluation, empty_rows
 from rethinker.grading import grade_many
 from rethinker.looks import GradeMany, first_looks, plan_second_looks, second_looks
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.rethink import contains_reflection
 from rethinker.rollout.base import RolloutEngine
 from rethinker.seeding import stable_seed

@@ -13,7 +13,8 @@ from rethinker.datasets.pass_rate import PassRateFilter
 from rethinker.evaluation.evaluate import evaluate
 from rethinker.evaluation.result import Evaluation
 from rethinker.policy.lengths import PromptRoom
-from rethinker.policy.loading import Policy, load_policy
+from rethinker.policy.loading import load_policy
+from rethinker.policy.policy import Policy
 from rethinker.processes import use_deterministic_algorithms
 from rethinker.rollout import make_engine
 from rethinker.rollout.base import RolloutEngine

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rethinker.grpo import at_least_float32
-from rethinker.policy.loading import Policy
 from rethinker.policy.lora import adapters_off
 from rethinker.policy.packing import Item, PackedBatch, Packing, pack
+from rethinker.policy.policy import Policy
 from rethinker.policy.vision import ImageEncoder
 
 BANNED_LOGIT = -1e9  # finite, so that 0 * log 0 is 0 in the entropy

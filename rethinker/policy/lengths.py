@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.policy.prompt import prompt_text
 from rethinker.types import Query
 

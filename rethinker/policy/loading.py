@@ -1,21 +1,14 @@
-"""The policy: a vision-language model with its processor, its prompts and its banned tokens.
-
-Qwen2.5-VL and Qwen3-VL checkpoints in Hugging Face's layout, whole or with LoRA adapters on the language model.
-"""
+"""Loading a policy: Qwen2.5-VL and Qwen3-VL checkpoints in Hugging Face's layout, whole or with LoRA adapters on the
+language model."""
 
 from __future__ import annotations
 
 import importlib.util
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
@@ -25,116 +18,13 @@ from rethinker.policy.attention import use_shared_prefix_attention
 from rethinker.policy.cpu import check_bfloat16, keep_compiled_code_apart
 from rethinker.policy.images import ImageStore
 from rethinker.policy.lora import add_lora
-from rethinker.policy.prompt import prompt_text
+from rethinker.policy.policy import Policy
+from rethinker.policy.response_ends import response_ends
 from rethinker.policy.vision import ImageEncoder
 from rethinker.policy.weights import FILE_BYTES, save_merged
-from rethinker.types import Query
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 Weights = Literal["here", "waiting", "none"]
-PROMPTS_HELD = 4096  # prompts whose ids and positions are kept: some 25 kB each at 1,280 image tokens
-
-
-@dataclass(frozen=True, slots=True)
-class PromptIds:
-    """A tokenised prompt.
-
-    ``unexpanded`` has one image token per image (what vLLM wants), ``ids`` one for each merged patch (what the model
-    reads). ``positions`` [3, len(ids)] int32: M-RoPE positions in time, height and width; the response continues at
-    ``next_position``, the same in all three.
-    """
-
-    unexpanded: tuple[int, ...]
-    ids: tuple[int, ...]
-    positions: Tensor
-    next_position: int
-
-
-@dataclass
-class Policy:
-    """A model and what belongs to it; ``model`` is the Hugging Face module itself, never a wrapper.
-
-    ``eos_ids``: the tokens that end a response, the chat template's end of turn first. ``banned_ids``: every other
-    special token, and every row of the embedding without a token (Qwen has 271 among 151,936); they have probability
-    zero in sampling and in log-probs, because a sampled image token would break the next forward pass, and a row
-    without a token has no text.
-    """
-
-    model: PreTrainedModel
-    processor: Any
-    tokenizer: Any
-    images: ImageStore
-    encoder: ImageEncoder
-    device: torch.device  # where it computes; offloaded weights rest elsewhere
-    banned_ids: tuple[int, ...]
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    image_id: int
-    prompt_suffix: str = ""
-    prompt_hint: str = ""
-    _prompts: OrderedDict[Query, PromptIds] = field(default_factory=OrderedDict, repr=False)
-    _lock: Any = field(default_factory=threading.Lock, repr=False)  # of the prompts: an engine's threads make some too
-
-    @property
-    def eos_id(self) -> int:
-        """The token that ends a response as the chat template does."""
-        return self.eos_ids[0]
-
-    @property
-    def context(self) -> int:
-        """Tokens of the longest prompt with response that the model takes."""
-        config: Any = self.model.config
-        return int(config.get_text_config().max_position_embeddings)
-
-    @property
-    def merge_size(self) -> int:
-        """Side of the square of patches that becomes one image token."""
-        return int(self.images.image_processor.merge_size)
-
-    def prompt(self, query: Query) -> PromptIds:
-        """The prompt of ``query``, kept for the next call. Raises ValueError or ImageError naming the qid."""
-        with self._lock:
-            held = self._prompts.get(query)
-            if held is not None:
-                self._prompts.move_to_end(query)
-                return held
-            prompt = self._prompt(query)
-            self._prompts[query] = prompt
-            if len(self._prompts) > PROMPTS_HELD:
-                self._prompts.popitem(last=False)
-            return prompt
-
-    def _prompt(self, query: Query) -> PromptIds:
-        text = prompt_text(self.processor, query, self.prompt_suffix, self.prompt_hint)
-        unexpanded = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if unexpanded.count(self.image_id) != len(query.images):
-            raise ValueError(
-                f"query {query.qid!r}: {unexpanded.count(self.image_id)} image tokens in the prompt for "
-                f"{len(query.images)} images; check the <image> placeholders of the question"
-            )
-        grids = [self.images.get(path, query.qid).grid for path in query.images]
-        lengths = iter(int(grid.prod()) // self.merge_size**2 for grid in grids)
-        ids: list[int] = []
-        for token in unexpanded:
-            ids.extend([token] * next(lengths) if token == self.image_id else [token])
-        row = torch.tensor([ids])
-        positions, _ = self.model.model.get_rope_index(
-            row, (row == self.image_id).int(), image_grid_thw=torch.stack(grids) if grids else None
-        )
-        return PromptIds(
-            unexpanded=tuple(unexpanded),
-            ids=tuple(ids),
-            positions=positions[:, 0].to(torch.int32),
-            next_position=int(positions.max()) + 1,
-        )
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a piece of a response: no special tokens, not even where the text spells one."""
-        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 def load_policy(
@@ -287,44 +177,6 @@ def make_policy(
         prompt_suffix=prompt_suffix,
         prompt_hint=prompt_hint,
     )
-
-
-def response_ends(model: PreTrainedModel, processor: Any) -> tuple[int, ...]:
-    """The tokens that end a response, the chat template's end of turn first: the tokenizer's EOS and those of
-    generation_config.json.
-
-    Raises ConfigError where there is none, and where the template ends a turn by a special token that is not among
-    them: the policy would write it, the engine would go on (it would even be banned), and every response be cut.
-    """
-    tokenizer = processor.tokenizer
-    listed = getattr(model.generation_config, "eos_token_id", None)
-    found = [tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])]
-    eos_ids = [int(token) for token in dict.fromkeys(found) if token is not None]
-    where = getattr(model.config, "_name_or_path", "") or "the model"
-    if not eos_ids:
-        raise ConfigError(f"{where}: neither the tokenizer nor generation_config.json has an EOS token: set eos_token")
-    end = end_of_turn(processor)
-    if end is None:
-        return tuple(eos_ids)
-    if end not in eos_ids:
-        word, known = tokenizer.convert_ids_to_tokens([end])[0], tokenizer.convert_ids_to_tokens(eos_ids)
-        raise ConfigError(
-            f"{where}: the chat template ends a turn by {word!r} (id {end}), but EOS is {', '.join(map(repr, known))}: "
-            f'no response would ever end. Set "eos_token": "{word}" in tokenizer_config.json, or add {end} to '
-            '"eos_token_id" in generation_config.json (a list may have several)'
-        )
-    return (end, *(token for token in eos_ids if token != end))
-
-
-def end_of_turn(processor: Any) -> int | None:
-    """The first special token that the chat template puts behind an assistant's words; None if there is none."""
-    words = "The answer is 4."
-    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": words}]
-    _, _, tail = str(processor.apply_chat_template(turns, tokenize=False)).rpartition(words)
-    tokenizer = processor.tokenizer
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    return next((token for token in ids if token in special or token in tokenizer.all_special_ids), None)
 
 
 def save_model(

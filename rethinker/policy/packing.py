@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rethinker.policy.attention import PrefixTrees
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.policy.prefix_tree import merge
 from rethinker.policy.vision import Vision, blank_image, gather_images
 from rethinker.types import Query

@@ -10,8 +10,8 @@ from accelerate.utils import gather_object
 from rethinker.arrays import Floats
 from rethinker.policy.batching import arrange, micro_batches
 from rethinker.policy.forward import token_logprobs
-from rethinker.policy.loading import Policy
 from rethinker.policy.packing import Packing
+from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import is_sharded
 from rethinker.types import Sample
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rethinker.config import RunConfig, check_own_weights
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.canary import canary_gap, checked_gap, gap_bound
 from rethinker.rollout.scripted import ScriptedEngine

@@ -15,7 +15,7 @@ from torch import nn
 
 from rethinker.config import RunConfig
 from rethinker.policy.forward import token_logprobs
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.rollout.base import RolloutEngine
 from rethinker.types import Query, Request, Sampling
 

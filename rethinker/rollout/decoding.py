@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from rethinker.grpo import at_least_float32
 from rethinker.policy.attention import Layout, SdpaLayout
-from rethinker.policy.loading import Policy
 from rethinker.policy.packing import Item, pack_trees
+from rethinker.policy.policy import Policy
 
 GROWTH = 64  # tokens by which the rows' keys and values grow
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import gather, is_sharded, release
 from rethinker.rollout.decoding import Decoder
 from rethinker.rollout.requests import check_requests, token_budget

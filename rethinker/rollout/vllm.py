@@ -26,7 +26,7 @@ import torch
 
 from rethinker.config.schema import ConfigError
 from rethinker.policy.cpu import check_bfloat16, missing_for_vllm
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import full_weights
 from rethinker.policy.weights import save_weights
 from rethinker.processes import warn_of_nondeterminism

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rethinker.policy.images import Pixels
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.types import Query, Request, Sampling
 
 

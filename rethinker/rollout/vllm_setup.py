@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 
 CPU_KV_BYTES = 2**30  # KV cache on a CPU, at most: its pages are written when the engine starts, 2.6 s a GiB
 CPU_BLOCK_TOKENS = 32  # KV-cache block on a CPU: the smallest that its attention takes; 128, its default, shares little

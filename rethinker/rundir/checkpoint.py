@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from rethinker.policy.loading import Policy, save_model
+from rethinker.policy.loading import save_model
+from rethinker.policy.policy import Policy
 from rethinker.policy.weights import FILE_BYTES, trained_parameters
 from rethinker.rundir import checksums, optimizer_state, shards
 from rethinker.rundir.atomic import atomic_write_text, read_json, sync_folder

@@ -59,3 +59,11 @@ class Phases:
 
     def _file(self, rank: int) -> Path:
         return self.folder / f"rank-{rank}.json"
+
+
+@contextmanager
+def measured(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds of the block to ``seconds[name]``."""
+    start = time.perf_counter()
+    yield
+    seconds[name] += time.perf_counter() - start

@@ -24,7 +24,8 @@ from rethinker.datasets.world.visual_math import make_data
 from rethinker.evaluation.evaluate import evaluate
 from rethinker.grading import grade_many
 from rethinker.looks import GradeMany
-from rethinker.policy.loading import Policy, load_policy
+from rethinker.policy.loading import load_policy
+from rethinker.policy.policy import Policy
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.transformers import TransformersEngine
 from rethinker.rundir.atomic import atomic_write_text

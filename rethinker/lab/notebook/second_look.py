@@ -18,7 +18,8 @@ from rethinker.config import ModelConfig, RethinkConfig, RunConfig
 from rethinker.grading import grade_many
 from rethinker.grpo import Scale, group_advantages
 from rethinker.looks import first_looks, mark_second_looks, plan_second_looks, second_looks
-from rethinker.policy.loading import Policy, load_policy
+from rethinker.policy.loading import load_policy
+from rethinker.policy.policy import Policy
 from rethinker.rethink import TRIGGERS, RethinkPlan, contains_reflection
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.transformers import TransformersEngine

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 
 from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
-from rethinker.policy.loading import Policy
+from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import full_weights
 from rethinker.rollout.requests import check_requests, token_budget
 from rethinker.rollout.server.fleet import Fleet, Server, ServerGone
