@@ -36,7 +36,7 @@ _MARK = re.compile(r"<image>|<video>")
 
 class MegaBench(Benchmark):
     name: ClassVar[str] = "mega"
-    title: ClassVar[str] = "MEGA-Bench core"
+    title: ClassVar[str] = "MEGA-Bench"
     hub: ClassVar[str] = "TIGER-Lab/MEGA-Bench"
     splits: ClassVar[Mapping[str, int]] = {"core": 6531, "core_single_image": 4108}
     mean_over: ClassVar[str | None] = "task"
