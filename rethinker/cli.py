@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from rethinker.lab import base  # noqa: F401  registers its commands, as the next ones do
+from rethinker.lab import base, benchmarks  # noqa: F401  register their commands, as the next ones do
 from rethinker.lab.command_line import CONFIG, FOLDER, FOLDERS, RESUME, command, option, run_command, settings
 from rethinker.lab.export import command as _export  # noqa: F401
 from rethinker.lab.jobs import commands as job_commands
@@ -73,43 +71,6 @@ def train(file: str, overrides: list[str], resume: bool, traceback: bool) -> int
     else:
         print(f"finished in {(time.monotonic() - started) / 60:.1f} minutes; report: {report_file}")
     return code
-
-
-@command(
-    "evaluate",
-    "Evaluate a checkpoint on data.test in the modes plain, forced and bound.",
-    option("file", metavar="config", help="YAML file, e.g. runs/<name>/config.yaml"),
-    settings("model.path=... names the checkpoint (default for a run's own config.yaml: its best)"),
-    option("--out", type=Path, help="folder for evaluation/<label>.json; default: the run's folder"),
-    option("--label", default="evaluation"),
-)
-def evaluate(file: str, overrides: list[str], out: Path | None, label: str) -> int:
-    from rethinker.config import DataConfig, check_name, load_config
-    from rethinker.lab.jobs.preflight import check_data, check_model, make_missing
-    from rethinker.rundir.folder import best_model
-
-    config = load_config(file, typed=overrides)
-    folder, run = config.folder, Path(file).parent
-    if Path(file).name == "config.yaml" and RunDir(run).checkpoints.is_dir():  # the config of a run
-        folder = run
-        if not any(item.startswith("model.path=") for item in overrides):
-            config = replace(config, model=replace(config.model, path=str(best_model(run))))
-            print(f"evaluating {config.model.path}", file=sys.stderr)
-    folder = out or folder
-    check_name("--label", label)
-    if RunDir(folder).evaluation(label).exists():
-        raise ValueError(f"{folder} has an evaluation {label!r} already: choose another --label")
-    check_model(config)
-    if config.data.test:
-        make_missing([replace(config, data=DataConfig(config.data.test))], lambda text: print(text, file=sys.stderr))
-        check_data("data.test", config.data.test)
-    from rethinker.evaluation.held_out import evaluate_checkpoint
-
-    result = evaluate_checkpoint(config)
-    path = result.save(folder, label)
-    print(json.dumps(result.summary(), indent=1))
-    print(f"written: {path}", file=sys.stderr)
-    return 0
 
 
 @command(

@@ -7,6 +7,7 @@ So every interval of sampled responses takes the queries as clusters.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -68,12 +69,41 @@ def clustered(totals: Sequence[float], sizes: Sequence[int]) -> Estimate:
         return Estimate(None, None, None, 0, 0)
     share = sum(total for total, _ in pairs) / cases
     variance = sum((total - share * size) ** 2 for total, size in pairs) / cases**2
+    return Estimate(share, *_wilson_of(share, variance, len(pairs), cases), cases, len(pairs))
+
+
+def mean_of_means(values: Sequence[float], strata: Sequence[str], clusters: Sequence[str]) -> Estimate:
+    """The mean over strata of the mean of their cases, which lie in [0, 1]; with one stratum the mean of all cases.
+
+    Case ``i`` has ``values[i]``, belongs to stratum ``strata[i]`` (a task of a benchmark: fixed, not drawn) and to
+    cluster ``clusters[i]`` (what asks the same problem; it may reach over strata). The variance is that of the cases
+    around their stratum's mean, summed by clusters; the interval is ``clustered``'s, with which it agrees for one
+    stratum. A stratum with a single case says nothing of its variance: the interval is then too narrow.
+    """
+    if not len(values) == len(strata) == len(clusters):
+        raise ValueError(f"mean_of_means: {len(values)} values, {len(strata)} strata, {len(clusters)} clusters")
+    if not values:
+        return Estimate(None, None, None, 0, 0)
+    grouped: dict[str, list[float]] = defaultdict(list)
+    for value, stratum in zip(values, strata, strict=True):
+        grouped[stratum].append(value)
+    means = {stratum: math.fsum(cases) / len(cases) for stratum, cases in grouped.items()}
+    share = min(1.0, max(0.0, math.fsum(means.values()) / len(means)))
+    residuals: dict[str, float] = defaultdict(float)
+    for value, stratum, cluster in zip(values, strata, clusters, strict=True):
+        residuals[cluster] += (value - means[stratum]) / (len(grouped[stratum]) * len(means))
+    variance = math.fsum(residual**2 for residual in residuals.values())
+    return Estimate(share, *_wilson_of(share, variance, len(residuals), len(values)), len(values), len(residuals))
+
+
+def _wilson_of(share: float, variance: float, clusters: int, cases: int | float) -> tuple[float, float]:
+    """Wilson's interval with the effective size that has this variance; see ``clustered``."""
     binomial_variance = share * (1 - share)
-    size = float(len(pairs))
+    size = float(clusters)
     if binomial_variance > 0:
         size = min(float(cases), binomial_variance / variance) if variance > 0 else float(cases)
     low, high = wilson(min(share * size, size), size)
-    return Estimate(share, min(low, share), max(high, share), cases, len(pairs))
+    return min(low, share), max(high, share)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

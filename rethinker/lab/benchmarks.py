@@ -1,0 +1,270 @@
+"""``rethinker evaluate | rescore``: a checkpoint on ``data.test``, or on the paper's benchmarks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rethinker.lab.command_line import command, option, settings
+from rethinker.rundir.paths import RunDir
+
+if TYPE_CHECKING:
+    from rethinker.benchmarks.judge import Judge
+    from rethinker.config import RunConfig
+
+MODES = ("plain", "forced", "bound")
+CHUNK = 256  # items; what a kill loses, at most
+NEEDS_BENCHMARKS = (
+    "protocol",
+    "mode",
+    "engine",
+    "samples",
+    "data",
+    "data_root",
+    "limit",
+    "chunk",
+    "judge",
+    "judge_model",
+)
+JUDGE = (
+    option("--judge", metavar="URL", help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1"),
+    option("--judge-model", metavar="NAME", help="its model; the key: RETHINKER_JUDGE_KEY, else OPENAI_API_KEY"),
+)
+
+
+@command(
+    "evaluate",
+    "Evaluate a checkpoint on data.test in the modes plain, forced and bound, or on --benchmarks.",
+    option("file", metavar="config", help="YAML file, e.g. runs/<name>/config.yaml; with --benchmarks also a model"),
+    settings("model.path=... names the checkpoint (default for a run's own config.yaml: its best)"),
+    option(
+        "--out", type=Path, help="folder for evaluation/<label>.json, or of --benchmarks; default: the run's folder"
+    ),
+    option("--label", help="name of the results (default: evaluation; of --benchmarks: the protocol)"),
+    option(
+        "--benchmarks", metavar="LIST", help="e.g. mathvision,mathvista or mathvision:testmini (docs/benchmarks.md)"
+    ),
+    option(
+        "--protocol",
+        choices=("official", "boxed"),
+        help="the benchmark's own prompt and rule, or the paper's prompt and our grader (default: boxed)",
+    ),
+    option("--mode", metavar="LIST", help="plain, forced and bound (default: plain)"),
+    option("--engine", choices=("auto", "transformers", "vllm", "server"), help="as rollout.engine"),
+    option("--samples", type=int, metavar="N", help="sampled responses beside the greedy one (default: 0)"),
+    option("--data", action="append", metavar="NAME=PLACE", help="a benchmark's files: a folder, or owner/name"),
+    option("--data-root", type=Path, metavar="FOLDER", help="where each benchmark has a folder of its name"),
+    option("--limit", type=int, metavar="N", help="the first items only, to try things out"),
+    option("--chunk", type=int, metavar="N", help=f"items that are generated, and saved, together (default: {CHUNK})"),
+    *JUDGE,
+)
+def evaluate(
+    file: str, overrides: list[str], out: Path | None, label: str | None, benchmarks: str | None, **given: Any
+) -> int:
+    if benchmarks is not None:
+        return _on_benchmarks(file, overrides, out, label, benchmarks, **given)
+    for name in NEEDS_BENCHMARKS:
+        if given[name] is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is for benchmarks: add --benchmarks mathvision,...")
+    return _on_test(file, overrides, out, label or "evaluation")
+
+
+def _on_test(file: str, overrides: list[str], out: Path | None, label: str) -> int:
+    from rethinker.config import DataConfig, check_name, load_config
+    from rethinker.lab.jobs.preflight import check_data, check_model, make_missing
+
+    config, folder = _of_run(load_config(file, typed=overrides), Path(file), overrides)
+    folder = out or folder
+    check_name("--label", label)
+    if RunDir(folder).evaluation(label).exists():
+        raise ValueError(f"{folder} has an evaluation {label!r} already: choose another --label")
+    check_model(config)
+    if config.data.test:
+        make_missing([replace(config, data=DataConfig(config.data.test))], lambda text: print(text, file=sys.stderr))
+        check_data("data.test", config.data.test)
+    from rethinker.evaluation.held_out import evaluate_checkpoint
+
+    result = evaluate_checkpoint(config)
+    path = result.save(folder, label)
+    print(json.dumps(result.summary(), indent=1))
+    print(f"written: {path}", file=sys.stderr)
+    return 0
+
+
+def _of_run(config: RunConfig, file: Path, overrides: Iterable[str]) -> tuple[RunConfig, Path]:
+    """The config with the best checkpoint of the run whose config ``file`` is, and the folder for results."""
+    from rethinker.rundir.folder import best_model
+
+    run = file.parent
+    if file.name != "config.yaml" or not RunDir(run).checkpoints.is_dir():
+        return config, config.folder
+    if not any(item.startswith("model.path=") for item in overrides):
+        config = replace(config, model=replace(config.model, path=str(best_model(run))))
+        print(f"evaluating {config.model.path}", file=sys.stderr)
+    return config, run
+
+
+def _on_benchmarks(
+    file: str,
+    overrides: list[str],
+    out: Path | None,
+    label: str | None,
+    benchmarks: str,
+    *,
+    protocol: Any,
+    mode: str | None,
+    engine: str | None,
+    samples: int | None,
+    data: list[str] | None,
+    data_root: Path | None,
+    limit: int | None,
+    chunk: int | None,
+    judge: str | None,
+    judge_model: str | None,
+) -> int:
+    from rethinker.config import check_name
+    from rethinker.lab.jobs.preflight import check_model
+
+    protocol, samples, chunk = protocol or "boxed", samples or 0, CHUNK if chunk is None else chunk
+    for name, number, least in (("samples", samples, 0), ("chunk", chunk, 1), ("limit", limit, 1)):
+        if number is not None and number < least:
+            raise ValueError(f"--{name} {number}: needs at least {least}")
+    modes = _words("--mode", mode or "plain", MODES)
+    label = label or protocol
+    check_name("--label", label)
+    places = dict(_place(item) for item in data or ())
+    judging = _judge(judge, judge_model)
+    config, folder = _model(file, [*overrides, *([f"rollout.engine={engine}"] if engine else [])])
+    folder = out or folder / "benchmarks" / label
+    check_model(config)
+    from rethinker.benchmarks import checkpoint, running
+    from rethinker.benchmarks.registry import BENCHMARKS
+    from rethinker.benchmarks.tasks import load_task
+
+    for name in places:
+        if name not in BENCHMARKS:
+            raise ValueError(f"--data {name}=...: no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    tasks = [load_task(text, places, data_root, limit) for text in dict.fromkeys(benchmarks.split(","))]
+    for task in tasks:
+        if protocol not in task.benchmark.protocols:
+            raise ValueError(
+                f"{task.benchmark.name} has no protocol {protocol!r}: run it by itself with --protocol official"
+            )
+        published = task.benchmark.splits[task.split]
+        if limit is None and len(task.items) != published:
+            print(f"warning: {task.name}: {len(task.items)} items, {published} are published", file=sys.stderr)
+    how = checkpoint.asking(config, protocol, modes, samples)
+    try:
+        summary = running.run_tasks(
+            folder,
+            tasks,
+            how,
+            checkpoint.settings_of(config, how, limit),
+            lambda left: checkpoint.start(config, how, left),
+            chunk=chunk,
+            judge=judging,
+        )
+    except KeyboardInterrupt:
+        print(f"stopped; what was saved is in {folder}; the same command resumes it", file=sys.stderr)
+        return 130
+    _print(summary, folder)
+    return 0
+
+
+def _model(file: str, typed: list[str]) -> tuple[RunConfig, Path]:
+    """The config of a YAML file, of a run's folder, or of a bare checkpoint with the paper's settings; and where its
+    results belong."""
+    import torch
+
+    from rethinker.benchmarks.checkpoint import ON_GPUS, PAPER, SUFFIX
+    from rethinker.config import load_config
+
+    place = Path(file)
+    if place.is_dir() and not (place / "config.json").is_file() and (place / "config.yaml").is_file():
+        place = place / "config.yaml"
+    if place.suffix in (".yaml", ".yml"):
+        return _of_run(load_config(place, typed=typed), place, typed)
+    paper = (*PAPER, *(ON_GPUS if torch.cuda.is_available() else ()))
+    names = [part for part in Path(file).parts if part not in ("model", "checkpoints", "..", ".", "/")]
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", "-".join(names[-2:] if "checkpoints" in place.parts else names[-1:]))
+    config = load_config(None, [f"name={name.lstrip('.') or 'model'}", *paper], [f"model.path={file}", *typed])
+    if not any(item.startswith("data.prompt_suffix=") for item in typed):
+        config = replace(config, data=replace(config.data, prompt_suffix=SUFFIX))
+    return config, config.folder
+
+
+def _words(name: str, text: str, allowed: Iterable[str]) -> list[str]:
+    words = list(dict.fromkeys(text.split(",")))
+    for word in words:
+        if word not in allowed:
+            raise ValueError(f"{name} {text}: {word!r} is none of {', '.join(allowed)}")
+    return words
+
+
+def _place(text: str) -> tuple[str, str]:
+    name, equals, place = text.partition("=")
+    if not (name and equals and place):
+        raise ValueError(f"--data {text}: is written NAME=PLACE, e.g. mathvision=data/MATH-V")
+    return name, place
+
+
+def _judge(url: str | None, model: str | None) -> Judge | None:
+    if (url is None) != (model is None):
+        raise ValueError("--judge URL and --judge-model NAME belong together")
+    if url is None or model is None:
+        return None
+    from rethinker.benchmarks.judge import Judge
+
+    return Judge(url, model)
+
+
+@command(
+    "rescore",
+    "Score the responses of an evaluation on benchmarks again, without the model.",
+    option("folder", type=Path, metavar="FOLDER", help="with settings.json, e.g. runs/<name>/benchmarks/boxed"),
+    *JUDGE,
+)
+def rescore(folder: Path, judge: str | None, judge_model: str | None) -> int:
+    from rethinker.benchmarks.rescoring import rescore as score_again
+    from rethinker.benchmarks.running import only_writer
+    from rethinker.benchmarks.summary import write_summaries
+
+    judging = _judge(judge, judge_model)
+    with only_writer(folder):
+        for name, changed in score_again(folder, judging).items():
+            print(f"{name}: {changed} scores changed", file=sys.stderr)
+        summary = write_summaries(folder)
+    _print(summary, folder)
+    return 0
+
+
+def _print(summary: dict[str, Any], folder: Path) -> None:
+    """A table of the headlines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        box=None, title=f"{summary['protocol']}, {shlex.quote(summary['model']['path'])}", title_justify="left"
+    )
+    for name in ("benchmark", "split", "items", *summary["modes"]):
+        table.add_column(name)
+    for found in summary["benchmarks"].values():
+        scores = [_percent(found[mode]) for mode in summary["modes"]]
+        items = (
+            str(found["items"]) if found["items"] == found["published"] else f"{found['items']} of {found['published']}"
+        )
+        table.add_row(found["title"], found["split"], items, *scores)
+    Console().print(table)
+    print(f"written: {folder}", file=sys.stderr)
+
+
+def _percent(score: dict[str, Any]) -> str:
+    if score["value"] is None:
+        return "-"
+    return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
