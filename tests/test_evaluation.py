@@ -17,7 +17,15 @@ import pytest
 from rethinker.config import RethinkConfig
 from rethinker.evaluation.evaluate import evaluate, validate
 from rethinker.evaluation.result import Evaluation, load
-from rethinker.evaluation.statistics import binomial, clustered, mean_pass_at_k, paired_difference, pass_at_k, wilson
+from rethinker.evaluation.statistics import (
+    binomial,
+    clustered,
+    mean_of_means,
+    mean_pass_at_k,
+    paired_difference,
+    pass_at_k,
+    wilson,
+)
 from rethinker.rethink import TRIGGERS
 from rethinker.rundir.atomic import append_json_line, atomic_write_text
 from rethinker.types import Grade, Query, Request, Response, Sampling
@@ -339,3 +347,28 @@ def test_json_lines(tmp_path) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         append_json_line(path, {"loss": float("nan")})
     assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_mean_of_means_is_clustered_for_one_stratum_and_by_hand_for_two() -> None:
+    values, clusters = [1.0, 0.0, 0.5, 1.0, 1.0], ["a", "a", "b", "c", "d"]
+    assert mean_of_means(values, [""] * 5, clusters).to_dict() == pytest.approx(
+        clustered([1.0, 0.5, 1.0, 1.0], [2, 1, 1, 1]).to_dict()
+    )
+    outcomes = [True, True, False, True]
+    assert mean_of_means([1.0, 1.0, 0.0, 1.0], ["s"] * 4, list("abcd")).to_dict() == pytest.approx(
+        binomial(outcomes).to_dict()
+    )
+    # Two strata, 1/2 and 3/4: mean 5/8. Cases weigh 1/4 and 1/8: variance 2 * (1/8)^2 + 3 * (1/32)^2 + (3/32)^2.
+    found = mean_of_means([1.0, 0.0, 1.0, 1.0, 1.0, 0.0], list("sstttt"), list("abcdef"))
+    assert found.value == 5 / 8 and (found.n, found.clusters) == (6, 6)
+    size = (5 / 8 * 3 / 8) / (11 / 256)
+    assert (found.low, found.high) == pytest.approx(wilson(5 / 8 * size, size))
+    # The same two problems in both strata: what they share counts twice.
+    shared = mean_of_means([1.0, 0.0, 1.0, 0.0], list("sstt"), list("abab"))
+    apart = mean_of_means([1.0, 0.0, 1.0, 0.0], list("sstt"), list("abcd"))
+    assert shared.value == apart.value and shared.clusters == 2 and shared.high - shared.low > apart.high - apart.low
+    for same in (0.0, 1.0):
+        assert mean_of_means([same] * 3, list("sst"), list("abc")).value == same
+    assert mean_of_means([], [], []).value is None
+    with pytest.raises(ValueError, match="2 values, 1 strata"):
+        mean_of_means([1.0, 0.0], ["s"], ["a", "b"])

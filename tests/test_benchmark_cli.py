@@ -1,0 +1,127 @@
+"""``rethinker evaluate --benchmarks`` and ``rescore``: a real model from the command line, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rethinker import cli
+from rethinker.benchmarks import checkpoint
+from rethinker.lab.benchmarks import _model
+from rethinker.rundir.atomic import read_json
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "rollout.max_new_tokens=24",
+    "model.min_pixels=3136",
+    "model.max_pixels=3136",
+    "rethink.min_second_look_tokens=4",
+)
+
+
+@pytest.fixture
+def maths(tmp_path: Path, image_files: list[str]) -> Path:
+    """MathVision's official repository with five problems."""
+    folder = tmp_path / "MATH-V"
+    (folder / "data").mkdir(parents=True)
+    rows = [
+        {
+            "id": str(number),
+            "question": "How many red circles are there?\n<image1>",
+            "options": ["23", "24", "25", "26", "27"] if number % 2 else [],
+            "answer": "A" if number % 2 else "23",
+            "level": number,
+            "subject": "counting",
+            "image": image_files[number],
+        }
+        for number in range(5)
+    ]
+    (folder / "data" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = cli.main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_real_model_from_the_command_line(tiny_folder, maths, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = (
+        *("evaluate", str(tiny_folder), "--benchmarks", "mathvision", "--data", f"mathvision={maths}"),
+        *("--mode", "plain,bound", "--engine", "transformers", "--samples", "1", "--chunk", "2", "name=toy", *SMALL),
+    )
+    code, out, err = run(*command, capsys=capsys)
+    assert code == 0 and "MathVision" in out and "5 of 3040" in out
+    assert "warning: mathvision-test: 5 items, 3040 are published" in err
+    folder = tmp_path / "runs" / "toy" / "benchmarks" / "boxed"
+    rows = pd.read_parquet(folder / "mathvision-test.parquet")
+    assert set(rows["qid"]) == set("01234") and len(rows) >= 10
+    settings = read_json(folder / "settings.json")
+    assert settings["prompt"]["suffix"] == checkpoint.SUFFIX and settings["rollout"]["engine"] == "transformers"
+    assert settings["rollout"]["max_new_tokens"] == 24 and settings["rollout"]["temperature"] == 0.6
+    before = (folder / "mathvision-test.parquet").read_bytes()
+    monkeypatch.setattr(checkpoint, "load_policy", lambda *_, **__: pytest.fail("nothing is missing"))
+    assert run(*command, capsys=capsys)[0] == 0
+    assert run("rescore", str(folder), capsys=capsys)[0] == 0
+    again = pd.read_parquet(folder / "mathvision-test.parquet")
+    pd.testing.assert_frame_equal(again, rows)
+    assert before and read_json(folder / "summary.json")["benchmarks"]["mathvision-test"]["plain"]["n"] == 5
+    code, _, err = run(*command, "seed=7", capsys=capsys)
+    assert code == 2 and "seed 0 -> 7" in err and "choose another --label or --out" in err
+
+
+def test_what_is_refused_is_one_line(tiny_folder, maths, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, data = str(tiny_folder), f"mathvision={maths}"
+    for arguments, message in (
+        (["--protocol", "official"], "--protocol is for benchmarks: add --benchmarks"),
+        (["--judge-model", "m"], "--judge-model is for benchmarks"),
+        (["--benchmarks", "mathvison"], "no benchmark 'mathvison'"),
+        (["--benchmarks", "mathvision", "--data", "mathvision"], "is written NAME=PLACE"),
+        (["--benchmarks", "mathvision", "--data", "math=x"], "no benchmark 'math'"),
+        (["--benchmarks", "mathvision", "--data", "mathvision=nowhere"], "give --data mathvision=PLACE"),
+        (["--benchmarks", "mathvision", "--mode", "forcd"], "'forcd' is none of plain, forced, bound"),
+        (["--benchmarks", "mathvision", "--chunk", "0"], "--chunk 0: needs at least 1"),
+        (["--benchmarks", "mathvision", "--judge", "http://x"], "--judge URL and --judge-model NAME belong together"),
+        (["--benchmarks", "mathvision", "--data", data, "--limit", "-1"], "--limit -1: needs at least 1"),
+        (["--benchmarks", "mathvision", "--data", data, "rollout.max_new_token=1"], "unknown setting"),
+    ):
+        code, out, err = run("evaluate", model, *arguments, capsys=capsys)
+        assert code == 2 and out == "" and err.count("\n") == 1 and message in err, (arguments, err)
+    code, _, err = run("evaluate", "nowhere", "--benchmarks", "mathvision", capsys=capsys)
+    assert code == 2 and "model.path=nowhere" in err
+    code, _, err = run("rescore", str(tmp_path), capsys=capsys)
+    assert code == 2 and "is not the folder of an evaluation" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_bare_checkpoint_has_the_papers_settings_and_a_config_its_own(tmp_path: Path) -> None:
+    config, folder = _model("Qwen/Qwen2.5-VL-7B-Instruct", ["rollout.max_new_tokens=100"])
+    assert folder == Path("runs") / "Qwen2.5-VL-7B-Instruct" and config.model.path == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert (config.model.min_pixels, config.model.max_pixels) == (256 * 28 * 28, 1280 * 28 * 28)
+    assert config.rollout.max_new_tokens == 100 and config.data.prompt_suffix == checkpoint.SUFFIX
+    assert _model("m", [])[0].rollout.max_new_tokens == 8192
+    assert _model("m", ["data.prompt_suffix=x"])[0].data.prompt_suffix == "x"
+    assert _model("runs/a/checkpoints/best/model", [])[1].name == "a-best"
+    config, folder = _model(str(ROOT / "experiments" / "tiny.yaml"), [])
+    assert config.rollout.max_new_tokens == 140 and config.data.prompt_suffix == "" and folder.name == "tiny"
+
+
+def test_checkpoints_are_told_apart(tiny_folder: Path, tmp_path: Path) -> None:
+    first = checkpoint.model_identity(str(tiny_folder))
+    assert first == checkpoint.model_identity(str(tiny_folder)) and first["path"] == str(tiny_folder)
+    other = tmp_path / "model"
+    other.mkdir()
+    for file in tiny_folder.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    assert checkpoint.model_identity(str(other))["digest"] == first["digest"]
+    weights = other / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    assert checkpoint.model_identity(str(other))["digest"] != first["digest"]
