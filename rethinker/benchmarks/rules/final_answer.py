@@ -25,7 +25,7 @@ _SENTENCE_END = re.compile(r"(?<=[^\s.])\.(?=\s|$)|[!?](?=\s|$)|\n+")
 _VERB = re.compile(r"=|≈|\\approx|\b(?:is|are|equals|was|were|be|approximately|about)\b", re.IGNORECASE)
 _BRACKETED = re.compile(r"\(\s*([A-Za-z])\s*\)")
 # A capital that stands alone; not the article "A", not "I", not an initial or a point of a figure ("A = 5", "A'").
-_LONE = re.compile(r"(?<![\w\\'’°-])([A-Z])(?![\w'’°]|\s*=|-\w)")
+_LONE = re.compile(r"(?<![\w\\'’°/-])([A-Z])(?![\w'’°/]|\s*=|-\w)")
 _ARTICLE = re.compile(r"\s+[a-z]{2,}")
 _NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 _FRACTION = re.compile(r"\d\s*/\s*\d|\\[dt]?frac")
@@ -59,9 +59,8 @@ def choice_letter(text: str, options: Sequence[str]) -> str | None:
         article = match[1] == "A" and _ARTICLE.match(text, match.end())
         if match[1] in valid and not article and match[1] != "I":
             return match[1]
-    said = _plain(text)
-    forms = {letter: _plain(option) for letter, option in zip(valid, options, strict=True)}
-    if equal := [letter for letter, form in forms.items() if form and form == said]:
+    said, forms = _plain(text), {letter: _plain(option) for letter, option in zip(valid, options, strict=True)}
+    if equal := [letter for letter, form in forms.items() if form and _squeezed(form) == _squeezed(said)]:
         return equal[0]  # options of the same text are one answer
     held = {letter: form for letter, form in forms.items() if len(form) > 1 and _holds(said, form)}
     longest = {
@@ -69,21 +68,21 @@ def choice_letter(text: str, options: Sequence[str]) -> str | None:
     }
     if len(longest) == 1:
         return next(letter for letter, form in held.items() if form in longest)
-    value = number(text)
-    by_value = {forms[letter]: letter for letter, option in zip(valid, options, strict=True) if number(option) == value}
-    return next(iter(by_value.values())) if value is not None and len(by_value) == 1 else None
+    value = _sole_number(text)
+    of_value = {
+        forms[letter]: letter for letter, option in zip(valid, options, strict=True) if _sole_number(option) == value
+    }
+    return next(iter(of_value.values())) if value is not None and len(of_value) == 1 else None
 
 
 def number(text: str) -> str | None:
     """The number that ``text`` states, without separators, currency, percent sign and unit: the first one behind the
     last "=", "is" or the like, else the last one. A fraction comes back as it is, since it is no number to `float`."""
-    verbs = list(_VERB.finditer(text))
-    for start, first in ((verbs[-1].end(), True), (0, False)) if verbs else ((0, False),):
-        tail = text[start:]
+    for tail, first in ((_behind_verb(text), True), (text, False)):
         if _FRACTION.search(tail):
             return tail.strip()
         if found := _NUMBER.findall(tail):
-            return found[0 if first else -1].replace(",", "").replace("−", "-")
+            return _digits(found[0 if first and tail != text else -1])
     return None
 
 
@@ -100,11 +99,31 @@ def _sentences(text: str) -> list[str]:
     return [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip(" .:*`$\\()[]")]
 
 
+def _behind_verb(text: str) -> str:
+    *_, last = ("", *(text[verb.end() :] for verb in _VERB.finditer(text)))
+    return last or text
+
+
+def _sole_number(text: str) -> str | None:
+    """The number behind the last verb, if it is the only one there."""
+    tail = _behind_verb(text)
+    found = _NUMBER.findall(tail)
+    return _digits(found[0]) if len(found) == 1 and not _FRACTION.search(tail) else None
+
+
+def _digits(number: str) -> str:
+    return number.replace(",", "").replace("−", "-")
+
+
 def _plain(text: str) -> str:
-    """Lower case without spaces, dollar signs, ``\\text`` and a full stop at the end."""
-    return re.sub(r"\\text|\\mathrm|[\s${}]", "", text).rstrip(".").lower()
+    """Lower case without dollar signs, braces, ``\\text`` and a full stop at the end; one space between words."""
+    return " ".join(re.sub(r"\\text|\\mathrm|[${}]", "", text.replace("&", "and")).lower().split()).rstrip(".")
+
+
+def _squeezed(text: str) -> str:
+    return text.replace(" ", "")
 
 
 def _holds(text: str, form: str) -> bool:
     """Whether ``form`` stands in ``text``, not within a longer word or number."""
-    return re.search(rf"(?<!\d)(?<!\d\.){re.escape(form)}(?!\d|\.\d)", text) is not None
+    return re.search(rf"(?<![a-z\d])(?<!\d\.){re.escape(form)}(?![a-z\d]|\.\d)", text) is not None

@@ -43,9 +43,9 @@ def latex_value(text: str) -> float | None:
         return float(text)
     if (match := _FRACTION.fullmatch(text)) and int(match[3]):
         return int(match[1] + "1") * int(match[2]) / int(match[3])
-    if (
-        "%" in text or "\\circ" in text or set(_NAME.findall(_COMMAND.sub("", text))) - {"e"}
-    ):  # "e" is the number; other letters are symbols
+    if any(sign in text for sign in ("%", "\\circ", "\\boxed")) or set(_NAME.findall(_COMMAND.sub("", text))) - {
+        "e"
+    }:  # "e" is the number; other letters are symbols
         return None
     if not _FUNCTION.search(text):
         text = _FACTORS.sub("\\\\cdot ", text)
