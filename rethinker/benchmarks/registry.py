@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from rethinker.benchmarks.base import Benchmark
+from rethinker.benchmarks.emma import EMMA
+from rethinker.benchmarks.mathverse import MathVerse
 from rethinker.benchmarks.mathvision import MathVision
+from rethinker.benchmarks.mathvista import MathVista
 from rethinker.benchmarks.mega import MegaBench
+from rethinker.benchmarks.mmmu import MMMU, MMMUPro
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
+        MathVista(),
+        MathVerse(),
         MathVision(),
+        MMMUPro(),
+        MMMU(),
+        EMMA(),
         MegaBench(),
     )
 }
