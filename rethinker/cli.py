@@ -11,6 +11,7 @@ from typing import Literal
 
 from rethinker.lab import base, benchmarks  # noqa: F401  register their commands, as the next ones do
 from rethinker.lab.command_line import CONFIG, FOLDER, FOLDERS, RESUME, command, option, run_command, settings
+from rethinker.lab.compare import command as _compare  # noqa: F401
 from rethinker.lab.export import command as _export  # noqa: F401
 from rethinker.lab.jobs import commands as job_commands
 from rethinker.lab.notebook.execute import PARAMS, RESULTS

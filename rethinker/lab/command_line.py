@@ -26,8 +26,8 @@ class Command:
 
 COMMANDS: dict[str, Command] = {}
 ORDER = (  # of the help, and every command
-    *("train", "launch", "jobs", "watch", "tail", "stop", "evaluate", "rescore", "report", "figures", "sync", "ablate"),
-    *("notebooks", "plan", "serve", "export", "make-data", "pretrain-tiny", "glossary", "doctor"),
+    *("train", "launch", "jobs", "watch", "tail", "stop", "evaluate", "rescore", "compare", "report", "figures"),
+    *("sync", "ablate", "notebooks", "plan", "serve", "export", "make-data", "pretrain-tiny", "glossary", "doctor"),
 )
 
 

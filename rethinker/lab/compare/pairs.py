@@ -1,0 +1,61 @@
+"""The same questions, two evaluations: differences of scores, paired by item, with 95% intervals.
+
+Two models that answer the same questions are compared by the differences of their answers, not by their two intervals:
+what makes a question hard for both cancels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from rethinker.benchmarks.summary import in_mode, read_counted
+from rethinker.evaluation.statistics import Z95, Estimate
+from rethinker.lab.compare.rows import Evaluation
+
+COLUMNS = ("benchmark", "split", "mode", "before", "after", "difference", "low", "high", "n", "clusters")
+
+
+def differences(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """Of every later evaluation and the first one: greedy responses of each mode that both have, on benchmarks that
+    both have. Items that only one of them has, or that cannot be scored, are left out; ``n`` says how many remain."""
+    rows = []
+    for later in evaluations[1:]:
+        first = evaluations[0]
+        for name in first.counts.keys() & later.counts.keys():
+            counted = first.counts[name]
+            tables = [read_counted(each.folder / f"{name}.parquet") for each in (first, later)]
+            for mode in counted["modes"].keys() & later.counts[name]["modes"].keys():
+                before, after = (_greedy(in_mode(table, mode)) for table in tables)
+                found = paired(before, after, counted["mean_over"])
+                about = {"benchmark": counted["benchmark"], "split": counted["split"], "mode": mode}
+                labels = {"before": first.label, "after": later.label}
+                interval = {"difference": found.value, "low": found.low, "high": found.high}
+                rows.append(about | labels | interval | {"n": found.n, "clusters": found.clusters})
+    return pd.DataFrame(sorted(rows, key=lambda row: tuple(map(str, row.values()))), columns=list(COLUMNS))
+
+
+def paired(before: pd.DataFrame, after: pd.DataFrame, mean_over: str | None) -> Estimate:
+    """mean(after - before) over items or, with ``mean_over``, over that group's values of their means.
+
+    Both tables have qid, score, cluster and groups. The variance is that of the differences around the mean of their
+    stratum, summed by cluster; the interval is normal, in [-1, 1]. Without two clusters it is all of that.
+    """
+    both = before.merge(after[["qid", "score"]], on="qid", suffixes=("", "_after"))
+    if both.empty:
+        return Estimate(None, None, None, 0, 0)
+    difference = both["score_after"] - both["score"]
+    strata = both["groups"].map(lambda found: found[mean_over][0] if mean_over else "")
+    weight = 1 / (strata.map(strata.value_counts()) * strata.nunique())
+    value = float((weight * difference).sum())
+    residual = weight * (difference - difference.groupby(strata).transform("mean"))
+    sums = residual.groupby(both["cluster"]).sum()
+    n = len(sums)
+    spread = Z95 * math.sqrt(float((sums**2).sum()) * n / (n - 1)) if n > 1 else 2.0
+    return Estimate(value, max(-1.0, value - spread), min(1.0, value + spread), len(both), n)
+
+
+def _greedy(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["greedy"] & rows["score"].notna()]
