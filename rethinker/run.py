@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 from dataclasses import asdict
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,19 @@ from rethinker.build import (
 )
 from rethinker.config import RunConfig, check_trainable, load_config, to_yaml
 from rethinker.config.no_effect import without_effect
-from rethinker.datasets.io import describe_dropped
+from rethinker.datasets.drawn import DrawnChecks
+from rethinker.datasets.filters import RowFilter, training_filter
+from rethinker.datasets.io import Dropped, describe_dropped
 from rethinker.datasets.order import QueryOrder
-from rethinker.datasets.pass_rate import PassRateFilter, pass_rate_filter
 from rethinker.evaluation.evaluate import validate
-from rethinker.evaluation.held_out import most_images, read_source, sampling, test_policy
+from rethinker.evaluation.held_out import (
+    Split,
+    checked_when_drawn,
+    most_images,
+    read_split,
+    sampling,
+    test_policy,
+)
 from rethinker.evaluation.result import Evaluation
 from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.policy import Policy
@@ -78,10 +87,11 @@ class TrainingRun:
             self.tracker.say(f"[bold]warning[/]: {escape(damaged)}")
         self.policy = self.load_policy(saved)
         self.room = PromptRoom(self.policy, config.rollout.max_new_tokens)
-        keep = pass_rate_filter(config.data)
-        self.train_queries = self.read("train", config.data.train, config.data.train_limit, keep)
-        self.validation_queries = self.read("validation", config.data.validation)
-        self.test_queries = self.read("test", config.data.test, config.data.test_limit)
+        self.dropped = self.dropped_before() if saved else {}
+        self.train_queries = self.read("train", training_filter(config.data))
+        self.validation_queries = self.read("validation")
+        self.test_queries = self.read("test")
+        self.drawn = self.drawn_checks()
         self.data = data_facts(
             config, train=self.train_queries, validation=self.validation_queries, test=self.test_queries
         )
@@ -96,7 +106,7 @@ class TrainingRun:
                 "best one from here on is kept"
             )
             self.best = None
-        self.order = QueryOrder(self.train_queries, config.seed)
+        self.order = QueryOrder(self.train_queries, config.seed, self.drawn)
         if config.queries_per_episode > len(self.train_queries):
             raise ValueError(
                 f"queries_per_episode={config.queries_per_episode}, but {config.data.train} has "
@@ -129,29 +139,51 @@ class TrainingRun:
             processes = self.accelerator.num_processes
             record_start(config, engine=engine, processes=processes, data=self.data, anew=not saved)
 
-    def read(
-        self, use: str, source: str | None, limit: int | None = None, keep: PassRateFilter | None = None
-    ) -> list[Query]:
-        """The queries for ``use`` (train, validation, test); dropped rows are reported on the terminal and in
-        ``dropped/<use>.json``, and how many rows ``keep`` kept on the terminal. Raises ValueError if a source is given
-        and no row of it can be used.
+    def read(self, use: Split, keep: RowFilter | None = None) -> list[Query]:
+        """The queries for ``use``; dropped rows are reported on the terminal and in ``dropped/<use>.json``, and what
+        ``keep`` kept on the terminal. Raises ValueError if a source is given and no row of it can be used.
         """
+        queries, dropped = read_split(self.config, use, self.room, keep)
+        source = getattr(self.config.data, use)
         if source is None:
             return []
-        queries, dropped = read_source(source, limit, self.room, keep)
         if keep:
             self.tracker.say(escape(f"{source}: {keep}"))
-        if dropped:
-            self.tracker.say(escape(f"{source}: {describe_dropped(dropped)}"))
-            if self.accelerator.is_main_process:
-                file = self.folder.dropped(use)
-                atomic_write_text(file, json.dumps([asdict(row) for row in dropped], indent=1))
+        self.report_dropped(use, dropped)
         if not queries:
-            why = f" ({keep})" if keep else ""
+            why = f" ({str(keep).splitlines()[0]})" if keep else ""
             raise ValueError(
-                f"data.{use}={source}: none of its {keep.read if keep else len(dropped)} rows can be used{why}"
+                f"data.{use}={source}: none of its {keep.read.total() if keep else len(dropped)} rows can be used{why}"
             )
         return queries
+
+    def drawn_checks(self) -> DrawnChecks | None:
+        """What looks at training queries when they are drawn, with ``data.checks=when_drawn``."""
+        if not checked_when_drawn(self.config, "train"):
+            return None
+        return DrawnChecks(
+            self.room,
+            lambda dropped: self.report_dropped("train", dropped),
+            rank=self.accelerator.process_index,
+            ranks=self.accelerator.num_processes,
+            gather=gather_object,
+        )
+
+    def report_dropped(self, use: Split, dropped: list[Dropped]) -> None:
+        """Report rows on the terminal and, with those reported before, in ``dropped/<use>.json``."""
+        if not dropped:
+            return
+        self.tracker.say(escape(f"{getattr(self.config.data, use)}: {describe_dropped(dropped)}"))
+        rows = self.dropped.setdefault(use, {})
+        rows |= {(row.qid, row.reason): asdict(row) for row in dropped}
+        if self.accelerator.is_main_process:
+            atomic_write_text(self.folder.dropped(use), json.dumps(list(rows.values()), indent=1))
+
+    def dropped_before(self) -> dict[Split, dict[tuple[str, str], dict[str, str]]]:
+        """What a run that is resumed has reported: what it had left out when it drew it is not drawn again."""
+        file = self.folder.dropped("train")
+        rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        return {"train": {(row["qid"], row["reason"]): row for row in rows}}
 
     def check_engine(self, usual: float | None) -> float | None:
         """The gap between engine and trainer that is usual in this run, in nats: ``usual`` when it is resumed, else
@@ -159,7 +191,9 @@ class TrainingRun:
         """
         if self.config.rollout.canary == 0:
             return None
-        queries = sorted(self.train_queries[:64], key=lambda query: not query.images)
+        first = self.train_queries[:64]
+        usable = self.drawn(first) if self.drawn else [True] * len(first)
+        queries = sorted(compress(first, usable), key=lambda query: not query.images)
         gap = checked_gap(
             self.engine,
             self.policy,

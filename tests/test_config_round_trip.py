@@ -59,7 +59,8 @@ def values(hint: typing.Any, rules: typing.Mapping[str, typing.Any]) -> st.Searc
             low, 1e9 if high is None else high, exclude_min=bool(rules.get("exclusive")), allow_subnormal=False
         )
         return floats | st.sampled_from([1.0, 1e-6, 0.1]).filter(lambda value: high is None or value <= high)
-    return {bool: st.booleans(), str: TEXTS}[hint]
+    columns = st.dictionaries(st.sampled_from(["question", "answer"]), TEXTS)
+    return {bool: st.booleans(), str: TEXTS, dict[str, typing.Any]: columns}[hint]
 
 
 def section(cls: type) -> st.SearchStrategy:

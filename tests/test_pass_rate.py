@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from rethinker.config import load_config
+from rethinker.config import ConfigError, load_config
+from rethinker.datasets.filters import RowFilter, named_filters, training_filter
 from rethinker.datasets.io import load_queries, write_parquet
-from rethinker.datasets.pass_rate import PassRateFilter, pass_rate_filter
+from rethinker.datasets.pass_rate import PassRateFilter
+from rethinker.lab.jobs.preflight import check_filter
 from rethinker.run import TrainingRun
 
 RATES = (0.0, 0.05, 0.5, 0.95, 1.0, None, float("nan"))
@@ -50,20 +52,87 @@ def test_a_rate_that_is_no_number_is_an_error():
         PassRateFilter("level", 0, 1)({"qid": "a", "level": "high"})
 
 
-def run(said: list[str]) -> SimpleNamespace:
-    return SimpleNamespace(room=None, tracker=SimpleNamespace(say=said.append))
+def run(said: list[str], *settings: str) -> SimpleNamespace:
+    config = load_config(None, settings)
+    tracker = SimpleNamespace(say=said.append)
+    return SimpleNamespace(room=None, tracker=tracker, config=config, report_dropped=lambda use, dropped: None)
 
 
 def test_a_run_says_how_many_rows_it_keeps(data: Path):
     said: list[str] = []
-    keep = pass_rate_filter(load_config(None, ["data.pass_rate=[0.05,0.95]"]).data)
-    assert keep == PassRateFilter("PassRate_7BBase", 0.05, 0.95)
-    assert len(TrainingRun.read(run(said), "train", str(data), None, keep)) == 3  # type: ignore[arg-type]
+    here = run(said, f"data.train={data}", "data.pass_rate=[0.05,0.95]")
+    keep = training_filter(here.config.data)
+    assert keep == RowFilter([PassRateFilter("PassRate_7BBase", 0.05, 0.95)])
+    assert len(TrainingRun.read(here, "train", keep)) == 3  # type: ignore[arg-type]
     assert said == [f"{data}: PassRate_7BBase from 0.05 to 0.95: 3 of 7 rows kept, 2 have no rate"]
-    assert pass_rate_filter(load_config().data) is None
+    assert training_filter(load_config().data) is None
 
 
 def test_a_run_that_keeps_none_says_why(data: Path):
-    keep = PassRateFilter("PassRate_7BBas", 0, 1)
+    keep = RowFilter([PassRateFilter("PassRate_7BBas", 0, 1)])
     with pytest.raises(ValueError, match=r"none of its 7 rows can be used \(PassRate_7BBas from 0 to 1: 0 of 7 rows"):
-        TrainingRun.read(run([]), "train", str(data), None, keep)  # type: ignore[arg-type]
+        TrainingRun.read(run([], f"data.train={data}"), "train", keep)  # type: ignore[arg-type]
+
+
+def test_what_was_not_measured_has_no_rate(tmp_path: Path):
+    """ViRL39K has -1 there."""
+    write_parquet(tmp_path / "x.parquet", [row("unmeasured", -1.0), row("never", 0.0)])
+    keep = PassRateFilter("PassRate_7BBase", 0, 1)
+    queries, _ = load_queries(tmp_path / "x.parquet", keep=keep)
+    assert [query.qid for query in queries] == ["never"] and keep.unrated == 1
+    assert [query.pass_rate for query in load_queries(tmp_path / "x.parquet")[0]] == [None, 0.0]
+
+
+def rated(name: str, category: str, image: bool, seven: float, big: float) -> dict:
+    rates = {"PassRate_7BBase": seven, "PassRate_32BTrained": big}
+    return row(name, None) | rates | {"category": category, "image": ["a.png"] if image else []}
+
+
+ROWS = (
+    rated("geometry", "(GradeSchool) Geometric", True, 0.5, 1.0),
+    rated("science", "(GradeSchool) Science", True, 1.0, 1.0),
+    rated("text", "(GradeSchool) Non-Geo Math", False, 0.25, 1.0),
+    rated("never", "(GradeSchool) Geometric", True, 0.0, 1.0),
+    rated("hard", "Broader STEM Topics", True, -1.0, 0.25),
+    rated("hopeless", "Broader STEM Topics", True, -1.0, 0.0),
+)
+
+
+def test_the_named_filters_keep_what_they_say():
+    kept = {name: [each["qid"] for each in ROWS if filter_of(name)(each)] for name in named_filters()}
+    assert kept == {
+        "vl-rethinker-7b": ["geometry", "science", "text"],
+        "vl-rethinker-7b-no-text": ["geometry", "science"],
+        "vl-rethinker-7b-no-science-no-text": ["geometry"],
+        "vl-rethinker-32b": ["hard"],
+        "vl-rethinker-72b": ["hard"],
+    }
+    assert all(each.source and each.ours for each in named_filters().values())
+
+
+def filter_of(name: str) -> RowFilter:
+    keep = training_filter(load_config(None, [f"data.filter={name}"]).data)
+    assert keep
+    return keep
+
+
+def test_what_is_kept_is_said_by_category():
+    keep = filter_of("vl-rethinker-7b-no-text")
+    for each in ROWS:
+        keep(each)
+    assert str(keep).splitlines() == [
+        "data.filter=vl-rethinker-7b-no-text: 2 of 6 rows kept (the paper has about 13,000)",
+        "PassRate_7BBase from 0.01 to 1: 2 of 5 rows kept, 2 have no rate",
+        "  (GradeSchool) Geometric: 1 of 2 kept",
+        "  Broader STEM Topics: 0 of 2 kept",
+        "  (GradeSchool) Science: 1 of 1 kept",
+        "  (GradeSchool) Non-Geo Math: 0 of 1 kept",
+    ]
+
+
+def test_an_unknown_filter_is_an_error_before_a_run_starts(data: Path):
+    config = load_config(None, ["data.filter=vl-rethinker-7"])
+    with pytest.raises(
+        ConfigError, match=r"data\.filter='vl-rethinker-7': there are .*; did you mean vl-rethinker-7b\?"
+    ):
+        check_filter(config)

@@ -24,7 +24,7 @@ from tiny_training import tiny_policy
 import rethinker.run as run_module
 from rethinker.config import RunConfig, load_config, to_yaml
 from rethinker.datasets.io import load_queries, write_parquet
-from rethinker.evaluation.held_out import evaluate_checkpoint, read_source
+from rethinker.evaluation.held_out import evaluate_checkpoint, read_split
 from rethinker.processes import check_accelerator
 from rethinker.rollout import TransformersEngine
 from rethinker.run import TrainingRun
@@ -538,7 +538,7 @@ def test_a_split_without_a_usable_row(tmp_path, world, guesser):
     with pytest.raises(ValueError, match=r"data\.validation=.*: none of its 4 rows can be used"):
         TrainingRun(make_config(tmp_path, world, guesser, f"data.validation={path}"))
     with pytest.raises(ValueError, match=r"train\.parquet is a file, which has no splits"):
-        read_source(f"{world / 'train.parquet'}:train")
+        read_split(load_config(None, [f"data.train={world / 'train.parquet'}:train"]), "train")
 
 
 def test_a_stage_in_which_nothing_can_be_forced_says_so(tmp_path, world, guesser, capsys):

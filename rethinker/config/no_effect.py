@@ -114,6 +114,7 @@ RULES = (
         run=lambda config: config.model.lora_rank == 0,
     ),
     Rule("data.pass_rate", ("data.pass_rate_column",), run=lambda config: config.data.pass_rate is not None),
+    Rule("data.columns", ("data.columns_of",), run=lambda config: bool(config.data.columns)),
     Rule("data.validation", ("evaluation.every",), stage=lambda config: config.data.validation is not None),
     Rule(
         "data.test",

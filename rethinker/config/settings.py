@@ -50,6 +50,16 @@ class DataConfig:
     test: str | None = None
     train_limit: int | None = option(None, min=1)  # queries
     test_limit: int | None = option(None, min=1)  # queries
+    # Data with other columns: what each of the schema's is made of, e.g. {question: problem, image: images}; names,
+    # templates and constants are explained in rethinker/datasets/columns.py (ours)
+    columns: dict[str, Any] = field(default_factory=dict)
+    columns_of: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")  # that have them
+    # When images, gold answers and the lengths of prompts of data.train are checked: all before the first episode, or
+    # those of an episode when it draws them (39,000 rows are open in seconds). What cannot be used is reported and left
+    # out either way (ours)
+    checks: Literal["at_start", "when_drawn"] = "at_start"
+    # A named subset of data.train: vl-rethinker-7b, -32b, -72b, ...; rethinker/datasets/filters.yaml has their sources
+    filter: str | None = None
     # Queries of data.train whose pass rate lies within these bounds, both included; those without a rate are left out.
     # None: all. (The paper trains on subsets by pass rate, but gives no bounds.)
     pass_rate: tuple[float, float] | None = option(None, min=0, max=1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from rethinker.policy.archive import opened
 from rethinker.policy.pictures import UNSCALED, animated, open_image
 
 MAX_ASPECT_RATIO = 200  # Qwen's image processor takes no longer images
@@ -28,12 +30,14 @@ def image_fault(path: Path) -> tuple[str, str] | None:
     pixels.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as file, Image.open(file) as image:
             width, height = image.size
             if image.format == "PNG" and image.mode not in UNSCALED and not animated(image):
                 image.verify()
-            elif image.format != "JPEG" or not _ends_with(path, _JPEG_END):
+            elif image.format != "JPEG" or not _ends_with(file, _JPEG_END):
                 open_image(path)
+    except UnidentifiedImageError:  # its text shows the open file
+        return "unreadable image", f"{path}: not of a kind that Pillow reads"
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return "unreadable image", f"{path}: {error}"
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
@@ -41,7 +45,6 @@ def image_fault(path: Path) -> tuple[str, str] | None:
     return None
 
 
-def _ends_with(path: Path, end: bytes) -> bool:
-    with path.open("rb") as file:
-        file.seek(-len(end), 2)
-        return file.read() == end
+def _ends_with(file: BinaryIO, end: bytes) -> bool:
+    file.seek(-len(end), 2)
+    return file.read() == end

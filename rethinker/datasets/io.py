@@ -1,4 +1,4 @@
-"""Reading and writing queries in ViRL39K's schema: a parquet file and a folder of images next to it.
+"""Reading and writing queries in ViRL39K's schema: a parquet file and, next to it, a folder or zip archive of images.
 
 Columns: ``question`` (with a leading ``<image>`` for each image), ``answer`` (in ``\\boxed{}``),
 ``PassRate_32BTrained``, ``PassRate_7BBase``, ``category``, ``source``, ``qid``, ``image`` (list of paths, relative to
@@ -21,22 +21,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rethinker.datasets.checks import image_fault, special_token
-from rethinker.datasets.rows import REQUIRED_COLUMNS, Row, open_rows, stored_image
+from rethinker.datasets.checks import special_token
+from rethinker.datasets.columns import REQUIRED_COLUMNS, Row
+from rethinker.datasets.columns import SCHEMA_COLUMNS as SCHEMA_COLUMNS
+from rethinker.datasets.images import ImageFinder, RowError
+from rethinker.datasets.pass_rate import pass_rate
+from rethinker.datasets.rows import open_rows
 from rethinker.grading import check_golds, extract_gold
 from rethinker.rundir.atomic import atomic_write_bytes
 from rethinker.types import Query
 
-SCHEMA_COLUMNS = (
-    "question",
-    "answer",
-    "PassRate_32BTrained",
-    "PassRate_7BBase",
-    "category",
-    "source",
-    "qid",
-    "image",
-)
 _ARROW_SCHEMA = pa.schema(
     [
         ("question", pa.string()),
@@ -52,7 +46,6 @@ _ARROW_SCHEMA = pa.schema(
 )
 CheckGolds = Callable[[Sequence[str]], "list[str | None]"]
 CheckQuery = Callable[[Query], "tuple[str, str] | None"]
-Faults = dict[Path, "tuple[str, str] | None"]  # of the images checked so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +57,14 @@ class Dropped:
     detail: str
 
 
-class _RowError(ValueError):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
 def load_queries(
     path: str | Path,
     split: str | None = None,
     limit: int | None = None,
     *,
+    columns: Mapping[str, Any] | None = None,
     image_root: str | Path | None = None,
+    read_images: bool = True,
     check_golds: CheckGolds = check_golds,
     check_query: CheckQuery | None = None,
     keep: Callable[[Row], bool] | None = None,
@@ -87,7 +76,10 @@ def load_queries(
             written by ``datasets.save_to_disk``, or the name of a data set on the Hugging Face hub ("owner/name").
         split: which file (or split) of a folder or data set; may be left out if there is only one.
         limit: stop after so many good queries.
-        image_root: where relative image paths start; by default the folder of the file (or data set).
+        columns: of ``data.columns``, for data with others than the schema's (``datasets.columns``).
+        image_root: where relative image paths start; by default the folder of the file (or data set). What is no file
+            there is looked for in its zip archives.
+        read_images: whether images are checked, or only have to be there.
         check_golds: why each of some gold answers cannot be graded, or None if it can; by default the grader's own
             check.
         check_query: (reason, detail) of a query that cannot be used for another cause, or None.
@@ -99,25 +91,24 @@ def load_queries(
     """
     if limit is not None and limit < 0:
         raise ValueError(f"limit must not be negative, got {limit}")
-    rows, folder = open_rows(path, split)
+    rows, folder = open_rows(path, split, columns)
     if keep:
         rows = filter(keep, rows)
-    root = Path(image_root).resolve() if image_root is not None else folder
+    images = ImageFinder(Path(image_root).resolve() if image_root is not None else folder, read_images)
     queries: list[Query] = []
     dropped: list[Dropped] = []
     seen: set[str] = set()
-    faults: Faults = {}
     for index, (row, gold_fault) in enumerate(_with_gold_faults(rows, check_golds)):
         if limit is not None and len(queries) >= limit:
             break
         name = str(row.get("qid") or f"row {index}")
         try:
-            query = _query(row, root, gold_fault, faults)
+            query = _query(row, images, gold_fault)
             if query.qid in seen:
-                raise _RowError("duplicate qid", "an earlier row has this qid")
+                raise RowError("duplicate qid", "an earlier row has this qid")
             if check_query and (fault := check_query(query)):
-                raise _RowError(*fault)
-        except _RowError as error:
+                raise RowError(*fault)
+        except RowError as error:
             dropped.append(Dropped(name, error.reason, str(error)))
             continue
         seen.add(query.qid)
@@ -153,23 +144,23 @@ def _with_gold_faults(rows: Iterable[Row], check_golds: CheckGolds) -> Iterator[
         yield from zip(chunk, check_golds([str(row.get("answer")) for row in chunk]), strict=True)
 
 
-def _query(row: Row, root: Path, gold_fault: str | None, faults: Faults) -> Query:
+def _query(row: Row, finder: ImageFinder, gold_fault: str | None) -> Query:
     question, answer, qid = (row.get(name) for name in REQUIRED_COLUMNS)
     if not isinstance(qid, str | int) or isinstance(qid, bool) or not str(qid).strip():
-        raise _RowError("no qid", f"qid is {qid!r}")
+        raise RowError("no qid", f"qid is {qid!r}")
     if not isinstance(question, str) or not question.strip():
-        raise _RowError("no question", f"question is {question!r}")
+        raise RowError("no question", f"question is {question!r}")
     if token := special_token(question):
-        raise _RowError("special token in the question", f"{token} is a token of the chat format")
+        raise RowError("special token in the question", f"{token} is a token of the chat format")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise _RowError("no answer", f"answer is {answer!r}")
+        raise RowError("no answer", f"answer is {answer!r}")
     if gold_fault:
-        raise _RowError("unparsable gold answer", gold_fault)
-    images = _images(row.get("image"), root, faults)
+        raise RowError("unparsable gold answer", gold_fault)
+    images = finder.paths(row.get("image"))
     wanted = question.count("<image>")
     if wanted > len(images):
-        raise _RowError("placeholder without image", f"{wanted} <image> in the question, {len(images)} images")
-    rates = (_number(row, name) for name in ("PassRate_32BTrained", "PassRate_7BBase"))
+        raise RowError("placeholder without image", f"{wanted} <image> in the question, {len(images)} images")
+    rates = (pass_rate(_number(row, name)) for name in ("PassRate_32BTrained", "PassRate_7BBase"))
     return Query(
         qid=str(qid),
         question=question,
@@ -187,28 +178,5 @@ def _number(row: Row, name: str) -> float | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _RowError("malformed number", f"{name} is {value!r}")
+        raise RowError("malformed number", f"{name} is {value!r}")
     return float(value)
-
-
-def _images(value: Any, root: Path, faults: Faults) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    items = value if isinstance(value, list | tuple) else [value]
-    paths = []
-    for item in items:
-        if isinstance(item, Mapping) and item.get("bytes"):
-            path = stored_image(item["bytes"])
-        else:
-            name = item.get("path") if isinstance(item, Mapping) else item
-            if not isinstance(name, str) or not name:
-                raise _RowError("malformed image", f"image is {str(item)[:80]!r}, not a path")
-            path = root / name
-        if not path.is_file():
-            raise _RowError("missing image", str(path))
-        if path not in faults:
-            faults[path] = image_fault(path)
-        if fault := faults[path]:
-            raise _RowError(*fault)
-        paths.append(str(path))
-    return tuple(paths)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rethinker.config import DataConfig
-from rethinker.datasets.rows import Row
+from rethinker.datasets.columns import Row
 
 
 @dataclass
@@ -24,10 +23,10 @@ class PassRateFilter:
     def __call__(self, row: Row) -> bool:
         """Whether the row is kept. Raises ValueError where its value is no number."""
         self.read += 1
-        rate = row.get(self.column)
-        if isinstance(rate, bool) or not isinstance(rate, int | float | None):
-            raise ValueError(f"data.pass_rate: {self.column} of {row.get('qid')!r} is {rate!r}, not a number")
-        if rate is None or math.isnan(rate):
+        value = row.get(self.column)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ValueError(f"data.pass_rate: {self.column} of {row.get('qid')!r} is {value!r}, not a number")
+        if (rate := pass_rate(value)) is None:
             self.unrated += 1
             return False
         inside = self.low <= rate <= self.high
@@ -40,6 +39,7 @@ class PassRateFilter:
         return f"{self.column} from {self.low:g} to {self.high:g}: {self.kept:,} of {self.read:,} rows kept{without}"
 
 
-def pass_rate_filter(data: DataConfig) -> PassRateFilter | None:
-    """What ``data.pass_rate`` keeps of the training rows; None: all."""
-    return None if data.pass_rate is None else PassRateFilter(data.pass_rate_column, *data.pass_rate)
+def pass_rate(rate: float | None) -> float | None:
+    """``rate``, or None where there is none: null, not a number, or below 0 (ViRL39K has -1 for what it has not
+    measured)."""
+    return None if rate is None or math.isnan(rate) or rate < 0 else rate

@@ -3,54 +3,74 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-REQUIRED_COLUMNS = ("question", "answer", "qid")
+from rethinker.datasets.columns import REQUIRED_COLUMNS, ColumnMap, Row
+from rethinker.policy.archive import cache_folder
+
 _SUFFIXES = (".parquet", ".jsonl")
-Row = Mapping[str, Any]
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
-def open_rows(path: str | Path, split: str | None) -> tuple[Iterable[Row], Path]:
+def open_rows(
+    path: str | Path, split: str | None, columns: Mapping[str, Any] | None = None
+) -> tuple[Iterable[Row], Path]:
     """The rows behind ``path``, read as they are asked for, and the folder in which relative image paths start.
+    ``columns``: of ``data.columns``, for data with others than the schema's.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
         ValueError: the split is not named, not there, or columns are missing.
     """
+    mapped = ColumnMap(columns) if columns else None
+    rows, folder = _open(path, split, mapped)
+    return (mapped.rows(rows) if mapped else rows), folder
+
+
+def _open(path: str | Path, split: str | None, mapped: ColumnMap | None) -> tuple[Iterable[Row], Path]:
     place, path = Path(path), str(path)
     if place.is_file():
-        return _open_file(place), place.resolve().parent
+        return _open_file(place, mapped), place.resolve().parent
     if place.is_dir():
         if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
             import datasets
 
-            return _open_dataset(datasets.load_from_disk(path), split, path), place.resolve()
-        return _open_file(_choose_file(place, split)), place.resolve()
+            return _open_dataset(datasets.load_from_disk(path), split, path, mapped), place.resolve()
+        return _open_files(_choose_files(place, split), mapped), place.resolve()
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         import datasets
 
-        return _open_dataset(datasets.load_dataset(path), split, path), Path.cwd()
+        return _open_dataset(datasets.load_dataset(path), split, path, mapped), Path.cwd()
     raise FileNotFoundError(f"no data at {path}: give a parquet or JSON lines file, a folder of them, or owner/name")
 
 
-def _choose_file(folder: Path, split: str | None) -> Path:
-    files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
-    chosen = [file for file in files if split in (None, file.stem)]
-    if len(chosen) == 1:
-        return chosen[0]
-    there = ", ".join(file.name for file in files) or f"no file that ends in {' or '.join(_SUFFIXES)}"
+def _choose_files(folder: Path, split: str | None) -> list[Path]:
+    """The files of a split, which may be in shards, as the hub has them: data/train-00000-of-00002.parquet, ..."""
+    files = [file for file in folder.iterdir() if file.suffix in _SUFFIXES]
+    files = sorted(files or [file for file in folder.glob("data/*") if file.suffix in _SUFFIXES])
+    names = {file: _SHARD.sub("", file.stem) + file.suffix for file in files}
+    chosen = [file for file in files if split in (None, Path(names[file]).stem)]
+    if len({names[file] for file in chosen}) == 1:
+        return chosen
+    there = ", ".join(dict.fromkeys(names.values())) or f"no file that ends in {' or '.join(_SUFFIXES)}"
     raise ValueError(f"{folder}: split {split!r} names {len(chosen)} files; the folder has {there}")
 
 
-def _open_file(path: Path) -> Iterable[Row]:
+def _open_files(paths: Sequence[Path], mapped: ColumnMap | None) -> Iterable[Row]:
+    return itertools.chain.from_iterable([_open_file(path, mapped) for path in paths])
+
+
+def _open_file(path: Path, mapped: ColumnMap | None) -> Iterable[Row]:
     if path.suffix == ".parquet":
-        _check_columns(pq.read_schema(path).names, str(path))
+        _check_columns(pq.read_schema(path).names, str(path), mapped)
         return _parquet_rows(path)
     if path.suffix == ".jsonl":
         return _json_rows(path)
@@ -77,7 +97,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
             yield row
 
 
-def _open_dataset(data: Any, split: str | None, path: str) -> Iterable[Row]:
+def _open_dataset(data: Any, split: str | None, path: str, mapped: ColumnMap | None) -> Iterable[Row]:
     import datasets
 
     if isinstance(data, datasets.DatasetDict):
@@ -87,7 +107,7 @@ def _open_dataset(data: Any, split: str | None, path: str) -> Iterable[Row]:
         if split not in data:
             raise ValueError(f"{path}: no split {split!r}; there are {', '.join(names)}")
         data = data[split]
-    _check_columns(data.column_names, path)
+    _check_columns(data.column_names, path, mapped)
     return _undecoded_rows(data)
 
 
@@ -97,15 +117,16 @@ def _undecoded_rows(data: Any) -> Iterator[Row]:
         yield from data.with_format("arrow")[start : start + 256].to_pylist()
 
 
-def _check_columns(names: Iterable[str], where: str) -> None:
-    missing = [name for name in REQUIRED_COLUMNS if name not in set(names)]
+def _check_columns(names: Iterable[str], where: str, mapped: ColumnMap | None) -> None:
+    names = list(names)
+    missing = mapped.missing(names) if mapped else [name for name in REQUIRED_COLUMNS if name not in names]
     if missing:
         raise ValueError(f"{where}: no column {', '.join(missing)}; there are {', '.join(names)}")
 
 
 def stored_image(data: bytes) -> Path:
     """Images that a Hugging Face data set holds as bytes become files (named by content): queries refer to paths."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rethinker" / "images"
+    cache = cache_folder() / "images"
     suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg" if data.startswith(b"\xff\xd8") else ".img"
     path = cache / (hashlib.sha256(data).hexdigest() + suffix)
     if not path.exists():

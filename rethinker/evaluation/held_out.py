@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from rethinker.config import RunConfig, data_source
-from rethinker.datasets.io import CheckQuery, Dropped, describe_dropped, load_queries
-from rethinker.datasets.pass_rate import PassRateFilter
+from rethinker.datasets.drawn import LEFT_TO_THE_DRAW
+from rethinker.datasets.filters import RowFilter
+from rethinker.datasets.io import Dropped, describe_dropped, load_queries
 from rethinker.evaluation.evaluate import evaluate
 from rethinker.evaluation.result import Evaluation
 from rethinker.policy.lengths import PromptRoom
@@ -21,18 +24,42 @@ from rethinker.rollout.base import RolloutEngine
 from rethinker.seeding import stable_seed
 from rethinker.types import Query, Sampling
 
+Split = Literal["train", "validation", "test"]
 
-def read_source(
-    source: str,
-    limit: int | None = None,
-    check_query: CheckQuery | None = None,
-    keep: PassRateFilter | None = None,
+
+def read_split(
+    config: RunConfig, use: Split, room: PromptRoom | None = None, keep: RowFilter | None = None
 ) -> tuple[list[Query], list[Dropped]]:
-    """The queries of an entry of ``data``, which may name a split (``path:split``), and the dropped rows."""
+    """The queries that ``data`` names for ``use``, which may be a split (``path:split``), and the dropped rows; none of
+    either where it names none. ``keep``: which training rows are wanted."""
+    data = config.data
+    source = {"train": data.train, "validation": data.validation, "test": data.test}[use]
+    if source is None:
+        return [], []
     path, split = data_source(source)
     if split and Path(path).is_file():
         raise ValueError(f"{source}: {path} is a file, which has no splits")
-    return load_queries(path, split, limit, check_query=check_query, keep=keep)
+    options: dict[str, Any] = {"check_query": room}
+    if checked_when_drawn(config, use):
+        options = LEFT_TO_THE_DRAW | {"check_query": room.at_most if room else None}
+    return load_queries(
+        path,
+        split,
+        {"train": data.train_limit, "validation": None, "test": data.test_limit}[use],
+        columns=columns_of(config, use),
+        keep=keep,
+        **options,
+    )
+
+
+def columns_of(config: RunConfig, use: Split) -> Mapping[str, Any] | None:
+    """``data.columns``, if the data for ``use`` has them."""
+    return config.data.columns if use in config.data.columns_of else None
+
+
+def checked_when_drawn(config: RunConfig, use: Split) -> bool:
+    """Whether the rows for ``use`` are not all checked when they are read."""
+    return use == "train" and config.data.checks == "when_drawn"
 
 
 def most_images(queries: list[Query]) -> int:
@@ -52,7 +79,7 @@ def evaluate_checkpoint(config: RunConfig) -> Evaluation:
         config.model, device, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint
     )
     room = PromptRoom(policy, config.rollout.max_new_tokens)
-    queries, dropped = read_source(config.data.test, config.data.test_limit, room)
+    queries, dropped = read_split(config, "test", room)
     if dropped:
         print(describe_dropped(dropped), file=sys.stderr)
     if not queries:

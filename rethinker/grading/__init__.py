@@ -28,14 +28,14 @@ from rethinker.grading.extract import (
     extract_gold,
     gold_fault,
 )
-from rethinker.grading.gold import check_gold, check_golds
+from rethinker.grading.gold import check_gold, check_golds, plausible_golds
 from rethinker.grading.pool import POOL
 from rethinker.types import Grade
 
 SHORT_ANSWER_CHARS = 200  # ours: up to here an answer and its gold answer are compared in this process
 SHORT_QUESTION_CHARS = 4000  # its options are read, once for a question
 
-__all__ = ["check_gold", "check_golds", "extract_boxed", "extract_gold", "grade", "grade_many"]
+__all__ = ["check_gold", "check_golds", "extract_boxed", "extract_gold", "grade", "grade_many", "plausible_golds"]
 
 
 class _Undecided(Exception):

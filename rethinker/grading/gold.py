@@ -46,6 +46,11 @@ def check_golds(answers: Sequence[str | None]) -> list[str | None]:
     return [faults[answer] for answer in answers]
 
 
+def plausible_golds(answers: Sequence[str | None]) -> list[str | None]:
+    """`check_golds` as far as the text itself tells, in microseconds an answer: math-verify is not asked."""
+    return [gold_fault(answer) for answer in answers]
+
+
 def mathematics(gold: str) -> tuple[str, ...]:
     """What math-verify would have to read, as LaTeX, to compare an answer with ``gold``; () if it is plain."""
     if gold.isalnum() and gold.isascii():

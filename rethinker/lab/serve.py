@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
-from rethinker.evaluation.held_out import most_images, read_source
+from rethinker.evaluation.held_out import Split, most_images, read_split
 from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import load_outline
 from rethinker.rollout import vllm_available
@@ -112,8 +113,9 @@ def arguments_of(config: RunConfig) -> tuple[dict[str, Any], int]:
     loaded."""
     policy = load_outline(config.model, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint)
     room = PromptRoom(policy, config.rollout.max_new_tokens)
-    sources = {config.data.train, config.data.validation, config.data.test}
-    images = max(most_images(read_source(source, check_query=room)[0]) for source in sources if source)
+    whole = replace(config, data=replace(config.data, train_limit=None, test_limit=None))
+    uses: tuple[Split, ...] = ("train", "validation", "test")
+    images = max(most_images(read_split(whole, use, room)[0]) for use in uses)
     arguments = engine_arguments(
         policy,
         gpu=torch.cuda.is_available(),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from rethinker.policy.archive import opened
 from rethinker.policy.policy import Policy
 from rethinker.policy.prompt import prompt_text
 from rethinker.types import Query
@@ -27,25 +28,47 @@ class PromptRoom:
 
     def __call__(self, query: Query) -> tuple[str, str] | None:
         """(reason, detail) for a query that has no room, else None."""
-        policy = self.policy
-        text = prompt_text(policy.processor, query, policy.prompt_suffix, policy.prompt_hint)
         images = sum(map(self._image_tokens, query.images))
-        room = policy.context - self.max_new_tokens
-        size = len(text.encode())  # a token is a byte or more
-        tokens = size + images
-        if tokens > room or size > LONG:
-            tokens = len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) + images - len(query.images)
-        if tokens > room:
+        tokens = self._tokens(query, images)
+        if tokens > self.room:
             of_images = f" ({images} of them its images')" if images else ""
             return "prompt too long", (
                 f"{tokens} tokens{of_images} and a response of rollout.max_new_tokens={self.max_new_tokens} exceed the "
-                f"model's context of {policy.context}"
+                f"model's context of {self.policy.context}"
             )
         self.longest = max(self.longest, tokens)
         return None
 
+    def at_most(self, query: Query) -> tuple[str, str] | None:
+        """As a call, but without a look at images: they count in ``longest`` as the largest that the processor makes,
+        and a query that has some always fits."""
+        if not query.images:
+            return self(query)
+        tokens = self._tokens(query, len(query.images) * self._largest_image())
+        self.longest = max(self.longest, min(tokens, self.room))
+        return None
+
+    @property
+    def room(self) -> int:
+        """Tokens of the longest prompt that there is room for."""
+        return self.policy.context - self.max_new_tokens
+
+    def _tokens(self, query: Query, images: int) -> int:
+        """Of the prompt, of them ``images`` its images': exact if it could be too long or has a long text, else at
+        most so many."""
+        policy = self.policy
+        text = prompt_text(policy.processor, query, policy.prompt_suffix, policy.prompt_hint)
+        size = len(text.encode())  # a token is a byte or more
+        if size + images <= self.room and size <= LONG:
+            return size + images
+        return len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) + images - len(query.images)
+
+    def _largest_image(self) -> int:
+        processor = self.policy.images.image_processor
+        return int(processor.size["longest_edge"]) // (processor.patch_size * self.policy.merge_size) ** 2
+
     def _image_tokens(self, path: str | Path) -> int:
         processor = self.policy.images.image_processor
-        with Image.open(path) as image:  # reads the header
+        with opened(path) as file, Image.open(file) as image:  # reads the header
             width, height = image.size
         return int(processor.get_number_of_image_patches(height, width)) // self.policy.merge_size**2

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from rethinker.policy.archive import present
+
 UNSCALED = ("I", "F")  # modes of 32 bits, whose values say only by their range what white is
 
 
@@ -35,7 +37,7 @@ def open_image(path: str | Path, qid: str = "") -> Image.Image:
     """
     try:
         # A file, not its name: Pillow 13 maps uncompressed TIFFs that it opens by name, and misreads turned ones.
-        with Path(path).open("rb") as file, Image.open(file) as image:
+        with present(path).open("rb") as file, Image.open(file) as image:
             if animated(image):
                 _say_first(str(path))
             image.load()

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rethinker.config import RunConfig, data_source, to_dict
+from rethinker.policy.archive import file_size, opened
 from rethinker.rundir.atomic import atomic_write_text, read_json
 from rethinker.rundir.folder import RunExists, changeable_settings
 from rethinker.rundir.paths import RunDir
@@ -114,16 +115,19 @@ def data_digests(config: RunConfig) -> dict[str, dict[str, str | None]]:
 def data_facts(config: RunConfig, **queries: Sequence[Query]) -> dict[str, dict[str, Any]]:
     """``data_digests``, and of the queries that were read of every split: their number, a hash of them in their order
     ("queries") and one that does not depend on it ("content"). Pictures count by their bytes: neither depends on where
-    the files are or on their format."""
-    image_hash = functools.cache(lambda path: _hash(Path(path).read_bytes()))  # queries share images
+    the files are or on their format. With ``data.checks=when_drawn`` training pictures are not read: they count by name
+    and size."""
+    image_hash = functools.cache(lambda path: _hash(_bytes(path)))  # queries share images
+    unread = functools.cache(lambda path: _hash(f"{Path(path).name} {file_size(path)}".encode()))
 
-    def query_hash(query: Query) -> str:
-        fields = asdict(query) | {"images": list(map(image_hash, query.images))}
+    def query_hash(query: Query, of_image: Callable[[str], str]) -> str:
+        fields = asdict(query) | {"images": list(map(of_image, query.images))}
         return _hash(json.dumps(fields, sort_keys=True).encode())
 
     facts: dict[str, dict[str, Any]] = {}
     for split, digests in data_digests(config).items():
-        lines = list(map(query_hash, queries[split]))
+        of_image = unread if split == "train" and config.data.checks == "when_drawn" else image_hash
+        lines = [query_hash(query, of_image) for query in queries[split]]
         hashes = {"queries": _hash("".join(lines).encode()), "content": _hash("".join(sorted(lines)).encode())}
         facts[split] = digests | {"rows": len(lines)} | hashes
     return facts
@@ -131,6 +135,11 @@ def data_facts(config: RunConfig, **queries: Sequence[Query]) -> dict[str, dict[
 
 def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _bytes(path: str) -> bytes:
+    with opened(path) as file:
+        return file.read()
 
 
 def _version(name: str) -> str | None:

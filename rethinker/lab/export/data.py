@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from rethinker.config import RunConfig
+from rethinker.datasets.filters import training_filter
 from rethinker.datasets.io import describe_dropped
-from rethinker.datasets.pass_rate import pass_rate_filter
-from rethinker.evaluation.held_out import read_source
+from rethinker.evaluation.held_out import Split, read_split
+from rethinker.policy.archive import present
 from rethinker.policy.pictures import animated, open_image
 from rethinker.policy.prompt import IMAGE_PLACEHOLDER, chat_messages
 from rethinker.types import Query
@@ -28,18 +30,19 @@ Splits = dict[str, list[Query]]
 def read_splits(config: RunConfig, say: Say) -> Splits:
     """The queries of train, validation and test, as far as the config has them, as a run would read them, but with
     prompts of any length. Raises ValueError where no row of a split can be used."""
-    data, splits = config.data, {}
-    sources = (("train", data.train, data.train_limit), ("validation", data.validation, None))
-    for name, source, limit in (*sources, ("test", data.test, data.test_limit)):
+    data = config.data
+    splits: Splits = {}
+    sources: dict[Split, str | None] = {"train": data.train, "validation": data.validation, "test": data.test}
+    for use, source in sources.items():
         if source is None:
             continue
-        keep = pass_rate_filter(data) if name == "train" else None
-        splits[name], dropped = read_source(source, limit, None, keep)
+        keep = training_filter(data) if use == "train" else None
+        splits[use], dropped = read_split(replace(config, data=replace(data, checks="at_start")), use, keep=keep)
         for report in (str(keep or ""), describe_dropped(dropped)):
             if report:
                 say(f"{source}: {report}")
-        if not splits[name]:
-            raise ValueError(f"data.{name}={source}: none of its rows can be used")
+        if not splits[use]:
+            raise ValueError(f"data.{use}={source}: none of its rows can be used")
     return splits
 
 
@@ -66,8 +69,8 @@ def pictures(query: Query) -> Iterator[bytes]:
     """The images of ``query``: their files where every loader sees in them what ``open_image`` sees, else PNGs of
     that."""
     for path in query.images:
-        if _plain(Path(path)):
-            yield Path(path).read_bytes()
+        if _plain(present(path)):
+            yield present(path).read_bytes()
         else:
             buffer = io.BytesIO()
             open_image(path, query.qid).save(buffer, format="PNG")

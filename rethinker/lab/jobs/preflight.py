@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rethinker.config import RunConfig, data_source
 from rethinker.config.paths import is_hub_id
@@ -36,7 +37,8 @@ def preflight(config: RunConfig) -> list[str]:
     for use, source in _sources(config):
         place = Path(source).absolute()
         if place.parent not in to_draw or place.name not in DRAWN:
-            check_data(f"data.{use}", source)
+            check_data(f"data.{use}", source, config.data.columns if use in config.data.columns_of else None)
+    check_filter(config)
     return list(check_disk(config, weights))
 
 
@@ -93,8 +95,19 @@ def _check_checkpoint(folder: Path) -> int:
     return sum(file.stat().st_size for file in weights)
 
 
-def check_data(key: str, source: str) -> None:
-    """Raises ConfigError if an entry of ``data`` names no data that can be opened; its rows are not read."""
+def check_filter(config: RunConfig) -> None:
+    """Raises ConfigError if ``data.filter`` is no filter that there is."""
+    from rethinker.datasets.filters import training_filter
+
+    try:
+        training_filter(config.data)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_data(key: str, source: str, columns: Mapping[str, Any] | None = None) -> None:
+    """Raises ConfigError if an entry of ``data`` names no data that can be opened, with ``columns`` (``data.columns``)
+    where it has others; its rows are not read."""
     from rethinker.datasets.rows import open_rows
 
     path, split = data_source(source)
@@ -106,7 +119,7 @@ def check_data(key: str, source: str) -> None:
         if there.is_file() and split:
             raise ValueError(f"{path} is a file, which has no splits")
         if there.exists():
-            open_rows(path, split)
+            open_rows(path, split, columns)
         else:
             import datasets
 
