@@ -70,7 +70,10 @@ def test_a_real_model_from_the_command_line(tiny_folder, maths, tmp_path, capsys
     assert run("rescore", str(folder), capsys=capsys)[0] == 0
     again = pd.read_parquet(folder / "mathvision-test.parquet")
     pd.testing.assert_frame_equal(again, rows)
-    assert before and read_json(folder / "summary.json")["benchmarks"]["mathvision-test"]["plain"]["n"] == 5
+    assert (
+        before
+        and read_json(folder / "summary.json")["benchmarks"]["mathvision-test"]["modes"]["plain"]["score"]["n"] == 5
+    )
     code, _, err = run(*command, "seed=7", capsys=capsys)
     assert code == 2 and "seed 0 -> 7" in err and "choose another --label or --out" in err
 

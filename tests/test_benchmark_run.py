@@ -103,7 +103,7 @@ def test_numbers_by_hand(tmp_path: Path, task: Task) -> None:
         "product": 1.0,
     }
     assert {name: score["n"] for name, score in plain["groups"]["skills"].items()} == {"easy": 1, "plus": 2, "times": 1}
-    assert summary["benchmarks"]["toy-test"]["forced"] == forced["score"]
+    assert summary["benchmarks"]["toy-test"]["modes"]["forced"]["score"] == forced["score"]
     assert read_json(tmp_path / "out" / "summary.json") == summary
 
 
@@ -326,7 +326,7 @@ def test_scoring_again_after_a_rule_was_mended(tmp_path: Path, monkeypatch: pyte
     after = rows_of(out)
     unchanged = [name for name in COLUMNS if name not in ("score", "extracted", "reason", "guessed")]
     pd.testing.assert_frame_equal(after[unchanged], before[unchanged])
-    values = {mode: summary["benchmarks"]["toy-test"][mode]["value"] for mode in ("plain", "forced", "bound")}
+    values = {mode: found["score"]["value"] for mode, found in summary["benchmarks"]["toy-test"]["modes"].items()}
     assert values == {"plain": 2 / 4, "forced": 1 / 4, "bound": 3 / 4}  # bound keeps a's first look now
     with pytest.raises(FileNotFoundError, match="is not the folder of an evaluation"):
         rescore(tmp_path)

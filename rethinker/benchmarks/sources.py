@@ -20,6 +20,7 @@ from rethinker.datasets.rows import stored_image
 
 Row = dict[str, Any]
 BATCH = 16  # rows of parquet in memory
+BUFFER = 2**20  # bytes of a column that are read at a time; else its whole row group is
 _SHARD = re.compile(r"-\d{5}-of-\d{5}.*$")  # of the hub's file names, behind the split's name
 
 
@@ -86,7 +87,7 @@ def _parquet_files(folder: Path, split: str, configs: Sequence[str]) -> list[Pat
 
 def _file_rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, buffer_size=BUFFER) as file:
             for batch in file.iter_batches(batch_size=BATCH):
                 yield from batch.to_pylist()
     elif path.suffix == ".jsonl":

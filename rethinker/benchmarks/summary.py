@@ -45,10 +45,16 @@ def write_summaries(folder: Path) -> dict[str, Any]:
             "mean_over": benchmark.mean_over,
         }
         _write(folder / f"{name}.json", {"benchmark": benchmark.name} | about | counted)
-        headlines[name] = about | {mode: found["greedy"]["score"] for mode, found in counted["modes"].items()}
+        modes = {mode: _headline(found["greedy"]) for mode, found in counted["modes"].items()}
+        headlines[name] = about | {"modes": modes}
     summary = {name: value for name, value in settings.items() if name != "benchmarks"} | {"benchmarks": headlines}
     _write(folder / "summary.json", summary)
     return summary
+
+
+def _headline(counts: dict[str, Any]) -> dict[str, Any]:
+    names = ("score", "with_guesses", "unparsed", "truncated", "skipped", "unsupported", "judge")
+    return {name: counts[name] for name in names if name in counts}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -32,6 +31,7 @@ NEEDS_BENCHMARKS = (
     "judge",
     "judge_model",
 )
+COUNTS = ("unparsed", "truncated", "skipped", "unsupported")
 JUDGE = (
     option("--judge", metavar="URL", help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1"),
     option("--judge-model", metavar="NAME", help="its model; the key: RETHINKER_JUDGE_KEY, else OPENAI_API_KEY"),
@@ -249,18 +249,22 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        box=None, title=f"{summary['protocol']}, {shlex.quote(summary['model']['path'])}", title_justify="left"
-    )
-    for name in ("benchmark", "split", "items", *summary["modes"]):
-        table.add_column(name)
+    table = Table(box=None)
+    for name in ("benchmark", "items", "mode", "score", "guessing"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("of the responses")
     for found in summary["benchmarks"].values():
-        scores = [_percent(found[mode]) for mode in summary["modes"]]
-        items = (
-            str(found["items"]) if found["items"] == found["published"] else f"{found['items']} of {found['published']}"
-        )
-        table.add_row(found["title"], found["split"], items, *scores)
-    Console().print(table)
+        items = str(found["items"]) + (f" of {found['published']}" if found["items"] != found["published"] else "")
+        about = [f"{found['title']} {found['split']}", items]
+        for mode, result in found["modes"].items():
+            guessing = _percent(result["with_guesses"]).partition(" ")[0]
+            counts = [f"{result[name]} {name}" for name in COUNTS if result[name]]
+            table.add_row(*about, mode, _percent(result["score"]), guessing, ", ".join(counts))
+            about = ["", ""]
+    console = Console()
+    console.width = console.width if console.is_terminal else 140
+    console.print(f"protocol {summary['protocol']}, {summary['model']['path']}", soft_wrap=True, highlight=False)
+    console.print(table)
     print(f"written: {folder}", file=sys.stderr)
 
 
