@@ -14,6 +14,7 @@ from rethinker.benchmarks.image_tokens import in_order
 from rethinker.benchmarks.rules import emma as rule
 from rethinker.benchmarks.sources import Row, Source, text_in, texts_in
 
+MINI = "luckychao/EMMA-mini"  # on the hub
 SUBJECTS = ("Math", "Physics", "Chemistry", "Coding")
 CHOICE_PROMPT = 'Answer with the option\'s letter from the given choices and put the letter in one "\\boxed{}". '
 OPEN_PROMPT = 'Answer the question using a single word or phrase and put the answer in one "\\boxed{}". '
@@ -21,7 +22,7 @@ COT = "Please solve the problem step by step."
 
 
 class EMMA(Benchmark):
-    """Splits ``full`` and ``mini`` (100 problems a subject; another data set on the hub, luckychao/EMMA-mini).
+    """Splits ``full`` and ``mini`` (100 problems a subject; another data set on the hub, or a folder of its own).
 
     29 of the physics rows have their gold letter in lower case: it is upper case here.
     """
@@ -32,6 +33,8 @@ class EMMA(Benchmark):
     splits: ClassVar[Mapping[str, int]] = {"full": 2788, "mini": 400}
 
     def items(self, source: Source, split: str) -> Iterator[Item]:
+        if split == "mini" and source.place == self.hub:
+            source = Source(MINI)
         for row in source.rows("test", configs=SUBJECTS):
             pid, answer = text_in(row, "pid"), text_in(row, "answer").strip()
             options = texts_in(row, "options") if text_in(row, "type").lower() == "multiple choice" else ()

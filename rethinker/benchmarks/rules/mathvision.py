@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from rethinker.benchmarks.rules.numeric import equal_to_two_decimals, latex_value
-from rethinker.benchmarks.rules.outcome import Outcome, is_bare, to_float
+from rethinker.benchmarks.rules.outcome import Outcome, is_bare, letters, to_float
 
 _PHRASES = ("the final answer is", "the answer is", "the correct answer is", "the answer should be")
 _DELETED = (
@@ -24,7 +24,7 @@ _INTEGER_RATIO = re.compile(r"(0|-?[1-9]\d*)/(0|-?[1-9]\d*)")
 def score(response: str, gold: str, options: Sequence[str]) -> Outcome:
     """``gold``: the letter of a choice (``options`` given) or the answer itself (``options`` empty)."""
     answer, marked = extract(response)
-    option = options[ord(gold) - ord("A")] if options else ""
+    option = options[ord(gold) - ord("A")] if gold and gold in letters(options) else ""
     if equal(gold, answer) or equal(option, answer):
         return Outcome(1.0, answer, "equal")
     if not answer or not (marked or is_bare(response)):
