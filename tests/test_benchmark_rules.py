@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import runpy
+from pathlib import Path
+
 import pytest
 
 from rethinker.benchmarks.rules.numeric import equal_to_two_decimals, latex_value
+
+ROOT = Path(__file__).parents[1]
 
 VALUES: tuple[tuple[str, float | None], ...] = (
     ("7", 7.0),
@@ -590,3 +597,25 @@ def test_mathverse() -> None:
         if (outcome.score, outcome.extracted is not None, outcome.guessed) != (right, found, None):
             wrong.append((response, gold, right, outcome))
     assert not wrong, "\n".join(map(repr, wrong))
+
+
+def test_the_comparison_with_official_verdicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"benchmark": "MathVista", "type": "choice", "question": "Where?\nChoices:\n(A) Rome\n(B) Bonn"}
+    fields |= {"gold": "B", "gold_text": "Bonn"}
+    answers = [
+        fields | {"pid": "1", "answer": "B", "official_correct": True},
+        fields | {"pid": "1", "answer": "Bon", "official_correct": True},  # a guess
+        fields | {"pid": "2", "answer": "A", "official_correct": True},  # not what the rule says
+    ]
+    responses = [{"benchmark": "MathVista", "pid": "1", "response": text} for text in ("So B.", "It is Bonn.", "Hm")]
+    for name, records in (("answers", answers), ("responses", responses)):
+        with gzip.open(tmp_path / name, "wt") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+    script = runpy.run_path(str(ROOT / "experiments" / "benchmark_rules" / "agreement.py"))
+    script["main"](str(tmp_path / "answers"), str(tmp_path / "responses"))
+    *_, disagreement, header, row = capsys.readouterr().out.splitlines()
+    assert disagreement.startswith("MathVista choice 2: 'A' for 'B'")
+    counts = dict(zip(header.split(), map(int, row.split()[2:]), strict=True))
+    assert counts == {
+        "answers": 3, "agree": 2, "guessed": 1, "lucky": 1, "responses": 3, "unparsed": 1, "linked": 2, "same": 2,
+    }  # fmt: skip
