@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 
 from rethinker.arrays import Floats
 from rethinker.config import RunConfig
@@ -126,10 +125,9 @@ class PolicyUpdate:
             # A sharded gradient is reduced each time: kept whole until the last pass it would take 4 bytes a weight.
             with contextlib.nullcontext() if last or sharded else self.accelerator.no_sync(self.forward):
                 loss, stats = self._loss(samples or scored[:1], batch, on_policy)
-                if samples:
-                    parts_of_stats.append(stats)
-                else:
-                    loss = loss * 0.0
+                if not samples:
+                    loss, stats = loss * 0.0, {name: torch.zeros_like(value) for name, value in stats.items()}
+                parts_of_stats.append(stats)
                 check_finite(loss, f"the step whose first sample is {batch[0].sample_id}")
                 # Data parallelism averages over ranks; the denominators are global already.
                 self.accelerator.backward(loss * ranks)
@@ -230,9 +228,12 @@ class PolicyUpdate:
         return loss, stats
 
     def _reduce(self, stats: dict[str, torch.Tensor]) -> dict[str, float]:
-        local = {name: value.cpu() for name, value in stats.items()}
-        parts = gather_object([local])
-        return {name: float(value) for name, value in merge_stats(parts).items()}
+        """The statistics of all ranks, whose names are the same."""
+        names = sorted(stats)
+        row = torch.stack([stats[name].double().to(self.accelerator.device) for name in names])
+        rows = self.accelerator.gather(row[None])
+        merged = merge_stats(dict(zip(names, values, strict=True)) for values in rows.cpu())
+        return {name: float(value) for name, value in merged.items()}
 
     def _metrics(
         self, sums: dict[str, float], batch: Sequence[Sample], norm: float, lr: float
