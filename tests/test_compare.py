@@ -89,8 +89,8 @@ def test_what_is_not_the_whole_benchmark_is_marked(evaluations: Path) -> None:
     assert marks["base (official)"] == "4 of 3040 items; without 2 responses that cannot be scored here"
     assert marks["trained (official)"] == ""
     shown = tables.results(table)
-    assert [row[1].endswith("*") for row in shown.rows] == [True, True, False, False]
-    assert any(note.startswith("*") for note in shown.notes)
+    assert [row[1].endswith("‡") for row in shown.rows] == [True, True, False, False]
+    assert any(note.startswith("‡") for note in shown.notes)
 
 
 def test_differences_are_paired_by_item_and_respect_clusters_and_means_of_means(evaluations: Path) -> None:

@@ -13,9 +13,9 @@ import pandas as pd
 
 from rethinker.benchmarks.summary import in_mode, read_counted
 from rethinker.evaluation.statistics import Z95, Estimate
-from rethinker.lab.compare.rows import Evaluation
+from rethinker.lab.compare.rows import Evaluation, title
 
-COLUMNS = ("benchmark", "split", "mode", "before", "after", "difference", "low", "high", "n", "clusters")
+COLUMNS = ("title", "mode", "before", "after", "difference", "low", "high", "n", "clusters")
 
 
 def differences(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
@@ -24,17 +24,18 @@ def differences(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     rows = []
     for later in evaluations[1:]:
         first = evaluations[0]
-        for name in first.counts.keys() & later.counts.keys():
-            counted = first.counts[name]
+        for name, counted in first.counts.items():
+            if name not in later.counts:
+                continue
             tables = [read_counted(each.folder / f"{name}.parquet") for each in (first, later)]
-            for mode in counted["modes"].keys() & later.counts[name]["modes"].keys():
+            for mode in (mode for mode in counted["modes"] if mode in later.counts[name]["modes"]):
                 before, after = (_greedy(in_mode(table, mode)) for table in tables)
                 found = paired(before, after, counted["mean_over"])
-                about = {"benchmark": counted["benchmark"], "split": counted["split"], "mode": mode}
+                about = {"title": title(counted), "mode": mode}
                 labels = {"before": first.label, "after": later.label}
                 interval = {"difference": found.value, "low": found.low, "high": found.high}
                 rows.append(about | labels | interval | {"n": found.n, "clusters": found.clusters})
-    return pd.DataFrame(sorted(rows, key=lambda row: tuple(map(str, row.values()))), columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def paired(before: pd.DataFrame, after: pd.DataFrame, mean_over: str | None) -> Estimate:

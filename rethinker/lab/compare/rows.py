@@ -81,16 +81,16 @@ def collect(evaluations: Sequence[Evaluation], chosen: Sequence[paper.PaperRow])
 
 
 def groups(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """Scores by group: the columns row, benchmark, split, group, item (its value), value, low, high, n, clusters."""
+    """Scores by group: the columns row, title, group, item (its value), value, low, high, n, clusters."""
     rows = []
     for each in evaluations:
         for counted in each.counts.values():
             for row, _, found in _measures(each, counted):
                 for group, items in found.get("groups", {}).items():
                     for item, score in items.items():
-                        about = {"row": row, "benchmark": counted["benchmark"], "split": counted["split"]}
+                        about = {"row": row, "title": title(counted)}
                         rows.append(about | {"group": group, "item": item} | score)
-    columns = ("row", "benchmark", "split", "group", "item", "value", "low", "high", "n", "clusters")
+    columns = ("row", "title", "group", "item", "value", "low", "high", "n", "clusters")
     return pd.DataFrame(rows, columns=list(columns))
 
 
@@ -141,7 +141,7 @@ def _rows(each: Evaluation) -> Iterator[dict[str, Any]]:
                 "mode": mode,
                 "benchmark": counted["benchmark"],
                 "split": counted["split"],
-                "title": _title(counted),
+                "title": title(counted),
                 "items": counted["items"],
                 "published": counted["published"],
                 "with_guesses": (found.get("with_guesses") or {}).get("value"),
@@ -156,7 +156,8 @@ def _rows(each: Evaluation) -> Iterator[dict[str, Any]]:
             }
 
 
-def _title(counted: dict[str, Any]) -> str:
+def title(counted: dict[str, Any]) -> str:
+    """What tables call the split of a benchmark: the paper's column, or its own name."""
     about, name = paper.about(), counted["benchmark"]
     if about["splits"].get(name) == counted["split"]:
         return str(about["columns"][name])

@@ -54,7 +54,7 @@ def results(table: pd.DataFrame) -> Table:
             "In brackets: 95% intervals over the problems of a benchmark; they hold for this model's responses."
         )
     if ((table["kind"] == "ours") & (table["mark"] != "")).any():
-        notes.append("* Not the whole benchmark: see how each row was made.")
+        notes.append("‡ Not the whole benchmark: see how each row was made.")
     return Table("Results in percent", ["", *titles], rows, notes)
 
 
@@ -72,7 +72,7 @@ def protocols(table: pd.DataFrame) -> Table:
         "tokens": ours["tokens"].map(_count),
     }
     rows = [[str(row), *map(str, cells)] for row, *cells in zip(ours["row"], *shown.values(), strict=True)]
-    notes = ["Unparsed, truncated and not asked: counted; an answer that is not found is wrong."]
+    notes = ["An answer that is not found (unparsed) is wrong."]
     notes += [f"{words[0].upper()}{words[1:]}: {text}" for words, text in MEANINGS.items() if words in shown]
     if (table["kind"] == "paper").any():
         notes.append(f"The paper's rows: {paper.about()['protocol']}.")
@@ -84,9 +84,7 @@ def paired(differences: pd.DataFrame) -> Table:
     headers = ["after", "before", "benchmark", "mode", "difference in points", "items"]
     rows = [
         [
-            *(str(row[name]) for name in ("after", "before")),
-            f"{row['benchmark']} {row['split']}",
-            str(row["mode"]),
+            *(str(row[name]) for name in ("after", "before", "title", "mode")),
             _interval(row["difference"], row["low"], row["high"], "{:+.1f}"),
             _count(row["n"]),
         ]
@@ -103,13 +101,13 @@ def by_group(groups: pd.DataFrame, name: str) -> Table:
         raise ValueError(f"no evaluation has the group {name!r}; there are {known}")
     headers = list(dict.fromkeys(part["row"]))
     rows = []
-    for (benchmark, split, item), scores in part.groupby(["benchmark", "split", "item"], sort=False):
+    for (title, item), scores in part.groupby(["title", "item"], sort=False):
         by_row = scores.set_index("row")
         n = _count(scores["n"].max())
         cells = [
             _interval(*by_row.loc[row, ["value", "low", "high"]]) if row in by_row.index else MISSING for row in headers
         ]
-        rows.append([f"{benchmark} {split}", str(item), n, *cells])
+        rows.append([str(title), str(item), n, *cells])
     return Table(f"By {name}, in percent", ["benchmark", name, "responses", *headers], rows)
 
 
@@ -136,7 +134,7 @@ def _cell(part: pd.DataFrame) -> str:
     text = _interval(row["value"], row["low"], row["high"])
     if row["kind"] == "paper":
         return text + ("†" if row["mark"] else "")
-    return text + ("*" if row["mark"] else "")
+    return text + ("‡" if row["mark"] else "")
 
 
 def _interval(value: float | None, low: float | None, high: float | None, form: str = "{:.1f}") -> str:

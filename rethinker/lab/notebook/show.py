@@ -30,6 +30,11 @@ def show_html(text: str) -> None:
     display(HTML(text))
 
 
+def show_markdown(text: str) -> None:
+    """Markdown made by this package."""
+    display(Markdown(text))
+
+
 def show_if(draw_it: Callable[[], Drawing]) -> None:
     """What ``draw_it`` draws, as ``show`` does; where it raises NoData, the reason in words."""
     try:
