@@ -132,8 +132,12 @@ def test_the_command_writes_tables_and_figures(evaluations: Path, tmp_path: Path
         assert text in said, text
     assert sorted(path.name for path in out.iterdir()) == [
         *(f"comparison-{theme}.{kind}" for theme in ("dark", "light") for kind in ("png", "svg")),
-        *("comparison.csv", "comparison.md", "differences.csv", "groups.csv"),
+        *("comparison.csv", "comparison.html", "comparison.md", "differences.csv", "groups.csv"),
     ]
+    page = (out / "comparison.html").read_text()
+    for text in ("No answer found: base (official)", "I do not know", "Right in one of both", "nothing found", "✓ 1"):
+        assert text in page, text
+    assert page.count('<article class="sample">') == 1 + 1 + 3  # of two splits, and three items that changed
     markdown = (out / "comparison.md").read_text()
     assert "| VL-Rethinker-7B | 32.3 | - |" in markdown
     assert "981/3040" in markdown  # the notes on the paper's numbers

@@ -9,12 +9,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from toy_benchmark import POLICY, Engine, asking, settings
 
 from rethinker.benchmarks.mega import EXAMPLE_IMAGES, MegaBench
 from rethinker.benchmarks.rules import mega
 from rethinker.benchmarks.rules.mega import reading
+from rethinker.benchmarks.running import run_tasks
 from rethinker.benchmarks.sources import Source
+from rethinker.benchmarks.tasks import load_task
+from rethinker.rundir.atomic import read_json
 
 
 def info(metrics, parser="answer_string", function="mean", **weights):
@@ -142,6 +148,23 @@ def test_one_field():
         if not math.isclose(score, expected, abs_tol=1e-9):
             wrong.append((metric, response, gold, score))
     assert not wrong
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        ["Answer:", "**", "*", "{", "}", "[", "]", "(", ")", '"', "'", ",", ":", "a", "1", "-", "1e999", "nan", "None", "```", "json", "<box>", "</box>", "<point>", "</point>", "\\boxed{", "%", "/0", "é", " ", "\n"]
+    ),
+    max_size=14,
+).map("".join)
+
+
+@given(PIECES)
+def test_no_text_is_an_error_and_every_score_is_a_share(text):
+    for metric, _, gold, _ in ONE_FIELD[::3]:
+        if metric.endswith("latex_expr_equality"):  # worker processes: the grader's own tests do this
+            continue
+        for parser in ("answer_string", "json", "verbatim_answer_string"):
+            assert 0 <= mega.score(text, {"answer": gold}, info(metric, parser), {}).score <= 1
 
 
 # (response, gold fields, metrics by field, aggregation, weights, score, whether JSON was found)
@@ -312,6 +335,23 @@ def test_an_answer_that_is_not_found_is_unparsed_and_what_the_rule_gives_stands_
     assert (verdict.score, verdict.extracted, verdict.guessed) == (0.0, None, 1.0)
     boxed = MegaBench().score(item, 'so \\boxed{\\{"a": "x"\\}}', "boxed")
     assert boxed.score == 1.0
+
+
+def test_the_headline_is_the_mean_over_tasks_and_unsupported_items_are_in_no_mean(tmp_path):
+    rows = [row(n) for n in range(3)] + [row(3, task="add"), row(4, task="write", metrics=info("program_judge"))]
+    written(tmp_path / "data", rows)
+    task = load_task("mega", {"mega": str(tmp_path / "data")})
+    engine = Engine(lambda qid, index: "Answer: 4" if qid in ("0", "3", "4") else "**Answer:** 4")
+    how = asking()
+    run_tasks(tmp_path / "out", [task], how, settings(how), lambda left: (POLICY, engine, {}), chunk=8)
+    found = read_json(tmp_path / "out" / "mega-core.json")
+    plain = found["modes"]["plain"]["greedy"]
+    assert found["mean_over"] == "task" and (found["items"], found["published"]) == (5, 6531)
+    assert plain["score"]["value"] == pytest.approx((1 / 3 + 1) / 2)  # over items it would be 1 / 2
+    assert (plain["score"]["n"], plain["unparsed"], plain["unsupported"]) == (4, 2, 1)
+    (reason,) = found["unsupported"]
+    assert reason.startswith("program_judge: runs the model's program") and found["unsupported"][reason] == ["4"]
+    assert plain["groups"]["task"]["write"]["value"] is None
 
 
 @pytest.mark.parametrize(

@@ -36,15 +36,15 @@ def compare(folders: list[Path], paper: str, groups: str | None, out: Path | Non
     names = [] if paper == "none" else paper.split(",")
     for table in write(evaluations, names, out or folders[0] / "comparison", groups):
         _print(table)
-    print(f"written: {out or folders[0] / 'comparison'}", file=sys.stderr)
+    print(f"written: {(out or folders[0] / 'comparison') / 'comparison.html'}", file=sys.stderr)
     return 0
 
 
 def write(evaluations: list[Evaluation], names: list[str], out: Path, group: str | None = None) -> list[Table]:
-    """Write ``comparison.csv``, ``groups.csv``, ``differences.csv``, ``comparison.md`` and the figure to ``out``;
-    returns the tables. ``names``: the paper's rows, as `benchmarks.paper.choose` takes them."""
+    """Write ``comparison.html`` and ``.md``, ``comparison.csv``, ``groups.csv``, ``differences.csv`` and the figure to
+    ``out``; returns the tables. ``names``: the paper's rows, as `benchmarks.paper.choose` takes them."""
     from rethinker.benchmarks import paper
-    from rethinker.lab.compare import pairs, rows, tables
+    from rethinker.lab.compare import page, pairs, rows, tables
     from rethinker.lab.figures.benchmarks import save_figures
     from rethinker.rundir.atomic import atomic_write_text
 
@@ -60,6 +60,7 @@ def write(evaluations: list[Evaluation], names: list[str], out: Path, group: str
     notes = ["### About the paper's numbers", "", *(f"- {note}" for note in tables.paper_notes()), ""] if names else []
     atomic_write_text(out / "comparison.md", "\n".join([*(each.markdown() for each in shown), *notes]))
     save_figures(table, tables.columns(table), out)
+    page.write_page(out / "comparison.html", evaluations, table, shown)
     return shown
 
 
@@ -70,7 +71,7 @@ def _print(table: Table) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     shown = Rich(box=None, title=table.title, title_justify="left", title_style="bold")
     for number, header in enumerate(table.headers):
-        shown.add_column(header, justify="right" if number else "left", no_wrap=not number)
+        shown.add_column(header, justify="left" if number < table.words else "right", no_wrap=not number)
     for row in table.rows:
         shown.add_row(*row)
     console.print(shown)

@@ -22,17 +22,23 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Table:
-    """``title`` and ``notes`` are sentences; the first column holds words, the others numbers or words."""
+    """``title`` and ``notes`` are sentences; the first ``words`` columns hold words, the others numbers."""
 
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+    words: int = 1
 
     def markdown(self) -> str:
         """The table with its title and notes."""
         cells = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
-        lines = [f"### {self.title}", "", _line(self.headers), _line([":--", *["--:"] * (len(self.headers) - 1)])]
+        lines = [
+            f"### {self.title}",
+            "",
+            _line(self.headers),
+            _line([":--" if place < self.words else "--:" for place in range(len(self.headers))]),
+        ]
         lines += [_line(row) for row in cells]
         return "\n".join([*lines, *(["", *(f"- {note}" for note in self.notes)] if self.notes else []), ""])
 
@@ -76,7 +82,7 @@ def protocols(table: pd.DataFrame) -> Table:
     notes += [f"{words[0].upper()}{words[1:]}: {text}" for words, text in MEANINGS.items() if words in shown]
     if (table["kind"] == "paper").any():
         notes.append(f"The paper's rows: {paper.about()['protocol']}.")
-    return Table("How each row was made", ["", *shown], rows, notes)
+    return Table("How each row was made", ["", *shown], rows, notes, words=5)
 
 
 def paired(differences: pd.DataFrame) -> Table:
@@ -90,7 +96,7 @@ def paired(differences: pd.DataFrame) -> Table:
         ]
         for row in differences.to_dict("records")
     ]
-    return Table("Differences, paired by item", headers, rows, ["In brackets: 95% intervals over problems."])
+    return Table("Differences, paired by item", headers, rows, ["In brackets: 95% intervals over problems."], words=4)
 
 
 def by_group(groups: pd.DataFrame, name: str) -> Table:
@@ -108,7 +114,7 @@ def by_group(groups: pd.DataFrame, name: str) -> Table:
             _interval(*by_row.loc[row, ["value", "low", "high"]]) if row in by_row.index else MISSING for row in headers
         ]
         rows.append([str(title), str(item), n, *cells])
-    return Table(f"By {name}, in percent", ["benchmark", name, "responses", *headers], rows)
+    return Table(f"By {name}, in percent", ["benchmark", name, "responses", *headers], rows, words=2)
 
 
 def paper_notes() -> list[str]:
