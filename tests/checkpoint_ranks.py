@@ -109,6 +109,7 @@ def failing(where: Any, name: str, rank: int, calls: int = 0):
 
 def two_ranks(folder: Path) -> dict[str, Any]:
     from rethinker.policy import weights
+    from rethinker.policy.lora import save_adapters
     from rethinker.rundir import checkpoint, checksums, pointers
     from rethinker.rundir.fallback import whole_checkpoint
     from rethinker.rundir.paths import RunDir
@@ -126,6 +127,10 @@ def two_ranks(folder: Path) -> dict[str, Any]:
     place = save(folder / "lora", 2, policy, optimizer)
     again, other = make(lora_rank=4, sharded=False)
     checkpoint.load_adapter(place, again)
+    save_adapters(folder / f"adapter-{dist.get_rank()}", again.model)
+    names = ("adapter_model.safetensors", "adapter_config.json")
+    alone = [(place / "adapter" / name, folder / f"adapter-{dist.get_rank()}" / name) for name in names]
+    results["adapters alone"] = all(one.read_bytes() == other.read_bytes() for one, other in alone)
     checkpoint.load_optimizer(place, other)
     for one in (optimizer, other):
         steps(one, 1, seed=1)

@@ -45,7 +45,7 @@ def found(folder) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "case",
-    ["two to two", "one to two", "two to whole ones", "whole ones to two", "adapters"],
+    ["two to two", "one to two", "two to whole ones", "whole ones to two", "adapters", "adapters alone"],
 )
 def test_a_resume_on_two_ranks_is_exact(found, case):
     """Bit for bit. "whole ones": two ranks, each with all weights (DDP)."""

@@ -167,3 +167,16 @@ def test_weights_in_files_of_bounded_size(tiny_folder, tmp_path, rank):
     again = load_policy(ModelConfig(path=str(tmp_path / "copy")))
     expected = dict(weights.merged_weights(policy.model))
     assert all(torch.equal(expected[name], weight) for name, weight in weights.merged_weights(again.model))
+
+
+def test_adapters_alone_are_a_peft_folder(policy, tiny_folder, items, tmp_path):
+    """PEFT puts them on the base checkpoint, and gets the policy's log-probs."""
+    from peft import PeftModel
+
+    lora.save_adapters(tmp_path / "adapter", policy.model)
+    base = load_policy(ModelConfig(path=str(tiny_folder)))
+    without, _, _ = token_logprobs(base, PolicyForward(base.model, base.encoder).eval(), items)
+    PeftModel.from_pretrained(base.model, tmp_path / "adapter")  # in place
+    again, _, _ = token_logprobs(base, PolicyForward(base.model, base.encoder).eval(), items)
+    wanted, _, _ = token_logprobs(policy, PolicyForward(policy.model, policy.encoder).eval(), items)
+    assert torch.equal(again, wanted) and not torch.allclose(without, wanted)

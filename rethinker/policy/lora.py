@@ -1,18 +1,23 @@
-"""LoRA adapters on the language model: added in place, and switched off for a while."""
+"""LoRA adapters on the language model: added in place, switched off for a while, and saved alone."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import ModelConfig
+
+START = r".*language_model\..*\."  # of an adapted layer's name: the vision tower's MLP has layers of the same names
 
 
 def add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -24,10 +29,8 @@ def add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    # The vision tower's MLP has layers of the same names: the pattern starts at the language model.
-    start = r".*language_model\..*\."
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    layers = sorted({name.rpartition(".")[2] for name in linear if re.fullmatch(rf"{start}\w+", name)})
+    layers = sorted({name.rpartition(".")[2] for name in linear if re.fullmatch(rf"{START}\w+", name)})
     for target in config.lora_targets:  # peft asks only that one of them is found
         if target not in layers:
             near = difflib.get_close_matches(target, layers, n=1) or layers
@@ -35,14 +38,42 @@ def add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
                 f"model.lora_targets: {config.path} has no linear layer {target!r} in its language model; did you mean "
                 f"{' or '.join(map(repr, near))}?"
             )
-    pattern = rf"{start}({'|'.join(config.lora_targets)})"
-    inject_adapter_in_model(
-        LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern),
-        model,
+    adapters = LoraConfig(
+        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=_pattern(config.lora_targets)
     )
+    inject_adapter_in_model(adapters, model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def save_adapters(folder: Path, model: PreTrainedModel, *, writer: bool = True) -> None:
+    """The adapters alone in PEFT's layout, for ``PeftModel.from_pretrained(base, folder)``. Collective where the model
+    is sharded; ``writer``: the rank that writes. Raises OSError there."""
+    from peft import LoraConfig
+
+    tensors: dict[str, Tensor] = {}
+    for name, weight in model.state_dict().items():
+        if ".lora_" in name:
+            whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            # PEFT's names: within its own wrapper, and without the adapter's
+            tensors[f"base_model.model.{name.replace('.default.', '.')}"] = whole.cpu().contiguous()
+    if writer:
+        layers = adapted_layers(model)
+        layer = next(iter(layers.values()))
+        LoraConfig(
+            r=layer.r["default"],
+            lora_alpha=layer.lora_alpha["default"],
+            target_modules=_pattern(sorted({name.rpartition(".")[2] for name in layers})),
+            base_model_name_or_path=model.config._name_or_path,
+            inference_mode=True,
+        ).save_pretrained(str(folder))
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _pattern(targets: Sequence[str]) -> str:
+    """The names of the language model's layers ``targets``, as PEFT matches them."""
+    return rf"{START}({'|'.join(targets)})"
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Save and resume: the policy as a Hugging Face folder, everything else as safetensors, JSON and parquet; no pickle.
 
 ``checkpoints/step-000016/`` holds ``model/`` (``from_pretrained`` and ``vllm serve`` open it), ``state/`` (the
-optimiser's tensors, with LoRA the adapters too, which ``model/`` has merged in), ``trainer.json``, ``replay.parquet``
-and ``checksums.json``. A checkpoint is written under a temporary name and renamed when it is whole; ``pointers`` says
-which one is ``last``, ``best`` or the end of a stage.
+optimiser's tensors, with LoRA the adapters too), ``trainer.json``, ``replay.parquet`` and ``checksums.json``. With
+LoRA ``model/`` has the adapters merged in, and ``adapter/`` has them alone, in PEFT's layout. A checkpoint is written
+under a temporary name and renamed when it is whole; ``pointers`` says which one is ``last``, ``best`` or the end of a
+stage.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from rethinker.policy.loading import save_model
+from rethinker.policy.lora import adapted_layers, save_adapters
 from rethinker.policy.policy import Policy
 from rethinker.policy.weights import FILE_BYTES, trained_parameters
 from rethinker.rundir import checksums, optimizer_state, shards
@@ -86,6 +88,8 @@ def save_checkpoint(
     try:
         on_main(start)
         on_all(lambda: save_model(policy, temporary / "model", file_bytes=file_bytes, writer=main))
+        if adapted_layers(policy.model):
+            on_all(lambda: save_adapters(temporary / "adapter", policy.model, writer=main))
         tensors, layout = optimizer_state.split(optimizer)
         if adapters := _adapters(policy):
             tensors |= {f"{ADAPTER}{name}": adapter.detach() for name, adapter in adapters.items()}
