@@ -13,6 +13,7 @@ from rethinker.lab import base, benchmarks  # noqa: F401  register their command
 from rethinker.lab.command_line import CONFIG, FOLDER, FOLDERS, RESUME, command, option, run_command, settings
 from rethinker.lab.compare import command as _compare  # noqa: F401
 from rethinker.lab.export import command as _export  # noqa: F401
+from rethinker.lab.inspect import command as _inspect  # noqa: F401
 from rethinker.lab.jobs import commands as job_commands
 from rethinker.lab.notebook.execute import PARAMS, RESULTS
 from rethinker.lab.plan import command as _plan  # noqa: F401

@@ -87,11 +87,15 @@ class RowFilter:
         return "\n".join(lines)
 
 
+def filter_of(named: NamedFilter) -> RowFilter:
+    """What the named filter keeps."""
+    return RowFilter([PassRateFilter(named.pass_rate_column, *named.pass_rate)], named)
+
+
 def training_filter(data: DataConfig) -> RowFilter | None:
     """What ``data.filter`` and ``data.pass_rate`` keep of the training rows; None: all. Raises ValueError for an
     unknown name."""
-    named = find_filter(data.filter) if data.filter else None
-    rates = [PassRateFilter(named.pass_rate_column, *named.pass_rate)] if named else []
+    keep = filter_of(find_filter(data.filter)) if data.filter else RowFilter([])
     if data.pass_rate is not None:
-        rates.append(PassRateFilter(data.pass_rate_column, *data.pass_rate))
-    return RowFilter(rates, named) if rates else None
+        keep.rates.append(PassRateFilter(data.pass_rate_column, *data.pass_rate))
+    return keep if keep.rates else None

@@ -17,6 +17,7 @@ from rethinker.datasets.columns import REQUIRED_COLUMNS, ColumnMap, Row
 from rethinker.policy.archive import cache_folder
 
 _SUFFIXES = (".parquet", ".jsonl")
+_SAVED = ("dataset_info.json", "dataset_dict.json")  # by datasets.save_to_disk
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -40,16 +41,26 @@ def _open(path: str | Path, split: str | None, mapped: ColumnMap | None) -> tupl
     if place.is_file():
         return _open_file(place, mapped), place.resolve().parent
     if place.is_dir():
-        if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
-            import datasets
-
-            return _open_dataset(datasets.load_from_disk(path), split, path, mapped), place.resolve()
+        if any((place / name).is_file() for name in _SAVED):
+            return _open_dataset(_loaded(path), split, path, mapped), place.resolve()
         return _open_files(_choose_files(place, split), mapped), place.resolve()
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        import datasets
-
-        return _open_dataset(datasets.load_dataset(path), split, path, mapped), Path.cwd()
+        return _open_dataset(_loaded(path), split, path, mapped), Path.cwd()
     raise FileNotFoundError(f"no data at {path}: give a parquet or JSON lines file, a folder of them, or owner/name")
+
+
+def column_types(path: str | Path, split: str | None) -> dict[str, str]:
+    """The columns at ``path`` as they are there, and their types; of JSON lines, those of the first row. ``path``: as
+    for ``open_rows``, which has found it readable."""
+    place = Path(path)
+    if place.is_dir() and not any((place / name).is_file() for name in _SAVED):
+        place = _choose_files(place, split)[0]
+    if place.suffix == ".parquet":
+        return {field.name: str(field.type) for field in pq.read_schema(place)}
+    if place.suffix == ".jsonl":
+        return {name: type(value).__name__ for name, value in next(iter(_json_rows(place)), {}).items()}
+    data = _split_of(_loaded(str(path)), split, str(path))
+    return {name: str(feature) for name, feature in data.features.items()}
 
 
 def _choose_files(folder: Path, split: str | None) -> list[Path]:
@@ -98,17 +109,28 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _open_dataset(data: Any, split: str | None, path: str, mapped: ColumnMap | None) -> Iterable[Row]:
-    import datasets
-
-    if isinstance(data, datasets.DatasetDict):
-        names = list(data)
-        if split is None and len(names) == 1:
-            split = names[0]
-        if split not in data:
-            raise ValueError(f"{path}: no split {split!r}; there are {', '.join(names)}")
-        data = data[split]
+    data = _split_of(data, split, path)
     _check_columns(data.column_names, path, mapped)
     return _undecoded_rows(data)
+
+
+def _loaded(path: str) -> Any:
+    import datasets
+
+    return datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path)
+
+
+def _split_of(data: Any, split: str | None, path: str) -> Any:
+    import datasets
+
+    if not isinstance(data, datasets.DatasetDict):
+        return data
+    names = list(data)
+    if split is None and len(names) == 1:
+        split = names[0]
+    if split not in data:
+        raise ValueError(f"{path}: no split {split!r}; there are {', '.join(names)}")
+    return data[split]
 
 
 def _undecoded_rows(data: Any) -> Iterator[Row]:
@@ -121,7 +143,8 @@ def _check_columns(names: Iterable[str], where: str, mapped: ColumnMap | None) -
     names = list(names)
     missing = mapped.missing(names) if mapped else [name for name in REQUIRED_COLUMNS if name not in names]
     if missing:
-        raise ValueError(f"{where}: no column {', '.join(missing)}; there are {', '.join(names)}")
+        hint = "" if mapped else "; data.columns maps others to them, e.g. {question: problem, image: images}"
+        raise ValueError(f"{where}: no column {', '.join(missing)}; there are {', '.join(names)}{hint}")
 
 
 def stored_image(data: bytes) -> Path:

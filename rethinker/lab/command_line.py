@@ -27,7 +27,8 @@ class Command:
 COMMANDS: dict[str, Command] = {}
 ORDER = (  # of the help, and every command
     *("train", "launch", "jobs", "watch", "tail", "stop", "evaluate", "rescore", "compare", "report", "figures"),
-    *("sync", "ablate", "notebooks", "plan", "serve", "export", "make-data", "pretrain-tiny", "glossary", "doctor"),
+    *("sync", "ablate", "notebooks", "plan", "serve", "export", "data", "make-data", "pretrain-tiny"),
+    *("glossary", "doctor"),
 )
 
 
