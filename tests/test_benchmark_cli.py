@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +12,10 @@ import pytest
 
 from rethinker import cli
 from rethinker.benchmarks import checkpoint
+from rethinker.benchmarks.registry import BENCHMARKS
+from rethinker.datasets.io import load_queries
 from rethinker.lab.benchmarks import _model
+from rethinker.rollout import vllm_available
 from rethinker.rundir.atomic import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +83,30 @@ def test_a_real_model_from_the_command_line(tiny_folder, maths, tmp_path, capsys
     assert code == 2 and "seed 0 -> 7" in err and "choose another --label or --out" in err
 
 
+@pytest.mark.vllm
+@pytest.mark.long
+@pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
+def test_vllm_without_weights_beside_it_answers_as_transformers(tmp_path: Path) -> None:
+    queries, _ = load_queries(ROOT / "data" / "visual_math" / "test.parquet", limit=16)
+    (tmp_path / "data").mkdir()
+    rows = [
+        {"id": query.qid, "question": query.question.replace("<image>", ""), "options": [], "answer": query.answer}
+        | {"level": query.level, "subject": query.category, "image": query.images[0]}
+        for query in queries
+    ]
+    (tmp_path / "data" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tables = []
+    for engine in ("vllm", "transformers"):  # processes of their own, as users have them
+        command = (
+            *("evaluate", str(ROOT / "experiments" / "tiny.yaml"), "--benchmarks", "mathvision", "--mode", "forced"),
+            *("--data", f"mathvision={tmp_path}", "--engine", engine, "--out", str(tmp_path / engine)),
+        )
+        subprocess.run([sys.executable, "-m", "rethinker.cli", *command], check=True)
+        tables.append(pd.read_parquet(tmp_path / engine / "mathvision-test.parquet"))
+    assert len(tables[0]) > len(rows)  # second looks too
+    pd.testing.assert_frame_equal(*tables)
+
+
 def test_what_is_refused_is_one_line(tiny_folder, maths, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, data = str(tiny_folder), f"mathvision={maths}"
@@ -128,3 +157,12 @@ def test_checkpoints_are_told_apart(tiny_folder: Path, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     assert checkpoint.model_identity(str(other))["digest"] != first["digest"]
+
+
+def test_the_page_of_benchmarks_is_current() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for name, benchmark in BENCHMARKS.items():
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| `{name}:"))
+        assert f"`{benchmark.hub}`" in line
+        for split, count in benchmark.splits.items():
+            assert f":{split}`" in line and f"{count:,}" in line, (name, split)

@@ -211,7 +211,7 @@ def _place(text: str) -> tuple[str, str]:
     name, equals, place = text.partition("=")
     if not (name and equals and place):
         raise ValueError(f"--data {text}: is written NAME=PLACE, e.g. mathvision=data/MATH-V")
-    return name, place
+    return name, str(Path(place).expanduser())  # the shell leaves a ~ behind "=" alone
 
 
 def _judge(url: str | None, model: str | None) -> Judge | None:
