@@ -218,6 +218,7 @@ def mmmu_rows() -> list[dict[str, Any]]:
             "options": "['$6', \"the firm's\", '<image 1>', '$9']",
             "image_1": picture(1),
             "image_2": picture(2),
+            "image_3": picture(6),  # that no token names
             "img_type": "['Tables']",
             "answer": "B",
             "topic_difficulty": "Easy",

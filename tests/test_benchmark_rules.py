@@ -223,6 +223,40 @@ MATHVISTA = (
 )
 
 
+# extraction, gold, choices, answer type, precision, score, guessed: MathVista's own rule, behind its extraction
+EXTRACTED = (
+    ("(d)", "tokyo", CITIES, "text", None, 1, None),
+    ("(D) or (A)", "tokyo", CITIES, "text", None, 1, None),  # the first one
+    (" D ", "tokyo", CITIES, "text", None, 1, None),
+    ("D (tokyo)", "tokyo", CITIES, "text", None, 0, 1.0),  # no bracketed letter: the nearest
+    ("Tokyo", "tokyo", CITIES, "text", None, 0, 1.0),
+    ("AB", "hong kong", CITIES, "text", None, 0, 0.0),
+    ("", "Yes", YES_NO, "text", None, 0, 0.0),
+    ("20%", "20", (), "integer", None, 0, None),
+    ("1,000", "1000", (), "integer", None, 0, None),
+    ("1_000", "1000", (), "integer", None, 1, None),  # as Python reads it
+    (" 7.9 ", "7", (), "integer", None, 1, None),
+    ("1e400", "7", (), "integer", None, 0, None),
+    ("3/4", "0.75", (), "float", 2, 0, None),
+    ("0.755", "0.76", (), "float", 2, 1, None),
+    ("[1,2]", "[1, 2]", (), "list", None, 0, None),  # text
+    ("[1, 2]", "[1, 2]", (), "list", None, 1, None),
+)
+
+
+def test_mathvista_on_extracted_answers() -> None:
+    from rethinker.benchmarks.rules.mathvista import edit_distance, score_extraction
+
+    wrong = []
+    for extraction, gold, choices, kind, precision, *expected in EXTRACTED:
+        outcome = score_extraction(extraction, gold, choices, kind, precision)
+        if [outcome.score, outcome.guessed] != expected:
+            wrong.append((extraction, gold, expected, outcome))
+    assert not wrong, "\n".join(map(repr, wrong))
+    pairs = {("kitten", "sitting"): 3, ("", "abc"): 3, ("abc", "abc"): 0, ("ab", "ba"): 2}
+    assert {pair: edit_distance(*pair) for pair in pairs} == pairs
+
+
 def test_mathvision() -> None:
     from rethinker.benchmarks.rules.mathvision import score
 

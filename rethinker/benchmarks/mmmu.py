@@ -15,6 +15,7 @@ from rethinker.benchmarks.base import Benchmark, Item, Verdict, listed
 from rethinker.benchmarks.image_tokens import in_order
 from rethinker.benchmarks.rules import mmmu as rule
 from rethinker.benchmarks.sources import Row, Source, text_in
+from rethinker.grading import grade
 
 DOMAINS: Mapping[str, tuple[str, ...]] = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -46,6 +47,7 @@ COT = (
 STANDARD_PROMPT = f"Answer the preceding multiple choice question. {COT}"
 VISION_PROMPT = f"Write out the multiple-choice question in the image and then solve it. {COT}"
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
+VISION_ONLY = "Answer the question shown in the image."  # ours, boxed: question and options are in the image
 OPEN_PROMPT = "Answer the question using a single word or phrase."
 
 
@@ -128,7 +130,12 @@ class MMMUPro(Benchmark):
         return Verdict(*rule.score_pro(text, item.golds[0], item.options))
 
     def boxed_question(self, item: Item) -> str:
-        return super().boxed_question(item).lstrip("\n")
+        return super().boxed_question(item) if item.question else VISION_ONLY
+
+    def boxed_score(self, item: Item, text: str) -> Verdict:
+        """The grader knows the options of the part "vision", too, which its prompt does not list."""
+        verdict = grade(text, item.golds[0], question=f"{item.question}\n{listed(item.options)}")
+        return Verdict(float(verdict.correct), verdict.extracted, verdict.reason)
 
 
 def options_in(row: Row) -> list[str]:

@@ -15,7 +15,7 @@ from rethinker.benchmarks.rules.outcome import Outcome
 from rethinker.grading import grade
 from rethinker.grading.choices import parse_choices
 
-_BEARING = re.compile(r"(?<=\d)\s*(?:\^\s*\{?\\circ\}?|°|掳)\s*T\b")
+_BEARING = re.compile(r"(?<=\\circ)\s*T\b")
 _BARE_GROUPS = re.compile(r"^\{(\d+)\}\{(\d+)\}")
 _LABEL = re.compile(r"[A-Z][A-Za-z. ]*\$\s*=\s*(.*)\$", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-F])\)?")
@@ -38,12 +38,12 @@ def score(response: str, gold: str, question: str, multiple_choice: bool) -> Out
 
 
 def clean_gold(gold: str) -> str:
-    """The gold answer as the grader reads it: 掳 is a misread degree sign, T a true bearing, ``{8}{5}`` a lost
-    ``\\frac``, "(C)" a letter, and a label before "=" in dollars is no part of the value."""
-    gold = gold.strip().replace("掳", "°")
+    """The gold answer as the grader reads it: "(C)" is a letter, ``^\\circ T`` a true bearing, ``{8}{5}`` a lost
+    ``\\frac``, and a label before "=" in dollars no part of the value. (It knows 掳, a misread degree sign, itself.)"""
+    gold = gold.strip()
     if letter := _LETTER.fullmatch(gold):
         return letter[1]
-    gold = _BARE_GROUPS.sub(r"\\frac{\1}{\2}", _BEARING.sub("^\\\\circ", gold))
+    gold = _BARE_GROUPS.sub(r"\\frac{\1}{\2}", _BEARING.sub("", gold))
     if label := _LABEL.fullmatch(gold):
         return label[1].strip()
     return gold
