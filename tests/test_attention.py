@@ -21,10 +21,12 @@ from rethinker.policy.attention import (
     NAME,
     FlexLayout,
     SdpaLayout,
+    image_runs,
     like_rows,
     shared_prefix_attention,
     use_shared_prefix_attention,
 )
+from rethinker.policy.families import FAMILIES
 from rethinker.policy.loading import load_policy
 from rethinker.policy.packing import pack_trees
 from rethinker.types import Query
@@ -176,9 +178,16 @@ def test_one_long_response_does_not_pad_the_others():
 
 
 def test_the_layout_follows_the_device():
-    trees = pack_trees(stub_policy([3]), [(QUERY, (1,))]).trees
+    policy = stub_policy([3])
+    policy.family = FAMILIES["gemma3"]  # one tensor more
+    trees = pack_trees(policy, [(QUERY, (1,))]).trees
     assert isinstance(trees.layout(), SdpaLayout)
     assert all(value.is_meta for value in vars(trees.to(torch.device("meta"))).values())
+
+
+def test_runs_of_image_tokens_are_counted():
+    assert image_runs(torch.tensor([7, 7, 1, 7, 2, 2, 7, 7]), 7).tolist() == [0, 0, -1, 1, -1, -1, 2, 2]
+    assert image_runs(torch.tensor([1, 2]), 7).tolist() == [-1, -1]
 
 
 def test_without_a_layout_it_is_transformers_sdpa():

@@ -58,7 +58,7 @@ def test_a_real_model_from_the_command_line(tiny_folder, maths, tmp_path, capsys
     monkeypatch.chdir(tmp_path)
     command = (
         *("evaluate", str(tiny_folder), "--benchmarks", "mathvision", "--data", f"mathvision={maths}"),
-        *("--mode", "bound,plain", "--engine", "transformers", "--samples", "1", "--chunk", "2", "name=toy", *SMALL),
+        *("--mode", "plain,bound", "--engine", "transformers", "--samples", "1", "--chunk", "2", "name=toy", *SMALL),
     )
     code, out, err = run(*command, capsys=capsys)
     assert code == 0 and "MathVision" in out and "5 of 3040" in out
@@ -127,9 +127,9 @@ def test_what_is_refused_is_one_line(tiny_folder, maths, tmp_path, capsys, monke
         assert code == 2 and out == "" and err.count("\n") == 1 and message in err, (arguments, err)
     code, _, err = run("evaluate", "nowhere", "--benchmarks", "mathvision", capsys=capsys)
     assert code == 2 and "model.path=nowhere" in err
-    code, _, err = run("rescore", "nothing", capsys=capsys)
-    assert code == 2 and "nothing is not the folder of an evaluation" in err
-    assert not (tmp_path / "runs").exists() and not (tmp_path / "nothing").exists()
+    code, _, err = run("rescore", str(tmp_path), capsys=capsys)
+    assert code == 2 and "is not the folder of an evaluation" in err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_bare_checkpoint_has_the_papers_settings_and_a_config_its_own(tmp_path: Path) -> None:

@@ -512,5 +512,5 @@ def test_saved_model_is_the_same(policy, tiny_folder, tmp_path):
 
 def test_unsupported_models_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match="'gpt2' is not supported; supported: qwen2_5_vl, qwen3_vl"):
+    with pytest.raises(ValueError, match="'gpt2' is not supported; supported: qwen2_vl, qwen2_5_vl, qwen3_vl"):
         load_policy(ModelConfig(path=str(tmp_path)))

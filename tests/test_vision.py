@@ -174,7 +174,7 @@ def test_held_features_do_not_keep_their_batch_alive(frozen, queries):
 
 def test_a_blank_image_fits_the_tower(policy, towers):
     encoder = ImageEncoder(policy.model)
-    features = encoder(blank_image(policy.images.image_processor))
+    features = encoder(blank_image(policy.family, policy.processor))
     assert towers == [1] and features.pooler_output[0].shape[0] == 1
     zero = features.zero()
     assert float(zero.detach()) == 0.0 and zero.requires_grad

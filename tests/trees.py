@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+from rethinker.policy.families import FAMILIES
 from rethinker.policy.policy import PromptIds
 from rethinker.types import Query
 
@@ -27,8 +28,9 @@ def stub_policy(lengths: Sequence[int]) -> Any:
         return PromptIds(ids, ids, positions, int(positions.max()) + 1)
 
     return SimpleNamespace(
-        prompt=prompt, banned_ids=(BANNED,), image_id=-1, pad_id=PAD, merge_size=2, images=None, tokenizer=None
-    )
+        prompt=prompt, banned_ids=(BANNED,), image_id=-1, pad_id=PAD, merge_size=2, images=None, tokenizer=None,
+        family=FAMILIES["qwen2_5_vl"],
+    )  # fmt: skip
 
 
 @st.composite

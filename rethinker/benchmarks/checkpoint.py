@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +93,7 @@ def start(config: RunConfig, how: Asking, tasks: Sequence[Task]) -> tuple[Policy
         use_deterministic_algorithms()
     suffix, hint = prompt_texts(config, how.protocol)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = replace(config, model=replace(config.model, lora_rank=0))  # fresh adapters would change nothing
-    if engine_name(config) == "vllm":  # it has weights of its own
+    if engine_name(config) == "vllm" and not config.model.lora_rank:  # it has weights of its own
         policy = load_outline(config.model, prompt_suffix=suffix, prompt_hint=hint)
         policy.device = device
     else:

@@ -12,7 +12,7 @@ Sharding = Literal["none", "full", "hybrid"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The policy: a Qwen2.5-VL or Qwen3-VL checkpoint in Hugging Face's layout."""
+    """The policy: a checkpoint in Hugging Face's layout, of one of the families in docs/families.md."""
 
     path: str = "data/tiny-vlm"  # folder (RunConfig.relative_to says where a relative one starts) or hub id
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the trained weights

@@ -135,7 +135,7 @@ def _on_benchmarks(
     for name, number, least in (("samples", samples, 0), ("chunk", chunk, 1), ("limit", limit, 1)):
         if number is not None and number < least:
             raise ValueError(f"--{name} {number}: needs at least {least}")
-    modes = _modes(mode or "plain")
+    modes = _words("--mode", mode or "plain", MODES)
     label = label or protocol
     check_name("--label", label)
     places = dict(_place(item) for item in data or ())
@@ -199,12 +199,12 @@ def _model(file: str, typed: list[str]) -> tuple[RunConfig, Path]:
     return config, config.folder
 
 
-def _modes(text: str) -> list[str]:
-    words = text.split(",")
+def _words(name: str, text: str, allowed: Iterable[str]) -> list[str]:
+    words = list(dict.fromkeys(text.split(",")))
     for word in words:
-        if word not in MODES:
-            raise ValueError(f"--mode {text}: {word!r} is none of {', '.join(MODES)}")
-    return [mode for mode in MODES if mode in words]
+        if word not in allowed:
+            raise ValueError(f"{name} {text}: {word!r} is none of {', '.join(allowed)}")
+    return words
 
 
 def _place(text: str) -> tuple[str, str]:
@@ -232,12 +232,10 @@ def _judge(url: str | None, model: str | None) -> Judge | None:
 )
 def rescore(folder: Path, judge: str | None, judge_model: str | None) -> int:
     from rethinker.benchmarks.rescoring import rescore as score_again
-    from rethinker.benchmarks.running import SETTINGS, only_writer
+    from rethinker.benchmarks.running import only_writer
     from rethinker.benchmarks.summary import write_summaries
 
     judging = _judge(judge, judge_model)
-    if not (folder / SETTINGS).is_file():
-        raise FileNotFoundError(f"{folder} is not the folder of an evaluation on benchmarks (no {SETTINGS})")
     with only_writer(folder):
         for name, changed in score_again(folder, judging).items():
             print(f"{name}: {changed} scores changed", file=sys.stderr)

@@ -28,6 +28,8 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rethinker.policy.families import family_of
+
 NAME = "rethinker_shared_prefix"
 BLOCK = 128  # tokens of a block of flex_attention's mask
 ENTRIES = 2**24  # scores of a batch, and so entries of its mask (64 MiB in float32)
@@ -60,14 +62,15 @@ def shared_prefix_attention(
 def use_shared_prefix_attention(model: PreTrainedModel) -> None:
     """Make ``model``'s language model run on this module's attention; without a layout nothing changes.
 
-    Raises ValueError for a model with sliding-window layers.
+    Raises ValueError for a model with sliding-window layers, but for Gemma 3.
     """
     config = model.config.get_text_config()
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if sliding and not family_of(model).bidirectional:
         raise ValueError("a model with sliding-window attention is not supported: its layers do not see whole prompts")
     AttentionInterface.register(NAME, shared_prefix_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    config._attn_implementation = NAME
+    family_of(model).language_model(model).config._attn_implementation = NAME  # some have a copy of ``config``
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class PrefixTrees:
     ``ends_S``: a token is seen by the tokens from itself up to this one (exclusive). ``prompts_PL`` and
     ``responses_NT``: packed index of each token of a prompt, of a response with what it shares (right-padded with 0).
     ``lengths_P``, ``lengths_N``: their tokens; ``owner_N``: prompt of a response. ``place_S``: where a packed token
-    stands in the flattened prompts followed by the flattened responses.
+    stands in the flattened prompts followed by the flattened responses. ``images_S``, where the tokens of an image see
+    each other: the number of a token's image, or -1.
     """
 
     ends_S: Tensor
@@ -87,14 +91,23 @@ class PrefixTrees:
     lengths_N: Tensor
     owner_N: Tensor
     place_S: Tensor
+    images_S: Tensor | None = None
 
     def to(self, device: torch.device) -> PrefixTrees:
         """The same on ``device``."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
     def layout(self, dtype: torch.dtype = torch.float32) -> Layout:
         """The trainer's layout for the device that this is on; ``dtype``: of the model's arithmetic."""
-        return FlexLayout(self) if self.ends_S.is_cuda else SdpaLayout(self, dtype)
+        return FlexLayout(self) if self.ends_S.is_cuda and self.images_S is None else SdpaLayout(self, dtype)
+
+
+def image_runs(ids_S: Tensor, image_id: int) -> Tensor:
+    """The number of the run of image tokens that a token is in, or -1."""
+    shown_S = ids_S == image_id
+    starts_S = shown_S.clone()
+    starts_S[1:] &= ~shown_S[:-1]
+    return torch.where(shown_S, starts_S.cumsum(0) - 1, -1)
 
 
 class SdpaLayout:
@@ -114,6 +127,7 @@ class SdpaLayout:
         parts_P = like_rows(prompts, [0] * len(prompts), entries)
         parts_N = like_rows(responses, before, entries)
         self.prompts = [trees.prompts_PL[rows, : max(prompts[row] for row in rows)] for rows in parts_P]
+        self.images_S = trees.images_S
         self.responses = [_Responses(trees, rows, dtype, entries) for rows in parts_N]
         if torch.is_grad_enabled() or sum(part.scores for part in self.responses) <= entries:
             for part in self.responses:
@@ -135,14 +149,17 @@ class SdpaLayout:
             key_SHD, value_SHD = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key_SHD, value_SHD))
         options: dict[str, Any] = {"scale": scaling, "enable_gqa": self.grouped}
         outputs = []
+        window = int(module.sliding_window or 0) if self.images_S is not None else 0  # type: ignore[arg-type]
         for index_PL in self.prompts:
             # Prompts are padded on the right: causal order hides the padding from every token that counts.
+            mask = None if self.images_S is None else _image_mask(self.images_S[index_PL], window)
             outputs.append(
                 scaled_dot_product_attention(
                     pick(query_SHD, index_PL),
                     pick(key_SHD, index_PL),
                     pick(value_SHD, index_PL),
-                    is_causal=True,
+                    attn_mask=mask,
+                    is_causal=mask is None,
                     **options,
                 )
             )
@@ -151,6 +168,8 @@ class SdpaLayout:
             key_NHKD, value_NHKD = pick(key_SHD, part.keys_NK), pick(value_SHD, part.keys_NK)
             for start, stop, mask in part.slices():
                 keys = part.before + stop
+                if window:
+                    mask = mask.masked_fill(part.beyond(start, stop, window), -torch.inf)
                 outputs.append(
                     scaled_dot_product_attention(
                         query_NHTD[:, :, start:stop],
@@ -174,6 +193,7 @@ class _Responses:
         self.before, self.dtype = before, dtype
         self.index_NT = trees.responses_NT[rows, :tokens]
         self.keys_NK = torch.cat([trees.prompts_PL[owners, :before], self.index_NT], dim=1)
+        self.length_N = trees.lengths_P[owners]
         self.seen_NL = torch.arange(before, device=owners.device) < trees.lengths_P[owners, None]
         self.scores = len(rows) * tokens * (before + tokens)
         step = max(1, entries * tokens // self.scores) if len(rows) == 1 else tokens
@@ -189,6 +209,14 @@ class _Responses:
         for index, (start, stop) in enumerate(self.bounds):
             yield start, stop, self.masks[index] if self.masks else self._mask(start, stop)
 
+    def beyond(self, start: int, stop: int, window: int) -> Tensor:
+        """Which keys [n, 1, queries, keys] are ``window`` tokens or more behind a query."""
+        tokens_T = torch.arange(stop, device=self.length_N.device)
+        own_NT = self.length_N[:, None] + tokens_T
+        prompt_NL = torch.arange(self.before, device=self.length_N.device).expand(len(own_NT), -1)
+        keys_NK = torch.cat([prompt_NL, own_NT], dim=-1)
+        return (own_NT[:, start:, None] - keys_NK[:, None] >= window)[:, None]
+
     def _mask(self, start: int, stop: int) -> Tensor:
         """0 where a query sees a key, else minus infinity. (From a boolean one torch would make this in every layer,
         and keep each for the backward pass.)"""
@@ -197,6 +225,16 @@ class _Responses:
         seen = [self.seen_NL[:, None].expand(-1, tokens, -1), causal_TT.expand(rows, -1, -1)]
         hidden = torch.cat(seen, dim=-1)[:, None].logical_not_()
         return torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+
+
+def _image_mask(images_PL: Tensor, window: int) -> Tensor:
+    """Which token of a prompt sees which, [P, 1, L, L]: what is before it, the rest of its image, and of both what is
+    less than ``window`` (0: none) tokens behind it."""
+    place_L = torch.arange(images_PL.shape[1], device=images_PL.device)
+    behind_LL = place_L[:, None] - place_L
+    same_PLL = (images_PL[:, :, None] == images_PL[:, None]) & (images_PL[:, :, None] >= 0)
+    seen_PLL = same_PLL | (behind_LL >= 0)
+    return (seen_PLL & (behind_LL < window) if window else seen_PLL)[:, None]
 
 
 def like_rows(queries: Sequence[int], before: Sequence[int], entries: int) -> list[list[int]]:

@@ -61,9 +61,10 @@ class PolicyForward(nn.Module):
 
     def _forward(self, batch: PackedBatch, temperature: float, entropy: Entropy) -> tuple[Tensor, Tensor | None]:
         features = self.encoder(batch.vision)
+        image_id, shared = self.model.config.image_token_id, batch.trees is not None
         hidden = self.model.model(
             input_ids=batch.input_ids_RS,
-            position_ids=batch.positions_3RS,
+            **self.encoder.family.inputs(batch.input_ids_RS, batch.positions_3RS, image_id, shared),
             mm_encoder_outputs=None if batch.dummy_vision or features is None else {"image": features},
             use_cache=False,
             layout=batch.trees and batch.trees.layout(torch.bfloat16 if self.autocast else self.model.dtype),

@@ -8,23 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from rethinker.policy.families import Pixels, patches
 from rethinker.policy.pictures import ImageError, open_image
-
-
-class Pixels(NamedTuple):
-    """One preprocessed image.
-
-    ``values`` [patches, channels * temporal patch * patch * patch], float32; ``grid`` [3]: patches in time, height and
-    width (before merging).
-    """
-
-    values: Tensor
-    grid: Tensor
 
 
 class ImageStore:
@@ -33,11 +22,14 @@ class ImageStore:
     ``capacity`` bounds the bytes of pixels that are held; the newest image is always kept, however large. (4 GiB: 890
     images of 448 x 448 pixels, an episode's.) ``decoded`` counts the images that were read and prepared: more of them
     than there are distinct images in an episode means that it does not fit. A file is assumed not to change during a
-    run.
+    run. ``prepare``: a PIL image's pixels (default: as Qwen's families have them).
     """
 
-    def __init__(self, image_processor: Any, capacity: int = 2**32) -> None:
+    def __init__(
+        self, image_processor: Any, capacity: int = 2**32, prepare: Callable[[Any], Pixels] | None = None
+    ) -> None:
         self.image_processor = image_processor
+        self.prepare = prepare or partial(patches, image_processor)
         self.capacity = capacity
         self.decoded = 0
         self._lock = threading.Lock()  # an engine may make prompts while the trainer trains
@@ -55,11 +47,10 @@ class ImageStore:
             return self._held[path]
         image = open_image(path, qid)
         try:
-            batch = self.image_processor(images=[image], return_tensors="pt")
+            pixels = self.prepare(image)
         except ValueError as error:  # such as an aspect ratio above 200
             raise ImageError(f"query {qid!r}: cannot prepare image {path!r} of size {image.size}: {error}") from error
         self.decoded += 1
-        pixels = Pixels(batch["pixel_values"].to(torch.float32), batch["image_grid_thw"][0].to(torch.long))
         self._held[path] = pixels
         self._bytes += pixels.values.nbytes
         while self._bytes > self.capacity and len(self._held) > 1:

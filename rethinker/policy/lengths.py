@@ -44,7 +44,7 @@ class PromptRoom:
         and a query that has some always fits."""
         if not query.images:
             return self(query)
-        tokens = self._tokens(query, len(query.images) * self._largest_image())
+        tokens = self._tokens(query, len(query.images) * self.policy.family.most_tokens(self.policy.processor))
         self.longest = max(self.longest, min(tokens, self.room))
         return None
 
@@ -63,12 +63,7 @@ class PromptRoom:
             return size + images
         return len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) + images - len(query.images)
 
-    def _largest_image(self) -> int:
-        processor = self.policy.images.image_processor
-        return int(processor.size["longest_edge"]) // (processor.patch_size * self.policy.merge_size) ** 2
-
     def _image_tokens(self, path: str | Path) -> int:
-        processor = self.policy.images.image_processor
         with opened(path) as file, Image.open(file) as image:  # reads the header
             width, height = image.size
-        return int(processor.get_number_of_image_patches(height, width)) // self.policy.merge_size**2
+        return self.policy.family.tokens_of(self.policy.processor, height, width)

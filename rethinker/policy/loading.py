@@ -1,21 +1,30 @@
-"""Loading a policy: Qwen2.5-VL and Qwen3-VL checkpoints in Hugging Face's layout, whole or with LoRA adapters on the
-language model."""
+"""Loading a policy: checkpoints in Hugging Face's layout, whole or with LoRA adapters on the language model; of which
+families, ``families`` says."""
 
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import is_flash_attn_2_available
 
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import ModelConfig
 from rethinker.policy.attention import use_shared_prefix_attention
 from rethinker.policy.cpu import check_bfloat16, keep_compiled_code_apart
+from rethinker.policy.families import FAMILIES, check_family, family_of
 from rethinker.policy.images import ImageStore
 from rethinker.policy.lora import add_lora
 from rethinker.policy.policy import Policy
@@ -23,7 +32,6 @@ from rethinker.policy.response_ends import response_ends
 from rethinker.policy.vision import ImageEncoder
 from rethinker.policy.weights import FILE_BYTES, save_merged
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 Weights = Literal["here", "waiting", "none"]
 
 
@@ -40,9 +48,9 @@ def load_policy(
     ``weights``: on the device, "waiting" in the CPU's memory for ``sharding.shard_loaded``, or "none" (a shape without
     memory) on the ranks to which that sends their parts.
 
-    Raises ValueError for a model family other than Qwen2.5-VL and Qwen3-VL, ConfigError for a LoRA target that the
-    language model has not, for bfloat16 where the processor's kernels have none and for FlashAttention where it cannot
-    run, OSError where there is no checkpoint.
+    Raises ValueError for a model family without an adapter, ConfigError for a LoRA target that the language model has
+    not, for bfloat16 where the processor's kernels have none and for FlashAttention where it cannot run, OSError where
+    there is no checkpoint.
     """
     on_cpu = torch.device(device).type == "cpu"
     if on_cpu and (config.autocast or config.dtype == "bfloat16"):
@@ -66,7 +74,8 @@ def load_policy(
     if config.lora_rank:
         add_lora(model, config)
     elif config.freeze_vision:
-        model.model.visual.requires_grad_(False)
+        for part in family_of(model).tower_parts(model):
+            part.requires_grad_(False)
     if config.gradient_checkpointing:
         # The reentrant variant runs hooks twice under DDP and drops the gradient of frozen inputs.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -77,7 +86,7 @@ def load_policy(
     if config.compile:
         if on_cpu:
             keep_compiled_code_apart()
-        for layer in model.model.language_model.layers:
+        for layer in family_of(model).language_model(model).layers:
             layer.compile(dynamic=True)  # one graph for all layers and lengths; names of weights stay
     processor = load_processor(config)
     return make_policy(
@@ -95,11 +104,10 @@ def load_outline(config: ModelConfig, *, prompt_suffix: str = "", prompt_hint: s
 
 
 def _supported(path: str) -> Any:
-    """The checkpoint's config. Raises ValueError for another family than ``FAMILIES``."""
-    shape = AutoConfig.from_pretrained(path)
-    if shape.model_type not in FAMILIES:
-        raise ValueError(f"{path}: model type {shape.model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
-    return shape
+    """The checkpoint's config. Raises ValueError for a family without an adapter."""
+    raw, _ = PreTrainedConfig.get_config_dict(path)  # AutoConfig's own errors would come first
+    check_family(path, str(raw.get("model_type")))
+    return AutoConfig.from_pretrained(path)
 
 
 def _check_flash_attention(name: str, device: torch.device | str) -> None:
@@ -114,36 +122,23 @@ def _check_flash_attention(name: str, device: torch.device | str) -> None:
 
 
 def use_liger(model: PreTrainedModel) -> None:
-    """Liger's fused RMSNorm and SwiGLU in the language model, in place. Needs liger-kernel; not run by us on a GPU.
+    """Liger's fused RMSNorm and SwiGLU in the language model of Qwen's families, in place; others are left as they are.
+    Needs liger-kernel; not run by us on a GPU.
 
     Its fused cross-entropy is left out: the log-probs here have a temperature and a ban, and are computed in chunks.
     """
     from liger_kernel.transformers import monkey_patch
 
-    patch = {
-        "qwen2_5_vl": monkey_patch.apply_liger_kernel_to_qwen2_5_vl,
-        "qwen3_vl": monkey_patch.apply_liger_kernel_to_qwen3_vl,
-    }[model.config.model_type]
-    patch(model=model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)
+    if name := family_of(model).liger:
+        patch = getattr(monkey_patch, name)
+        patch(model=model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def load_processor(config: ModelConfig) -> Any:
     """The checkpoint's processor with the config's pixel limits applied to its image processor."""
     processor = AutoProcessor.from_pretrained(config.path)
-    size = pixel_limits(processor.image_processor, config)
-    if size["shortest_edge"] > size["longest_edge"]:
-        raise ValueError(f"model.min_pixels={size['shortest_edge']} is above model.max_pixels={size['longest_edge']}")
-    processor.image_processor.size = size
+    FAMILIES[_supported(config.path).model_type].limit_pixels(processor, config)
     return processor
-
-
-def pixel_limits(image_processor: Any, config: ModelConfig) -> dict[str, int]:
-    """Pixels an image has at least (``shortest_edge``) and at most (``longest_edge``), in Qwen's names."""
-    size = image_processor.size
-    return {
-        "shortest_edge": config.min_pixels or int(size["shortest_edge"]),
-        "longest_edge": config.max_pixels or int(size["longest_edge"]),
-    }
 
 
 def make_policy(
@@ -159,7 +154,8 @@ def make_policy(
     tokenizer = processor.tokenizer
     eos_ids = response_ends(model, processor)
     config: Any = model.config
-    vision = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+    family = family_of(model)
+    vision = family.vision_ids(model, processor)
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     nameless = set(range(config.get_text_config().vocab_size)).difference(tokenizer.get_vocab().values())
     pad_id = tokenizer.pad_token_id
@@ -167,7 +163,7 @@ def make_policy(
         model=model,
         processor=processor,
         tokenizer=tokenizer,
-        images=ImageStore(processor.image_processor),
+        images=ImageStore(processor.image_processor, prepare=partial(family.prepare, processor)),
         encoder=ImageEncoder(model),
         device=device or model.device,
         banned_ids=tuple(sorted((special | vision | nameless | set(tokenizer.all_special_ids)).difference(eos_ids))),

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import ModelConfig
-
-START = r".*language_model\..*\."  # of an adapted layer's name: the vision tower's MLP has layers of the same names
+from rethinker.policy.families import family_of
 
 
 def add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -30,7 +29,7 @@ def add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    layers = sorted({name.rpartition(".")[2] for name in linear if re.fullmatch(rf"{START}\w+", name)})
+    layers = sorted({name.rpartition(".")[2] for name in linear if re.fullmatch(_pattern(model, [r"\w+"]), name)})
     for target in config.lora_targets:  # peft asks only that one of them is found
         if target not in layers:
             near = difflib.get_close_matches(target, layers, n=1) or layers
@@ -39,7 +38,7 @@ def add_lora(model: PreTrainedModel, config: ModelConfig) -> None:
                 f"{' or '.join(map(repr, near))}?"
             )
     adapters = LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=_pattern(config.lora_targets)
+        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=_pattern(model, config.lora_targets)
     )
     inject_adapter_in_model(adapters, model)
     for parameter in model.parameters():
@@ -64,16 +63,18 @@ def save_adapters(folder: Path, model: PreTrainedModel, *, writer: bool = True) 
         LoraConfig(
             r=layer.r["default"],
             lora_alpha=layer.lora_alpha["default"],
-            target_modules=_pattern(sorted({name.rpartition(".")[2] for name in layers})),
+            target_modules=_pattern(model, sorted({name.rpartition(".")[2] for name in layers})),
             base_model_name_or_path=model.config._name_or_path,
             inference_mode=True,
         ).save_pretrained(str(folder))
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _pattern(targets: Sequence[str]) -> str:
-    """The names of the language model's layers ``targets``, as PEFT matches them."""
-    return rf"{START}({'|'.join(targets)})"
+def _pattern(model: nn.Module, targets: Sequence[str]) -> str:
+    """The names of the language model's layers ``targets``, as PEFT matches them: the vision tower's MLP has layers of
+    the same names."""
+    start = family_of(model).language.rpartition(".")[2]
+    return rf".*{start}\..*\.({'|'.join(targets)})"
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:

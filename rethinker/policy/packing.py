@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rethinker.policy.attention import PrefixTrees
+from rethinker.policy.attention import PrefixTrees, image_runs
 from rethinker.policy.policy import Policy
 from rethinker.policy.prefix_tree import merge
 from rethinker.policy.vision import Vision, blank_image, gather_images
@@ -74,7 +74,7 @@ def pack(
     _check(policy, items)
     batch = _pack_shared(policy, items) if packing == "shared" else _pack_plain(policy, items)
     if dummy_vision and batch.vision.pixels is None:
-        return replace(batch, vision=blank_image(policy.images.image_processor), dummy_vision=True)
+        return replace(batch, vision=blank_image(policy.family, policy.processor), dummy_vision=True)
     return batch
 
 
@@ -190,6 +190,9 @@ def pack_trees(policy: Policy, items: Sequence[Item]) -> TreeRow:
             lengths_N=torch.tensor([len(path) for path in distinct], dtype=torch.long),
             owner_N=torch.tensor(list(distinct.values()), dtype=torch.long),
             place_S=torch.from_numpy(place_S),
+            images_S=image_runs(torch.from_numpy(np.concatenate(ids)), policy.image_id)
+            if policy.family.bidirectional
+            else None,
         ),
         vision=gather_images(policy.images, list(members)),
         paths=tuple(paths),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rethinker.policy.families import Family, family_of
 from rethinker.policy.images import ImageStore
 from rethinker.policy.prompt import prompt_text
 from rethinker.policy.vision import ImageEncoder
@@ -24,9 +25,9 @@ PROMPTS_HELD = 4096  # prompts whose ids and positions are kept: some 25 kB each
 class PromptIds:
     """A tokenised prompt.
 
-    ``unexpanded`` has one image token per image (what vLLM wants), ``ids`` one for each merged patch (what the model
-    reads). ``positions`` [3, len(ids)] int32: M-RoPE positions in time, height and width; the response continues at
-    ``next_position``, the same in all three.
+    ``unexpanded`` has one placeholder per image, ``ids`` its tokens as the model reads them. ``positions`` [3,
+    len(ids)] int32: M-RoPE positions in time, height and width (three times the same where a family counts along the
+    text); the response continues at ``next_position``, the same in all three.
     """
 
     unexpanded: tuple[int, ...]
@@ -72,9 +73,14 @@ class Policy:
         return int(config.get_text_config().max_position_embeddings)
 
     @property
+    def family(self) -> Family:
+        """What is peculiar to the model's family."""
+        return family_of(self.model)
+
+    @property
     def merge_size(self) -> int:
-        """Side of the square of patches that becomes one image token."""
-        return int(self.images.image_processor.merge_size)
+        """Side of the square of an image's cells that becomes one token."""
+        return self.family.merge_size(self.processor)
 
     def prompt(self, query: Query) -> PromptIds:
         """The prompt of ``query``, kept for the next call. Raises ValueError or ImageError naming the qid."""
@@ -92,24 +98,20 @@ class Policy:
     def _prompt(self, query: Query) -> PromptIds:
         text = prompt_text(self.processor, query, self.prompt_suffix, self.prompt_hint)
         unexpanded = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if unexpanded.count(self.image_id) != len(query.images):
+        family = self.family
+        placeholder = family.placeholder(self.model, self.processor)
+        if unexpanded.count(placeholder) != len(query.images):
             raise ValueError(
-                f"query {query.qid!r}: {unexpanded.count(self.image_id)} image tokens in the prompt for "
+                f"query {query.qid!r}: {unexpanded.count(placeholder)} image tokens in the prompt for "
                 f"{len(query.images)} images; check the <image> placeholders of the question"
             )
-        grids = [self.images.get(path, query.qid).grid for path in query.images]
-        lengths = iter(int(grid.prod()) // self.merge_size**2 for grid in grids)
-        ids: list[int] = []
-        for token in unexpanded:
-            ids.extend([token] * next(lengths) if token == self.image_id else [token])
-        row = torch.tensor([ids])
-        positions, _ = self.model.model.get_rope_index(
-            row, (row == self.image_id).int(), image_grid_thw=torch.stack(grids) if grids else None
-        )
+        images = [self.images.get(path, query.qid) for path in query.images]
+        ids = family.expand(self.processor, text, unexpanded, placeholder, images)
+        positions = family.positions(self.model, ids, self.image_id, [image.grid for image in images])
         return PromptIds(
             unexpanded=tuple(unexpanded),
             ids=tuple(ids),
-            positions=positions[:, 0].to(torch.int32),
+            positions=positions.to(torch.int32),
             next_position=int(positions.max()) + 1,
         )
 

@@ -48,5 +48,22 @@ def prompt_text(processor: Any, query: Query, suffix: str = "", hint: str = "") 
 
     Every image is one unexpanded placeholder (Qwen: ``<|image_pad|>``).
     """
-    text = processor.apply_chat_template(chat_messages(query, suffix, hint), tokenize=False, add_generation_prompt=True)
-    return str(text)
+    return render(processor, chat_messages(query, suffix, hint), add_generation_prompt=True)
+
+
+def render(processor: Any, messages: list[dict[str, Any]], **options: Any) -> str:
+    """``messages`` in the chat template of ``processor``. Templates that read lists of pieces alone (SmolVLM's) would
+    drop what is a plain string: they get it as a list of one."""
+    if type(processor).__name__ == "SmolVLMProcessor":
+        options["processor_kwargs"] = {"padding": False}  # without any, it warns of its own defaults at every call
+    text = str(processor.apply_chat_template(messages, tokenize=False, **options))
+    plain = [message["content"] for message in messages if isinstance(message["content"], str)]
+    if all(content.strip() in text for content in plain):
+        return text
+    pieces = [
+        {**message, "content": [{"type": "text", "text": content}]}
+        if isinstance(content := message["content"], str)
+        else message
+        for message in messages
+    ]
+    return str(processor.apply_chat_template(pieces, tokenize=False, **options))

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from rethinker.config.schema import ConfigError
+from rethinker.policy.prompt import render
 
 
 def response_ends(model: PreTrainedModel, processor: Any) -> tuple[int, ...]:
@@ -40,7 +41,7 @@ def end_of_turn(processor: Any) -> int | None:
     """The first special token that the chat template puts behind an assistant's words; None if there is none."""
     words = "The answer is 4."
     turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": words}]
-    _, _, tail = str(processor.apply_chat_template(turns, tokenize=False)).rpartition(words)
+    _, _, tail = render(processor, turns).rpartition(words)
     tokenizer = processor.tokenizer
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"]

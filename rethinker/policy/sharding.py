@@ -53,15 +53,17 @@ def shard(forward: PolicyForward, mesh: DeviceMesh, *, bfloat16: bool = False, o
     ``offload``: shards, gradients and optimiser states rest in the CPU's memory.
     """
     model = forward.model
-    visual, language = model.model.visual, model.model.language_model
+    family = forward.encoder.family
+    language = family.language_model(model)
+    tower = {parameter for part in family.tower_parts(model) for parameter in part.parameters()}
     frozen_tower = not forward.encoder.trained
     options: dict[str, Any] = {
         "mesh": mesh,
         "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy(),
         "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy(),
-        "ignored_params": set(visual.parameters()) if frozen_tower else set(),
+        "ignored_params": tower if frozen_tower else set(),
     }
-    units = [*language.layers, *([] if frozen_tower else visual.blocks)]
+    units = [*language.layers, *([] if frozen_tower else family.tower_blocks(model))]
     if model.lm_head.weight is not language.embed_tokens.weight:
         units += [language.embed_tokens, model.lm_head]
     for unit in units:

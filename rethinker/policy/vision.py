@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rethinker.policy.families import Family, family_of
 from rethinker.policy.images import ImageStore
 from rethinker.types import Query
 
@@ -23,7 +24,7 @@ FEATURE_BYTES = 2**30  # features of a frozen tower that are kept at once
 class Vision:
     """Distinct images and where they appear.
 
-    ``pixels`` of the distinct images, one after another; ``grid_thw`` [distinct images, 3]: their patches. ``order``:
+    ``pixels`` of the distinct images, one after another; ``grid_thw`` [distinct images, 3]: their grids. ``order``:
     for each image of the prompts, in reading order, its index among the distinct ones. ``paths`` name the distinct
     ones.
     """
@@ -57,21 +58,21 @@ def gather_images(store: ImageStore, queries: Sequence[Query]) -> Vision:
     return Vision(torch.cat([image.values for image in found]), grids, tuple(order), tuple(index))
 
 
-def blank_image(image_processor: Any) -> Vision:
+def blank_image(family: Family, processor: Any) -> Vision:
     """The smallest picture, black: what a rank without images sends through its vision tower."""
-    side = int(image_processor.merge_size)
-    patch = 3 * image_processor.temporal_patch_size * image_processor.patch_size**2
-    return Vision(torch.zeros(side * side, patch), torch.tensor([[1, side, side]]), (0,), ("",))
+    pixels = family.blank(processor)
+    return Vision(pixels.values, pixels.grid[None], (0,), ("",))
 
 
 @dataclass(frozen=True)
 class Features:
     """What the language model reads of the images of its prompts, in reading order, in transformers' names.
 
-    ``pooler_output``: [tokens, H] an image. ``deepstack_features``: the same once a DeepStack layer (Qwen3-VL only).
+    ``pooler_output``: [tokens, H] an image, or one [tiles, tokens, H] where the family has tiles.
+    ``deepstack_features``: the same once a DeepStack layer (Qwen3-VL only).
     """
 
-    pooler_output: tuple[Tensor, ...]
+    pooler_output: tuple[Tensor, ...] | Tensor
     deepstack_features: tuple[tuple[Tensor, ...], ...] = ()
 
     def zero(self) -> Tensor:
@@ -94,9 +95,15 @@ class ImageEncoder:
         self._held: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
 
     @property
+    def family(self) -> Family:
+        """The adapter of the model."""
+        return family_of(self.model)
+
+    @property
     def trained(self) -> bool:
         """Whether gradients reach the tower."""
-        return any(parameter.requires_grad for parameter in self.model.model.visual.parameters())
+        parts = self.family.tower_parts(self.model)
+        return any(parameter.requires_grad for part in parts for parameter in part.parameters())
 
     def __call__(self, vision: Vision) -> Features | None:
         """The features of ``vision``, each distinct image encoded once; None without images."""
@@ -104,7 +111,7 @@ class ImageEncoder:
             return None
         encoded = self._encode(vision.pixels, vision.grid_thw) if self.trained else self._recall(vision)
         pooled, *layers = zip(*(encoded[index] for index in vision.order), strict=True)
-        return Features(tuple(pooled), tuple(layers))
+        return Features(self.family.pooled(pooled), tuple(layers))
 
     def forget(self) -> None:
         """Drop the cached features."""
@@ -112,10 +119,8 @@ class ImageEncoder:
 
     def _encode(self, pixels: Tensor, grid_thw: Tensor) -> list[tuple[Tensor, ...]]:
         """For each image its features [tokens, H], then those of the DeepStack layers."""
-        output = self.model.model.get_image_features(pixels, grid_thw, return_dict=True)
         self.encoded += len(grid_thw)
-        layers = output.deepstack_features if "deepstack_features" in output else ()
-        return list(zip(output.pooler_output, *layers, strict=True))
+        return self.family.encode(self.model, pixels, grid_thw)
 
     def _recall(self, vision: Vision) -> list[tuple[Tensor, ...]]:
         """As ``_encode``, but only images that are not held go through the tower."""
@@ -123,7 +128,7 @@ class ImageEncoder:
         missing = [index for index, path in enumerate(vision.paths) if path not in self._held]
         found: dict[str, tuple[Tensor, ...]] = {}
         if missing:
-            pixels = vision.pixels.split(vision.grid_thw.prod(-1).tolist())
+            pixels = vision.pixels.split(self.family.rows(vision.grid_thw))
             with torch.no_grad():
                 encoded = self._encode(torch.cat([pixels[i] for i in missing]), vision.grid_thw[missing])
             found = {vision.paths[index]: features for index, features in zip(missing, encoded, strict=True)}

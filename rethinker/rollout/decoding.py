@@ -42,15 +42,17 @@ class Decoder:
 
     def __init__(self, policy: Policy, items: Sequence[Item]) -> None:
         self.model: Any = policy.model
+        self.family, self.image_id = policy.family, policy.image_id
         device = policy.device
         packed = pack_trees(policy, items)
         features = policy.encoder(packed.vision.to(device))
         trees = packed.trees.to(device)
         # Not the trainer's layout of a GPU, which has to be compiled: here prompts have another length each time.
         recorder = _Recorder(SdpaLayout(trees, self.model.get_input_embeddings().weight.dtype))
+        ids_RS, positions_3RS = packed.ids_S[None].to(device), packed.positions_3S[:, None].to(device)
         hidden = self.model.model(
-            input_ids=packed.ids_S[None].to(device),
-            position_ids=packed.positions_3S[:, None].to(device),
+            input_ids=ids_RS,
+            **self.family.inputs(ids_RS, positions_3RS, policy.image_id, layout=True),
             mm_encoder_outputs=None if features is None else {"image": features},
             use_cache=False,
             layout=recorder,
@@ -98,9 +100,10 @@ class Decoder:
             self.own = [(_grow(key), _grow(value)) for key, value in self.own]
         self.hidden_NC = torch.cat([self.hidden_NC, self.hidden_NC.new_zeros(len(tokens_N), 1)], dim=1)
         self.size += 1
-        hidden = self.model.model.language_model(
-            input_ids=tokens_N[:, None],
-            position_ids=self.next_N.expand(3, -1)[..., None],
+        ids_NT, positions_3NT = tokens_N[:, None], self.next_N.expand(3, -1)[..., None]
+        hidden = self.family.language_model(self.model)(
+            input_ids=ids_NT,
+            **self.family.inputs(ids_NT, positions_3NT, self.image_id, layout=True),
             use_cache=False,
             layout=self,
         ).last_hidden_state
@@ -126,6 +129,13 @@ class Decoder:
         if self.padded_rows:
             to_own = to_own.masked_fill(self.hidden_NC[:, None, None], -torch.inf)
         to_prompt = to_prompt.unflatten(2, (group, repeats)).transpose(1, 2).flatten(0, 1)
+        window = int(module.sliding_window or 0) if self.family.bidirectional else 0  # type: ignore[arg-type]
+        if window:
+            columns_L = torch.arange(length, device=query.device)
+            far_NL = self.next_N[:, None] - columns_L >= window  # such a family counts along the text
+            to_prompt = to_prompt.masked_fill(far_NL[:, None, None], -torch.inf)
+            far_C = torch.arange(self.size - 1, -1, -1, device=query.device) >= window
+            to_own = to_own.masked_fill(far_C, -torch.inf)
         weights = torch.cat([to_prompt, to_own], dim=-1).softmax(-1).to(value.dtype)
         on_prompt, on_own = weights.split([length, self.size], dim=-1)
         on_prompt = on_prompt.unflatten(0, (prompts, group)).transpose(1, 2).flatten(2, 3)

@@ -78,6 +78,11 @@ class VllmEngine:
             raise ConfigError(
                 f"rollout.engine=vllm needs a processor with {missing_for_vllm()}: set rollout.engine=transformers"
             )
+        if policy.family.bidirectional and policy.device.type == "cpu":
+            raise ConfigError(
+                f"rollout.engine=vllm: the tokens of an image of {policy.model.config.model_type} see each other, "
+                "which vLLM's attention on CPUs does not compute: set rollout.engine=transformers"
+            )
         if not vllm_available():
             raise ImportError(
                 "rollout.engine=vllm, but vLLM is not installed; install the extra (pip install 'rethinker[cpu]' or "

@@ -50,9 +50,7 @@ class VllmInputs:
             return tokens_input(ids)
         self._take(request.request_id, query)
         found = [self._items[path] for path in query.images]
-        places = placeholders(
-            prompt.ids, self.policy.image_id, [pixels.grid for pixels, _ in found], self.policy.merge_size
-        )
+        places = placeholders(self.policy, prompt.ids, [pixels for pixels, _ in found])
         return mm_input(
             ids,
             {"image": [item for _, item in found]},
@@ -72,7 +70,7 @@ class VllmInputs:
         for path in self._images[request_id]:
             if path not in self._items:
                 pixels = self.policy.images.get(path, query.qid)
-                self._items[path] = pixels, image_item(pixels)
+                self._items[path] = pixels, image_item(self.policy, pixels)
                 self.bytes += pixels.values.nbytes
             self._users[path] += 1
 
@@ -82,25 +80,32 @@ def vllm_seed(request: Request) -> int:
     return int(np.random.SeedSequence(request.seed).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
-def image_item(pixels: Pixels) -> Any:
-    """One preprocessed image as vLLM's processors of Qwen's families give it."""
+def image_item(policy: Policy, pixels: Pixels) -> Any:
+    """One preprocessed image as vLLM's processor of the policy's family gives it."""
     from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 
+    values, flat = policy.family.vllm_values(pixels, policy.image_id)
     fields = {
-        "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", torch.tensor([len(pixels.values)])),
-        "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+        name: MultiModalFieldConfig.flat_from_sizes("image", torch.tensor([len(pixels.values)]))
+        if name in flat
+        else MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+        for name in values
     }
-    values: Any = {"pixel_values": pixels.values, "image_grid_thw": pixels.grid[None]}
     return MultiModalKwargsItems.from_hf_inputs(values, fields)["image"][0]
 
 
-def placeholders(ids: Sequence[int], image_id: int, grids: Sequence[torch.Tensor], merge_size: int) -> list[Any]:
-    """Where in the prompt ``ids`` the tokens of each image stand."""
+def placeholders(policy: Policy, ids: Sequence[int], images: Sequence[Pixels]) -> list[Any]:
+    """Where in the prompt ``ids`` the tokens of each image stand: from the first to the last of them."""
     from vllm.multimodal.inputs import PlaceholderRange
 
     places, start = [], 0
-    for grid in grids:
-        offset, length = ids.index(image_id, start), int(grid.prod()) // merge_size**2
-        places.append(PlaceholderRange(offset=offset, length=length))
-        start = offset + length
+    shown = torch.tensor(ids) == policy.image_id
+    where = shown.nonzero()[:, 0].tolist()
+    for pixels in images:
+        count = int(pixels.grid.prod()) // policy.merge_size**2
+        offset, last = where[start], where[start + count - 1]
+        length = last + 1 - offset
+        mask = None if length == count else shown[offset : last + 1]  # SmolVLM names its tiles in between
+        places.append(PlaceholderRange(offset=offset, length=length, is_embed=mask))
+        start += count
     return places

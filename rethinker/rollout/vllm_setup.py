@@ -45,11 +45,11 @@ def engine_arguments(
         "max_model_len": context,
         "dtype": dtype,
         "limit_mm_per_prompt": {"image": max_images, "video": 0},
-        "mm_processor_kwargs": {"size": pixel_size(policy)},  # vLLM makes room for the largest image
         "mm_processor_cache_gb": 0,  # the trainer's image store holds what is preprocessed
         "mm_device_do_normalize": False,  # the store's pixels are normalised
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",  # or the checkpoint's repetition penalty would slip in
+        **policy.family.vllm_arguments(policy.processor),
         **placement(gpu, tensor_parallel_size),
     }
     if gpu:
@@ -82,21 +82,9 @@ def placement(gpu: bool, tensor_parallel_size: int) -> dict[str, Any]:
     return {"tensor_parallel_size": 1} | ({"distributed_executor_backend": "external_launcher"} if gpu else {})
 
 
-def pixel_size(policy: Policy) -> dict[str, int]:
-    """Pixels of the smallest and the largest image, in Qwen's names."""
-    size = policy.images.image_processor.size
-    return {"shortest_edge": int(size["shortest_edge"]), "longest_edge": int(size["longest_edge"])}
-
-
-def _image_tokens(policy: Policy) -> int:
-    """Tokens of the largest image."""
-    processor = policy.images.image_processor
-    return int(pixel_size(policy)["longest_edge"] // (processor.patch_size * processor.merge_size) ** 2)
-
-
 def _context(policy: Policy, max_images: int, max_prompt: int, max_new_tokens: int) -> int:
     """Tokens of the longest prompt with response, within what the model takes."""
-    prompt = max(max_images * _image_tokens(policy) + TEXT_TOKENS, max_prompt)
+    prompt = max(max_images * policy.family.most_tokens(policy.processor) + TEXT_TOKENS, max_prompt)
     return min(policy.context, prompt + max_new_tokens)
 
 
@@ -109,7 +97,7 @@ def _kv_bytes(policy: Policy, dtype: str, context: int, max_images: int, max_new
     text = config.get_text_config()
     head = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * getattr(torch, dtype).itemsize
-    usual = max_images * _image_tokens(policy) + USUAL_TEXT_TOKENS + max_new_tokens
+    usual = max_images * policy.family.most_tokens(policy.processor) + USUAL_TEXT_TOKENS + max_new_tokens
     longest = context + 2 * CPU_BLOCK_TOKENS  # begun blocks, and vLLM's empty one
     return token * max(longest, min(CPU_SEQUENCES * usual + longest, CPU_KV_BYTES // token))
 

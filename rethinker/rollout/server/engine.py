@@ -53,6 +53,11 @@ class ServerEngine:
         sender: bool = True,
         lock: int | None = None,
     ) -> None:
+        if policy.family.interleaved:
+            raise ConfigError(
+                f"rollout.engine=server: vLLM's servers cannot be told where the image tokens of a "
+                f"{policy.model.config.model_type} stand; set rollout.engine=vllm or transformers"
+            )
         self.policy, self.fleet, self.transfer = policy, fleet, transfer
         self.dtype, self.sender, self.lock = dtype, sender, lock
         self.version = ""  # of the weights, unlike any other run's
@@ -202,12 +207,11 @@ class ServerEngine:
         }
         if query.images:
             pixels = [self.policy.images.get(path, query.qid) for path in query.images]
-            grids = [one.grid for one in pixels]
-            places = placeholders(prompt.ids, self.policy.image_id, grids, self.policy.merge_size)
+            places = placeholders(self.policy, prompt.ids, pixels)
             body["features"] = {
                 "mm_hashes": {"image": list(query.images)},
                 "mm_placeholders": {"image": [{"offset": place.offset, "length": place.length} for place in places]},
-                "kwargs_data": {"image": [self._encode(image_item(one)) for one in pixels]},
+                "kwargs_data": {"image": [self._encode(image_item(self.policy, one)) for one in pixels]},
             }
         return body
 
