@@ -24,7 +24,10 @@ from pathlib import Path
 import pytest
 from synthetic_run import write_run
 
+from rethinker.lab.compare.command import write
+from rethinker.lab.compare.rows import find
 from rethinker.lab.figures.catalogue import FIGURES
+from rethinker.lab.notebook.demo_benchmarks import demo_evaluations
 from rethinker.lab.report.write import write_report
 
 papermill = pytest.importorskip("papermill", reason="papermill is missing: pip install -e '.[lab,dev]'")
@@ -315,3 +318,17 @@ def test_report_on_a_phone(browser: sync_api.Browser, report: Path) -> None:
         wide = found.page.evaluate("() => document.documentElement.scrollWidth")
         found.shot("report-phone", whole=True)
         assert wide <= 390, "the page must not scroll sideways (its tables may)"
+
+
+def test_comparison_page(browser: sync_api.Browser, tmp_path: Path) -> None:
+    """In the dark and on a phone: the figure and the images of questions are there, and tables scroll by themselves."""
+    write(find(demo_evaluations(tmp_path, items=12)), ["7b"], tmp_path / "comparison")
+    with tab(browser, scheme="dark", width=390, height=844) as found:
+        found.page.goto((tmp_path / "comparison" / "comparison.html").as_uri())
+        assert len(found.page.query_selector_all("figure img")) == 1
+        sizes = found.page.eval_on_selector_all("img", SIZES)
+        assert len(sizes) > 4 and all(width > 50 and height > 50 for width, height in sizes)
+        wide = found.page.evaluate("() => document.documentElement.scrollWidth")
+        found.shot("comparison-phone", whole=True)
+        assert wide <= 390
+        assert found.errors == []

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from rethinker.benchmarks.base import listed
 from rethinker.lab.compare.rows import Evaluation, title
 from rethinker.lab.compare.tables import Table, columns, paper_notes
 from rethinker.lab.figures.benchmarks import draw
@@ -18,7 +19,20 @@ from rethinker.lab.report.html import environment
 from rethinker.rundir.atomic import atomic_write_text
 
 SHOWN = 6  # responses of a kind, at most; as many benchmarks as possible among them
-READ = ("qid", "look", "greedy", "question", "images", "golds", "text", "extracted", "reason", "score", "skipped")
+READ = (
+    "qid",
+    "look",
+    "greedy",
+    "question",
+    "options",
+    "images",
+    "golds",
+    "text",
+    "extracted",
+    "reason",
+    "score",
+    "skipped",
+)
 
 
 def write_page(path: Path, evaluations: Sequence[Evaluation], table: pd.DataFrame, tables: Sequence[Table]) -> Path:
@@ -91,4 +105,5 @@ def _shown(said: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         }
         for label, each in said
     ]
-    return {name: row.get(name) for name in ("title", "qid", "question", "images", "golds")} | {"said": answers}
+    about = {name: row[name] for name in ("title", "qid", "question", "images", "golds")}
+    return about | {"options": listed(row["options"]), "said": answers}

@@ -77,7 +77,8 @@ def find(places: Iterable[Path]) -> list[Evaluation]:
 def collect(evaluations: Sequence[Evaluation], chosen: Sequence[paper.PaperRow]) -> pd.DataFrame:
     """The rows of the paper, then those of the evaluations, with the columns of ``COLUMNS``."""
     rows = [*(row for each in chosen for row in _paper_rows(each)), *(r for each in evaluations for r in _rows(each))]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    order = {row: place for place, row in enumerate(dict.fromkeys(each["row"] for each in rows))}
+    return pd.DataFrame(sorted(rows, key=lambda each: order[each["row"]]), columns=list(COLUMNS))
 
 
 def groups(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
