@@ -24,7 +24,6 @@ MAX_CHARS = 20_000  # ours: longer text is not read as JSON or as a literal
 MAX_DEPTH = 60  # ours
 UNREADABLE: Any = object()  # what `literal` and `last_json` return for text that is neither
 
-_CLOSING = {"}": "{", "]": "["}
 _LANGUAGE = re.compile(r"\w*")
 _LINE_ANSWER = re.compile(r"^(?:\*\*Answer:|Answer:)\s*(.+)", re.MULTILINE)
 _ANSWER = re.compile(r"\*\*?Answer:\s*(.*?)\*\*?|\bAnswer:\s*(.*)", re.DOTALL)
@@ -76,11 +75,10 @@ def last_json(text: str) -> Any:
     text = text if block is None else block.strip()
     if len(text) > MAX_CHARS:
         return UNREADABLE
-    for quotes in (True, False):  # without regard to quotes where an odd one in prose hides the structure
-        for span in reversed(_spans(text, quotes)):
-            value = _structure(span)
-            if value is not UNREADABLE:
-                return value
+    for span in reversed(_spans(text)):
+        value = _structure(span)
+        if value is not UNREADABLE:
+            return value
     return UNREADABLE
 
 
@@ -110,7 +108,9 @@ def answer_text(response: str, *, one_line: bool, art: bool = False, verbatim: b
     if not text.startswith(("{", "[")):
         return str(unquoted(text))
     value = last_json(text)
-    return text if value is UNREADABLE else str(value)
+    if value is UNREADABLE or (not value and str(value) not in text):
+        return text
+    return str(value)
 
 
 def _behind_answer(response: str, *, art: bool, verbatim: bool) -> str:
@@ -120,19 +120,22 @@ def _behind_answer(response: str, *, art: bool, verbatim: bool) -> str:
     match = (_ANSWER_ART if art else _ANSWER).search(response)
     if match:
         response = match[1] or match[2] or ""
-    if not art:
+    if not art or not response.strip():
         return response.strip()
-    response = re.sub(r"^[ \t]*\n(?:[ \t]*\n)+", "", response, flags=re.MULTILINE)
-    response = response.rstrip("\n") if verbatim else response.rstrip()
+    response = re.sub(r"^[ \t]*\n(?:[ \t]*\n)+", "\n", response, flags=re.MULTILINE)
+    response = _without_blank_end(response) if verbatim else response.rstrip()
     return re.sub(r"^(?:[ \t]*\n)+", "", response)
 
 
 def _without_blank_ends(block: str) -> str:
     """Without the line break behind the opening fence and the one before the closing fence, and blank lines there."""
-    block = block[block[: len(block) - len(block.lstrip())].rfind("\n") + 1 :]
-    text = block.rstrip()
-    end = block.find("\n", len(text))
-    return block if end < 0 else block[:end]
+    return _without_blank_end(block[block[: len(block) - len(block.lstrip())].rfind("\n") + 1 :])
+
+
+def _without_blank_end(text: str) -> str:
+    """Without the line break at the end and blank lines before it; spaces behind the last word stay."""
+    end = text.find("\n", len(text.rstrip()))
+    return text if end < 0 else text[:end]
 
 
 def _first_paragraph(text: str) -> str:
@@ -168,26 +171,48 @@ def _opened(value: Any) -> Any:
     return value
 
 
-def _spans(text: str, quotes: bool) -> list[str]:
-    """The outermost balanced ``{...}`` and ``[...]`` of ``text``, in order; with ``quotes``, brackets inside double
-    quotes within a structure do not count. Linear in the length of ``text``."""
-    stack: list[tuple[str, int]] = []
-    spans: list[tuple[int, int]] = []
-    quoted = escaped = False
+def _spans(text: str) -> list[str]:
+    """The parts of ``text`` that may be structures, in order: a brace up to its closing one, a square bracket up to the
+    last closing one before a brace without a partner ("[1] or [2]" is one part, and unreadable: official)."""
+    closing = _closing_braces(text)
+    spans: list[str] = []
+    position = dry = 0  # from ``position`` up to ``dry`` no bracket closes
+    while position < len(text):
+        end = -1
+        if text[position] == "{":
+            end = closing.get(position, -1)
+        elif text[position] == "[" and position >= dry:
+            end, dry = _last_bracket(text, position, closing)
+        if end >= 0:
+            spans.append(text[position : end + 1])
+            position = dry = end
+        position += 1
+    return [span for span in spans if _depth(span) <= MAX_DEPTH]
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """Place of a brace -> place of its partner."""
+    found, open_braces = {}, list[int]()
     for position, character in enumerate(text):
-        if quoted:
-            quoted = escaped or character != '"'
-            escaped = character == "\\" and not escaped
-        elif quotes and character == '"' and stack:
-            quoted = True
-        elif character in "{[":
-            stack.append((character, position))
-        elif character in "}]" and stack and stack[-1][0] == _CLOSING[character]:
-            start = stack.pop()[1]
-            while spans and spans[-1][0] > start:
-                spans.pop()
-            spans.append((start, position + 1))
-    return [text[start:end] for start, end in spans if _depth(text[start:end]) <= MAX_DEPTH]
+        if character == "{":
+            open_braces.append(position)
+        elif character == "}" and open_braces:
+            found[open_braces.pop()] = position
+    return found
+
+
+def _last_bracket(text: str, start: int, closing: dict[int, int]) -> tuple[int, int]:
+    """(place of the last closing bracket that the one at ``start`` reaches or -1, how far it reaches)."""
+    last, position = -1, start + 1
+    while position < len(text) and text[position] != "}":
+        if text[position] == "{":
+            if position not in closing:
+                break
+            position = closing[position]
+        elif text[position] == "]":
+            last = position
+        position += 1
+    return last, position
 
 
 def _depth(text: str) -> int:
