@@ -155,3 +155,19 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD) and mallopt(M_TRIM_THRESHOLD, KEPT))
+
+
+def return_freed_memory() -> bool:
+    """Give freed memory back to the kernel; returns whether malloc could be asked (glibc only).
+
+    Arrays of preprocessed images come and go below glibc's threshold for blocks of their own, and leave holes that are
+    not returned by themselves: over 1,500 images of 800 x 800 pixels a process grew by 2 GB without having more in use.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        malloc_trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # another C library
+        return False
+    malloc_trim(0)
+    return True

@@ -13,6 +13,7 @@ import pytest
 from rethinker import cli
 from rethinker.benchmarks import checkpoint
 from rethinker.benchmarks.registry import BENCHMARKS
+from rethinker.benchmarks.tasks import load_task
 from rethinker.datasets.io import load_queries
 from rethinker.lab.benchmarks import _model
 from rethinker.rollout import vllm_available
@@ -58,7 +59,7 @@ def test_a_real_model_from_the_command_line(tiny_folder, maths, tmp_path, capsys
     monkeypatch.chdir(tmp_path)
     command = (
         *("evaluate", str(tiny_folder), "--benchmarks", "mathvision", "--data", f"mathvision={maths}"),
-        *("--mode", "plain,bound", "--engine", "transformers", "--samples", "1", "--chunk", "2", "name=toy", *SMALL),
+        *("--mode", "bound,plain", "--engine", "transformers", "--samples", "1", "--chunk", "2", "name=toy", *SMALL),
     )
     code, out, err = run(*command, capsys=capsys)
     assert code == 0 and "MathVision" in out and "5 of 3040" in out
@@ -122,14 +123,16 @@ def test_what_is_refused_is_one_line(tiny_folder, maths, tmp_path, capsys, monke
         (["--benchmarks", "mathvision", "--judge", "http://x"], "--judge URL and --judge-model NAME belong together"),
         (["--benchmarks", "mathvision", "--data", data, "--limit", "-1"], "--limit -1: needs at least 1"),
         (["--benchmarks", "mathvision", "--data", data, "rollout.max_new_token=1"], "unknown setting"),
+        (["--benchmarks", "mathvision", "evaluation.samples=8"], "evaluation.samples=8: has no effect on --benchmarks"),
+        (["--benchmarks", "mathvision", "--protocol", "official", "data.prompt_hint=x"], "the benchmark's own prompt"),
     ):
         code, out, err = run("evaluate", model, *arguments, capsys=capsys)
         assert code == 2 and out == "" and err.count("\n") == 1 and message in err, (arguments, err)
     code, _, err = run("evaluate", "nowhere", "--benchmarks", "mathvision", capsys=capsys)
     assert code == 2 and "model.path=nowhere" in err
-    code, _, err = run("rescore", str(tmp_path), capsys=capsys)
-    assert code == 2 and "is not the folder of an evaluation" in err
-    assert not (tmp_path / "runs").exists()
+    code, _, err = run("rescore", "nothing", capsys=capsys)
+    assert code == 2 and "nothing is not the folder of an evaluation" in err
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "nothing").exists()
 
 
 def test_a_bare_checkpoint_has_the_papers_settings_and_a_config_its_own(tmp_path: Path) -> None:
@@ -142,6 +145,17 @@ def test_a_bare_checkpoint_has_the_papers_settings_and_a_config_its_own(tmp_path
     assert _model("runs/a/checkpoints/best/model", [])[1].name == "a-best"
     config, folder = _model(str(ROOT / "experiments" / "tiny.yaml"), [])
     assert config.rollout.max_new_tokens == 140 and config.data.prompt_suffix == "" and folder.name == "tiny"
+
+
+def test_items_that_cannot_be_asked_are_said(tiny_folder, maths, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ("evaluate", str(tiny_folder), "--benchmarks", "mathvision", "--data", f"mathvision={maths}")
+    code, _, err = run(*command, "--engine", "transformers", "rollout.max_new_tokens=100000", capsys=capsys)
+    assert code == 2 and "mathvision-test: 5 of 5 items cannot be asked, e.g. 0: prompt too long: " in err
+    task = load_task("mathvision", {"mathvision": str(maths)})
+    checkpoint.say_skipped(task, {"3": "unreadable image: x"})
+    text = "warning: mathvision-test: 1 of 5 items cannot be asked and score 0, e.g. 3: unreadable image: x\n"
+    assert capsys.readouterr().err == text
 
 
 def test_checkpoints_are_told_apart(tiny_folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rethinker.benchmarks.base import Item, Verdict
 from rethinker.benchmarks.judge import Judge, judge_prompt, verdict_of
 from rethinker.benchmarks.rescoring import rescore
 from rethinker.benchmarks.running import only_writer, run_tasks
+from rethinker.benchmarks.sources import Source
 from rethinker.benchmarks.summary import write_summaries
 from rethinker.benchmarks.table import COLUMNS, Shards, item_of, make_row
 from rethinker.benchmarks.tasks import Task, load_task
@@ -328,8 +330,34 @@ def test_scoring_again_after_a_rule_was_mended(tmp_path: Path, monkeypatch: pyte
     pd.testing.assert_frame_equal(after[unchanged], before[unchanged])
     values = {mode: found["score"]["value"] for mode, found in summary["benchmarks"]["toy-test"]["modes"].items()}
     assert values == {"plain": 2 / 4, "forced": 1 / 4, "bound": 3 / 4}  # bound keeps a's first look now
-    with pytest.raises(FileNotFoundError, match="is not the folder of an evaluation"):
-        rescore(tmp_path)
+
+
+def test_nothing_finished_is_nothing_to_score_again(tmp_path: Path, task: Task) -> None:
+    def stop(call: int) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path / "out", [task], engine(before=stop))
+    with pytest.raises(FileNotFoundError, match="no benchmark is finished yet"):
+        rescore(tmp_path / "out")
+
+
+def test_a_rule_reads_the_same_when_it_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tuple in ``extra`` would come back as a list."""
+    items = Toy.items
+
+    def with_tuples(self: Toy, source: Source, split: str) -> Iterator[Item]:
+        return (replace(item, extra={"pair": (1, 2), 3: "x"}) for item in items(self, source, split))
+
+    monkeypatch.setattr(Toy, "items", with_tuples)
+    seen: list[Any] = []
+    score = Toy.official_score
+    monkeypatch.setattr(
+        Toy, "official_score", lambda self, item, text: (seen.append(item.extra), score(self, item, text))[1]
+    )
+    run(tmp_path / "out", [load_task("toy", {"toy": str(write_rows(tmp_path / "data", ROWS))})], engine())
+    rescore(tmp_path / "out")
+    assert len(seen) == 12 and all(extra == {"pair": [1, 2], "3": "x"} for extra in seen)
 
 
 @contextmanager
@@ -351,7 +379,7 @@ def endpoint(reply: Callable[[dict[str, Any], int], tuple[int, Any]]) -> Iterato
         def log_message(self, *_: Any) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1", seen
     finally:

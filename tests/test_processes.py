@@ -5,10 +5,11 @@ import platform
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
-from rethinker.processes import use_deterministic_algorithms, warn_of_nondeterminism
+from rethinker.processes import return_freed_memory, use_deterministic_algorithms, warn_of_nondeterminism
 
 # Takes and frees the same 8 MiB a hundred times, like a training step; prints the page faults that this cost.
 CHURN = """
@@ -33,6 +34,17 @@ def test_freed_memory_is_not_asked_for_again():
         faults[word] = int(child.stdout)
     assert faults["keep"] < 100  # of 2 * 100 * 2048 pages
     assert faults["leave"] > 10_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_below_what_is_in_use_goes_back():
+    process = psutil.Process()
+    blocks = [b"x" * 100_000 for _ in range(2000)]  # on the heap: too small for mappings of their own
+    kept = blocks[-1]  # at its end, so that nothing below it is returned by itself
+    del blocks
+    before = process.memory_info().rss
+    assert return_freed_memory()
+    assert before - process.memory_info().rss > 100_000_000 and kept
 
 
 def nondeterministic() -> torch.Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,8 @@ def start(config: RunConfig, how: Asking, tasks: Sequence[Task]) -> tuple[Policy
         use_deterministic_algorithms()
     suffix, hint = prompt_texts(config, how.protocol)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if engine_name(config) == "vllm" and not config.model.lora_rank:  # it has weights of its own
+    config = replace(config, model=replace(config.model, lora_rank=0))  # fresh adapters would change nothing
+    if engine_name(config) == "vllm":  # it has weights of its own
         policy = load_outline(config.model, prompt_suffix=suffix, prompt_hint=hint)
         policy.device = device
     else:
@@ -101,12 +104,25 @@ def start(config: RunConfig, how: Asking, tasks: Sequence[Task]) -> tuple[Policy
     policy.images.capacity = IMAGE_BYTES
     room = PromptRoom(policy, config.rollout.max_new_tokens)
     skipped = {task.name: find_skipped(task, how.protocol, room) for task in tasks}
+    for task in tasks:
+        say_skipped(task, skipped[task.name])
     queries = [query_of(task, item, how.protocol) for task in tasks for item in task.items]
     images = max((1, *(len(query.images) for query in queries)))
     engine = make_engine(config, policy, max_images=images, max_prompt=room.longest)
     if config.rollout.engine == "server":
         engine.sync_weights(policy.model)
     return policy, engine, skipped
+
+
+def say_skipped(task: Task, skipped: dict[str, str]) -> None:
+    """Say on stderr how many items cannot be asked, and why one of them. Raises ValueError if it is all."""
+    if not skipped:
+        return
+    qid, reason = next(iter(skipped.items()))
+    text = f"{task.name}: {len(skipped)} of {len(task.items)} items cannot be asked and score 0, e.g. {qid}: {reason}"
+    if len(skipped) == len(task.items):
+        raise ValueError(text.replace(" and score 0", ""))
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def model_identity(path: str) -> dict[str, Any]:

@@ -55,11 +55,9 @@ def _key(row: Row) -> tuple[Any, ...]:
 def rescore(folder: Path, judge: Judge | None = None) -> dict[str, int]:
     """Score every finished table in ``folder`` again; how many scores changed, by name.
 
-    Raises FileNotFoundError if it is no folder of an evaluation, or has nothing finished yet.
+    Raises FileNotFoundError if nothing is finished yet.
     """
     settings = read_json(folder / "settings.json")
-    if "benchmarks" not in settings:
-        raise FileNotFoundError(f"{folder} is not the folder of an evaluation on benchmarks (no settings.json)")
     finished = {name: facts for name, facts in settings["benchmarks"].items() if Shards(folder, name).table.exists()}
     if not finished:
         raise FileNotFoundError(f"{folder}: no benchmark is finished yet; `rethinker evaluate` resumes it")

@@ -24,6 +24,7 @@ from rethinker.benchmarks.summary import write_summaries
 from rethinker.benchmarks.table import Row, Shards
 from rethinker.benchmarks.tasks import Task
 from rethinker.policy.policy import Policy
+from rethinker.processes import return_freed_memory
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rundir import locks
 from rethinker.rundir.atomic import atomic_write_text, read_json
@@ -99,6 +100,7 @@ def _run(
             if not shards.part(number).exists():
                 rows = ask(task, items, engine, policy, how, skipped)
                 shards.write(number, judge.ask(rows) if judge else rows)
+                return_freed_memory()
             advance(len(items), rows)
     shards.merge(len(chunks))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def _numbered(benchmark: Benchmark, source: Source, split: str, where: str) -> I
     try:
         for item in benchmark.items(source, split):
             last = f"behind {item.qid!r}"
-            yield item
+            yield replace(item, extra=json.loads(json.dumps(dict(item.extra))))  # as ``rescore`` will read it
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where}, {last}: {error}") from error
 

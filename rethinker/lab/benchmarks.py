@@ -31,6 +31,7 @@ NEEDS_BENCHMARKS = (
     "judge",
     "judge_model",
 )
+USED = ("model", "rollout", "rethink", "launch")  # sections of a config
 COUNTS = ("unparsed", "truncated", "skipped", "unsupported")
 JUDGE = (
     option("--judge", metavar="URL", help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1"),
@@ -135,7 +136,8 @@ def _on_benchmarks(
     for name, number, least in (("samples", samples, 0), ("chunk", chunk, 1), ("limit", limit, 1)):
         if number is not None and number < least:
             raise ValueError(f"--{name} {number}: needs at least {least}")
-    modes = _words("--mode", mode or "plain", MODES)
+    modes = _modes(mode or "plain")
+    _check_effect(overrides, protocol)
     label = label or protocol
     check_name("--label", label)
     places = dict(_place(item) for item in data or ())
@@ -199,12 +201,25 @@ def _model(file: str, typed: list[str]) -> tuple[RunConfig, Path]:
     return config, config.folder
 
 
-def _words(name: str, text: str, allowed: Iterable[str]) -> list[str]:
-    words = list(dict.fromkeys(text.split(",")))
+def _check_effect(overrides: Iterable[str], protocol: str) -> None:
+    """Raises ValueError for a setting that changes nothing here."""
+    for item in overrides:
+        key = item.partition("=")[0]
+        prompt = key in ("data.prompt_suffix", "data.prompt_hint")
+        if prompt and protocol == "official":
+            raise ValueError(f"{item}: the protocol official has the benchmark's own prompt; add --protocol boxed")
+        if "." in key and not prompt and key.partition(".")[0] not in USED:
+            raise ValueError(
+                f"{item}: has no effect on --benchmarks, which use {', '.join(USED)} and the prompt's texts"
+            )
+
+
+def _modes(text: str) -> list[str]:
+    words = text.split(",")
     for word in words:
-        if word not in allowed:
-            raise ValueError(f"{name} {text}: {word!r} is none of {', '.join(allowed)}")
-    return words
+        if word not in MODES:
+            raise ValueError(f"--mode {text}: {word!r} is none of {', '.join(MODES)}")
+    return [mode for mode in MODES if mode in words]
 
 
 def _place(text: str) -> tuple[str, str]:
@@ -232,10 +247,12 @@ def _judge(url: str | None, model: str | None) -> Judge | None:
 )
 def rescore(folder: Path, judge: str | None, judge_model: str | None) -> int:
     from rethinker.benchmarks.rescoring import rescore as score_again
-    from rethinker.benchmarks.running import only_writer
+    from rethinker.benchmarks.running import SETTINGS, only_writer
     from rethinker.benchmarks.summary import write_summaries
 
     judging = _judge(judge, judge_model)
+    if not (folder / SETTINGS).is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of an evaluation on benchmarks (no {SETTINGS})")
     with only_writer(folder):
         for name, changed in score_again(folder, judging).items():
             print(f"{name}: {changed} scores changed", file=sys.stderr)
