@@ -81,6 +81,8 @@ ONE_FIELD = [
     ("general_single_numerical_match", "Answer: 50%", "0.5", 1),
     ("general_single_numerical_match", "Answer: 1,000", "1000", 1),
     ("general_single_numerical_match", "Answer: \\sqrt{16}", "4", 1),
+    ("general_single_numerical_match", "Answer: $\\frac{\\sqrt{3}}{2}$", "0.866", 1),
+    ("general_single_numerical_match", "Answer: \\log_{2}{8}", "3", 1),
     ("general_single_numerical_match", "Answer: -5", "5", 0),
     ("general_single_numerical_match", "Answer: 5 apples", "5apples", 1),  # no number: as strings
     ("general_single_numerical_match", "Answer: 9**9**9**9", "1", 0),

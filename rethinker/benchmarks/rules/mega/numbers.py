@@ -19,6 +19,7 @@ import numpy as np
 from rethinker.benchmarks.rules.mega.convert import to_list
 from rethinker.benchmarks.rules.mega.reading import MAX_DEPTH, literal
 from rethinker.benchmarks.rules.mega.texts import simple
+from rethinker.benchmarks.rules.numeric import latex_value
 from rethinker.grading.extract import brace_depth, extract_boxed
 from rethinker.grading.pool import POOL
 
@@ -80,7 +81,7 @@ def angle_error(answer: Any, gold: Any) -> float:
 def one_number(answer: Any, gold: Any) -> float:
     """Numbers (or lists of numbers in any order) within 1 % of the gold answer; else `texts.simple`."""
     texts = [_assigned(_MATH_MARKS.sub("", str(side))) for side in (answer, gold)]
-    found, wanted = (number(text) for text in texts)
+    found, wanted = (_value(text) for text in texts)
     if found is None or wanted is None:
         return simple(*texts)
     if isinstance(found, tuple) and isinstance(wanted, tuple):
@@ -116,6 +117,12 @@ def text_with_latex(answer: Any, gold: Any) -> float:
     if not simple(answer_text, gold_text):
         return 0.0
     return latex(answer_latex, gold_latex) if answer_latex or gold_latex else 1.0
+
+
+def _value(text: str) -> float | tuple[float, ...] | None:
+    """`number`, or what the grader's workers read in other LaTeX."""
+    found = number(text)
+    return latex_value(text) if found is None and "\\" in text else found
 
 
 def number(text: str) -> float | tuple[float, ...] | None:
