@@ -9,7 +9,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from rethinker.policy.archive import opened
-from rethinker.policy.pictures import UNSCALED, animated, open_image
+from rethinker.policy.pictures import UNSCALED, ImageError, animated, open_image
 
 MAX_ASPECT_RATIO = 200  # Qwen's image processor takes no longer images
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_]{4,}\|>")  # <|im_end|>, <|image_pad|>, ...; not the <|b|> of a formula
@@ -36,6 +36,8 @@ def image_fault(path: Path) -> tuple[str, str] | None:
                 image.verify()
             elif image.format != "JPEG" or not _ends_with(file, _JPEG_END):
                 open_image(path)
+    except ImageError as error:  # names the file
+        return "unreadable image", str(error)
     except UnidentifiedImageError:  # its text shows the open file
         return "unreadable image", f"{path}: not of a kind that Pillow reads"
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
