@@ -55,3 +55,13 @@ def test_the_longest_prompt_is_exact_where_it_is_long(policy, monkeypatch):
     query = Query("long", words(2 * LONG), "1")
     room = PromptRoom(policy, 100)
     assert room(query) is None and room.longest == len(policy.prompt(query).ids) > LONG
+
+
+def test_without_a_look_at_images_the_longest_is_at_least_what_a_look_finds(policy, queries):
+    looked, unlooked = PromptRoom(policy, 100), PromptRoom(policy, 100)
+    for query in queries:
+        missing = replace(query, images=tuple(f"{path}.none" for path in query.images))
+        assert looked(query) is None and unlooked.at_most(missing) is None
+        assert looked.longest <= unlooked.longest <= unlooked.room
+    reason, _ = PromptRoom(policy, policy.context - 1).at_most(queries[0]) or ("", "")  # the text alone
+    assert reason == "prompt too long"
