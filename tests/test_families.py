@@ -13,8 +13,10 @@ from bounds import EXACT, LOGPROB, in_float64, rounding
 from conftest import random_weights
 from PIL import Image
 from tiny_families import BUILDERS, save_tiny
+from tiny_training import fresh_process, teach
 
-from rethinker.config import ConfigError, ModelConfig
+from rethinker.config import ConfigError, ModelConfig, load_config
+from rethinker.datasets.io import load_queries
 from rethinker.grpo import policy_loss
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.lengths import PromptRoom
@@ -23,6 +25,7 @@ from rethinker.policy.prompt import prompt_text
 from rethinker.policy.weights import merged_weights
 from rethinker.rollout import TransformersEngine, VllmEngine, canary_gap, vllm_available
 from rethinker.rollout.vllm_inputs import placeholders
+from rethinker.run import TrainingRun
 from rethinker.types import Request, Sampling
 
 pytestmark = pytest.mark.numerics
@@ -187,6 +190,43 @@ def test_a_training_step_equals_a_plain_one_and_survives_saving(folder, items, t
     ):
         assert name == other_name and torch.equal(one, other)
     assert again.prompt(items[2][0]).ids == trained.prompt(items[2][0]).ids
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["smolvlm", "gemma3"])
+def test_a_whole_run(family, world, tmp_path):
+    """Both stages, evaluated, saved; groups have an advantage, and second looks are forced and trained."""
+    torch.manual_seed(0)
+    guesser = load_policy(ModelConfig(path=str(save_tiny(family, tmp_path / "random"))))
+    queries, _ = load_queries(world / "train.parquet")
+    teach(guesser, queries[:4], steps=60)
+    save_model(guesser, tmp_path / "guesser")
+    stages = "[{name: a, episodes: 2}, {name: b, episodes: 1, overrides: {rethink: {fraction: 0.9}}}]"
+    config = load_config(
+        None,
+        [
+            f"runs_dir={tmp_path}",
+            "name=run",
+            f"model.path={tmp_path / 'guesser'}",
+            *(f"data.{split}={world / split}.parquet" for split in ("train", "validation", "test")),
+            "queries_per_episode=4",
+            "rollout.engine=transformers",
+            "rollout.group_size=4",
+            "rollout.max_new_tokens=64",
+            "rethink.min_second_look_tokens=8",
+            "optim.train_batch_size=8",
+            f"stages={stages}",
+        ],
+    )
+    with fresh_process():
+        assert TrainingRun(config).run() == "finished"
+    lines = [json.loads(text) for text in (config.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {line["record"] for line in lines} >= {"step", "episode"}
+    final = load_policy(ModelConfig(path=str(config.folder / "checkpoints" / "last" / "model")))
+    before, after = dict(merged_weights(guesser.model)), dict(merged_weights(final.model))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(changed) > len(before) // 2
+    assert any(line.get("rethink/forced") for line in lines)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -199,14 +199,20 @@ def random_samples(policy: Policy, queries: Sequence[Query], count: int, seed: i
 def teach_guessing(tokenizer_of: Path, folder: Path, queries: Sequence[Query], steps: int = 40) -> Path:
     """Write a tiny model that answers 1 or 2 at random, and after a trigger again: groups of it have an advantage."""
     from rethinker.policy.loading import load_processor, make_policy
-    from rethinker.policy.seam import natural_seam
-    from rethinker.rethink import TRIGGERS
     from rethinker.tiny.model import save_policy, tiny_model
 
     torch.manual_seed(0)
     processor = load_processor(ModelConfig(path=str(tokenizer_of)))
-    policy = make_policy(tiny_model(processor.tokenizer, seed=0), processor)
-    model: Any = policy.model
+    model = tiny_model(processor.tokenizer, seed=0)
+    teach(make_policy(model, processor), queries, steps)
+    save_policy(folder, model, processor)
+    return folder
+
+
+def teach(policy: Policy, queries: Sequence[Query], steps: int) -> None:
+    """Make a policy a guesser; see ``teach_guessing``."""
+    from rethinker.policy.seam import natural_seam
+    from rethinker.rethink import TRIGGERS
 
     items, taught = [], []
     for index, query in enumerate(queries):
@@ -219,8 +225,8 @@ def teach_guessing(tokenizer_of: Path, folder: Path, queries: Sequence[Query], s
                 [True] * (len(first) + 1),
                 [True] * kept + [False] * len(forced) + [True] * (len(again) + 1),
             ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    forward = PolicyForward(model)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=3e-3)
+    forward = PolicyForward(policy.model)
     for _ in range(steps):
         logprobs_BT, mask_BT, _ = token_logprobs(policy, forward, items)
         loss_mask_BT = torch.zeros_like(mask_BT)
@@ -230,8 +236,6 @@ def teach_guessing(tokenizer_of: Path, folder: Path, queries: Sequence[Query], s
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-    save_policy(folder, model, processor)
-    return folder
 
 
 def write_world(folder: Path, images: Sequence[str]) -> Path:
