@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark_schemas
 import pandas as pd
 import pytest
+import test_mega
 
 from rethinker import cli
 from rethinker.benchmarks import checkpoint
@@ -82,6 +84,35 @@ def test_a_real_model_from_the_command_line(tiny_folder, maths, tmp_path, capsys
     )
     code, _, err = run(*command, "seed=7", capsys=capsys)
     assert code == 2 and "seed 0 -> 7" in err and "choose another --label or --out" in err
+
+
+@pytest.mark.long
+def test_every_benchmark_with_the_tiny_vlm(tmp_path, capsys, monkeypatch) -> None:
+    """Files in the published schemas, both protocols; MEGA-Bench with a task that nothing here can score."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = benchmark_schemas.write_all(tmp_path / "data")
+    judged = test_mega.info("program_judge")
+    test_mega.written(tmp_path / "data" / "mega", [test_mega.row(1), test_mega.row(2, task="write", metrics=judged)])
+    names = [*data, "mega"]
+    assert set(names) == set(BENCHMARKS)
+    for protocol in ("boxed", "official"):
+        out = tmp_path / protocol
+        command = (
+            *("evaluate", str(ROOT / "experiments" / "tiny.yaml"), "--benchmarks", ",".join(names)),
+            *("--data-root", str(tmp_path / "data"), "--engine", "transformers", "--mode", "plain,bound"),
+            *("--protocol", protocol, "--out", str(out), "model.max_pixels=3136", "rollout.max_new_tokens=64"),
+        )
+        code, printed, _ = run(*command, capsys=capsys)
+        assert code == 0 and all(benchmark.title in printed for benchmark in BENCHMARKS.values())
+        for name, found in read_json(out / "summary.json")["benchmarks"].items():
+            rows = pd.read_parquet(out / f"{name}.parquet")
+            firsts = rows[rows["look"] == "first"]
+            assert firsts["qid"].is_unique and len(firsts) == found["items"]
+            plain = found["modes"]["plain"]
+            assert plain["score"]["n"] + plain["unsupported"] == found["items"] and plain["skipped"] == 0
+            assert plain["unsupported"] == (1 if name == "mega-core" else 0)
+        code, _, err = run("rescore", str(out), capsys=capsys)
+        assert code == 0 and err.count(": 0 scores changed") == len(names)
 
 
 @pytest.mark.vllm
