@@ -282,7 +282,7 @@ def test_all_with_a_real_tiny_model(folders: dict[str, Path], tiny_folder: Path,
         command = ["evaluate", str(tiny_folder), "--benchmarks", ",".join(folders), *places, "--protocol", protocol]
         assert cli.main([*command, "--engine", "transformers", *options]) == 0
         found = read_json(tmp_path / "runs" / "toy" / "benchmarks" / protocol / "summary.json")["benchmarks"]
-        assert {name: part["plain"]["n"] for name, part in found.items()} == {
+        assert {name: part["modes"]["plain"]["score"]["n"] for name, part in found.items()} == {
             "mathvista-testmini": 7, "mathverse-testmini": 15, "mathvision-test": 5, "mmmu_pro-overall": 4,
             "mmmu-validation": 4, "emma-full": 4,
         }  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from rethinker.config import DataConfig, RunConfig
+from rethinker.config import RunConfig
 from rethinker.rundir import provenance
 from rethinker.rundir.atomic import read_json
 from rethinker.rundir.paths import RunDir
@@ -43,7 +43,7 @@ class CurrentProvenance:
 
     def __init__(self) -> None:
         self._commit = _commit(provenance.git_state(Path(__file__).parent))
-        self._data: dict[DataConfig, str | None] = {}
+        self._data: dict[str, str | None] = {}  # by what a config says of its data
 
     def differs(self, config: RunConfig) -> str:
         """What changed since the run of ``config`` was last started, in words; "" for nothing, or a run not begun."""
@@ -60,9 +60,10 @@ class CurrentProvenance:
         return short("; ".join(words))
 
     def _checksum(self, config: RunConfig) -> str | None:
-        if config.data not in self._data:
-            self._data[config.data] = _checksum(provenance.data_digests(config))
-        return self._data[config.data]
+        data = repr(config.data)
+        if data not in self._data:
+            self._data[data] = _checksum(provenance.data_digests(config))
+        return self._data[data]
 
 
 def mixture(table: pd.DataFrame) -> str:
