@@ -18,9 +18,10 @@ from tiny_training import fresh_process, teach
 from rethinker.config import ConfigError, ModelConfig, load_config
 from rethinker.datasets.io import load_queries
 from rethinker.grpo import policy_loss
+from rethinker.policy.families.tiled import Tiled
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.lengths import PromptRoom
-from rethinker.policy.loading import load_policy, save_model
+from rethinker.policy.loading import load_policy, load_processor, save_model
 from rethinker.policy.prompt import prompt_text
 from rethinker.policy.weights import merged_weights
 from rethinker.rollout import TransformersEngine, VllmEngine, canary_gap, vllm_available
@@ -229,8 +230,7 @@ def test_a_whole_run(family, world, tmp_path):
     assert any(line.get("rethink/forced") for line in lines)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_transformers_engine_samples_from_the_models_own_distribution(exact, queries, temperature):
+def test_the_transformers_engine_samples_from_the_models_own_distribution(exact, queries):
     """Of first looks and of continuations."""
     base = exact.encode("\\boxed{23}.\n\nWait, let's see.")
     requests = [
@@ -239,7 +239,7 @@ def test_the_transformers_engine_samples_from_the_models_own_distribution(exact,
         for prefix in ((), tuple(base[: 3 + index]))
     ]
     with in_float64(), torch.no_grad():
-        answers = TransformersEngine(exact, batch_size=7).generate(requests, Sampling(temperature, max_new_tokens=16))
+        answers = TransformersEngine(exact, batch_size=7).generate(requests, Sampling(max_new_tokens=16))
         for request in requests:
             for response in answers[request.request_id]:
                 ids = [*request.prefix_ids, *response.token_ids]
@@ -269,6 +269,7 @@ def test_the_parts_of_a_model_are_found(policy):
     assert {id(p) for block in policy.family.tower_blocks(model) for p in block.parameters()} < tower
 
 
+@pytest.mark.long
 def test_a_frozen_tower_and_compiled_layers(tmp_path):
     path = save_tiny("smolvlm", tmp_path / "smolvlm")
     policy = load_policy(ModelConfig(path=str(path), freeze_vision=True, compile=True))
@@ -276,11 +277,13 @@ def test_a_frozen_tower_and_compiled_layers(tmp_path):
     assert all(layer._compiled_call_impl for layer in policy.family.language_model(policy.model).layers)
 
 
-@pytest.mark.parametrize("family", ["smolvlm", "internvl", "gemma3"])
-def test_tiles_have_no_pixel_limits(family, tmp_path):
-    path = save_tiny(family, tmp_path / family)
-    with pytest.raises(ConfigError, match=r"model\.max_pixels.*preprocessor_config\.json"):
-        load_policy(ModelConfig(path=str(path), max_pixels=4096))
+def test_tiles_have_no_pixel_limits(policy, folder):
+    limited = ModelConfig(path=str(folder), max_pixels=4096)
+    if isinstance(policy.family, Tiled):
+        with pytest.raises(ConfigError, match=r"model\.max_pixels.*preprocessor_config\.json"):
+            load_processor(limited)
+    else:
+        assert load_processor(limited).image_processor.size["longest_edge"] == 4096
 
 
 @pytest.mark.parametrize(
@@ -302,6 +305,7 @@ needs_vllm = pytest.mark.skipif(not vllm_available(), reason="vLLM is not instal
 
 
 @needs_vllm
+@pytest.mark.long
 def test_vllm_is_told_where_the_tokens_of_each_image_stand(policy, queries):
     query = queries[2]
     ids = policy.prompt(query).ids

@@ -15,6 +15,10 @@ from transformers import (
     Gemma3Processor,
     GenerationConfig,
     GotOcr2ImageProcessor,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
@@ -111,29 +115,45 @@ SMOLVLM_TEMPLATE = (
 
 def smolvlm() -> tuple[Any, Any]:
     """Tiles of 32 pixels, 2 x 2 tokens each; images of up to 64 pixels a side."""
-    end, fake, whole = "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"
-    places = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
-    tokenizer = extended([end, fake, "<image>", whole, *places], {}, SMOLVLM_TEMPLATE, end)
-    sizes: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+    tokenizer, sizes = tiled_by_rows()
     processor = SmolVLMProcessor(
         SmolVLMImageProcessor(**sizes), tokenizer, SmolVLMVideoProcessor(**sizes),
         image_seq_len=4, chat_template=SMOLVLM_TEMPLATE,
     )  # fmt: skip
-    rope = {"rope_type": "default", "rope_theta": 1e4}
-    ids = ids_of(tokenizer, end)
-    config = SmolVLMConfig(
-        text_config={
-            **TEXT, "model_type": "llama", "vocab_size": len(tokenizer), "rope_parameters": rope,
-            "tie_word_embeddings": True, **ids,
+    return SmolVLMForConditionalGeneration(SmolVLMConfig(**rows_config(tokenizer))), processor
+
+
+def idefics3() -> tuple[Any, Any]:
+    """As ``smolvlm``."""
+    tokenizer, sizes = tiled_by_rows()
+    processor = Idefics3Processor(
+        Idefics3ImageProcessor(**sizes), tokenizer, image_seq_len=4, chat_template=SMOLVLM_TEMPLATE
+    )
+    return Idefics3ForConditionalGeneration(Idefics3Config(**rows_config(tokenizer))), processor
+
+
+def tiled_by_rows() -> tuple[Any, dict[str, Any]]:
+    """Tokenizer and sizes of SmolVLM and Idefics3."""
+    end, fake, whole = "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"
+    places = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    tokenizer = extended([end, fake, "<image>", whole, *places], {}, SMOLVLM_TEMPLATE, end)
+    return tokenizer, {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+
+
+def rows_config(tokenizer: Any) -> dict[str, Any]:
+    ids = ids_of(tokenizer, tokenizer.eos_token)
+    return {
+        "text_config": {
+            **TEXT, "model_type": "llama", "vocab_size": len(tokenizer), "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **ids,
         },
-        vision_config={
+        "vision_config": {
             "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
             "image_size": 32, "patch_size": 8,
         },
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), scale_factor=2, tie_word_embeddings=True,
-        pad_token_id=ids["pad_token_id"],
-    )  # fmt: skip
-    return SmolVLMForConditionalGeneration(config), processor
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"), "scale_factor": 2, "tie_word_embeddings": True,
+        "pad_token_id": ids["pad_token_id"],
+    }  # fmt: skip
 
 
 INTERNVL_TEMPLATE = (
@@ -213,6 +233,7 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_vl": qwen2_vl,
     "qwen3_vl": qwen3_vl,
     "smolvlm": smolvlm,
+    "idefics3": idefics3,
     "internvl": internvl,
     "gemma3": gemma3,
 }
