@@ -25,6 +25,7 @@ from rethinker.policy.loading import load_policy, load_processor, save_model
 from rethinker.policy.prompt import prompt_text
 from rethinker.policy.weights import merged_weights
 from rethinker.rollout import TransformersEngine, VllmEngine, canary_gap, vllm_available
+from rethinker.rollout.server.engine import ServerEngine
 from rethinker.rollout.vllm_inputs import placeholders
 from rethinker.run import TrainingRun
 from rethinker.types import Request, Sampling
@@ -315,6 +316,12 @@ def test_vllm_is_told_where_the_tokens_of_each_image_stand(policy, queries):
         part = slice(place.offset, place.offset + place.length)
         covered[part] |= torch.ones(place.length, dtype=torch.bool) if place.is_embed is None else place.is_embed
     assert torch.equal(covered, shown)
+
+
+def test_servers_are_refused_where_they_cannot_be_told_an_images_tokens(policy):
+    if policy.family.interleaved:
+        with pytest.raises(ConfigError, match=r"rollout\.engine=server.*set rollout\.engine=vllm or transformers"):
+            ServerEngine(policy, None, None, dtype=torch.float32)
 
 
 @needs_vllm
