@@ -1,6 +1,7 @@
 """Reading and writing ViRL39K's schema: what is good comes in, what is not is named and dropped."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,19 @@ def test_the_report_counts_and_shortens(folder: Path) -> None:
     assert first.endswith("and 3 more")
     assert second.startswith("1 dropped, no question: q (")
     assert describe_dropped([]) == ""
+
+
+def test_pictures_stored_as_bytes_do_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golds are checked for many rows together; what they wait with are paths."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
+    picture = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
+    rows = [row(str(index), image=[picture]) for index in range(3)]
+    on_disk: list[int] = []
+
+    def check(golds: Sequence[str]) -> list[str | None]:
+        on_disk.append(len(list((tmp_path / "cache").rglob("*.png"))))
+        return [None] * len(golds)
+
+    queries, dropped = load_queries(virl39k_file(tmp_path / "train.parquet", rows), check_golds=check)
+    assert len(queries) == 3 and not dropped and on_disk == [1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rethinker.datasets.checks import image_fault
+from rethinker.datasets.columns import Row
 from rethinker.datasets.rows import stored_image
 from rethinker.policy.archive import Archive, open_archive
 
@@ -34,8 +35,16 @@ class ImageFinder:
         """Those in ``root``, by name. Raises ValueError for one that cannot be read."""
         return [open_archive(path) for path in sorted(self.root.glob("*.zip"))]
 
+    def stored(self, row: Row) -> Row:
+        """The row with paths where it holds pictures as bytes, which become files: rows are kept for a while."""
+        value = row.get("image")
+        items = value if isinstance(value, list | tuple) else [value]
+        if not any(isinstance(item, Mapping) and item.get("bytes") for item in items):
+            return row
+        return {**row, "image": [_stored(item) for item in items]}
+
     def paths(self, value: Any) -> tuple[str, ...]:
-        """The images of a row: None, a path, bytes as Hugging Face's data sets hold them, or a list of these. Raises
+        """The images of a row: None, a path, also as Hugging Face's data sets have it, or a list of these. Raises
         RowError for one that cannot be used."""
         if value is None:
             return ()
@@ -43,8 +52,6 @@ class ImageFinder:
         return tuple(str(self._checked(self._path(item))) for item in items)
 
     def _path(self, item: Any) -> Path:
-        if isinstance(item, Mapping) and item.get("bytes"):
-            return stored_image(item["bytes"])
         name = item.get("path") if isinstance(item, Mapping) else item
         if not isinstance(name, str) or not name:
             raise RowError("malformed image", f"image is {str(item)[:80]!r}, not a path")
@@ -63,3 +70,7 @@ class ImageFinder:
         if fault := self.faults[path]:
             raise RowError(*fault)
         return path
+
+
+def _stored(item: Any) -> Any:
+    return {"path": str(stored_image(item["bytes"]))} if isinstance(item, Mapping) and item.get("bytes") else item

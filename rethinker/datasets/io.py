@@ -98,7 +98,7 @@ def load_queries(
     queries: list[Query] = []
     dropped: list[Dropped] = []
     seen: set[str] = set()
-    for index, (row, gold_fault) in enumerate(_with_gold_faults(rows, check_golds)):
+    for index, (row, gold_fault) in enumerate(_with_gold_faults(map(images.stored, rows), check_golds)):
         if limit is not None and len(queries) >= limit:
             break
         name = str(row.get("qid") or f"row {index}")

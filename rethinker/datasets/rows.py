@@ -89,8 +89,8 @@ def _open_file(path: Path, mapped: ColumnMap | None) -> Iterable[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
+    with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:  # rows may hold pictures
+        for batch in file.iter_batches(batch_size=64):
             yield from batch.to_pylist()
 
 
