@@ -25,16 +25,10 @@ from rethinker.build import (
 )
 from rethinker.config import RunConfig, check_trainable, load_config, to_yaml
 from rethinker.config.no_effect import without_effect
-from rethinker.datasets.drawn import DrawnChecks
-from rethinker.datasets.filters import RowFilter, training_filter
-from rethinker.datasets.io import Dropped, describe_dropped
 from rethinker.datasets.order import QueryOrder
 from rethinker.evaluation.evaluate import validate
 from rethinker.evaluation.held_out import (
-    Split,
-    checked_when_drawn,
     most_images,
-    read_split,
     sampling,
     test_policy,
 )
@@ -43,6 +37,7 @@ from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import is_sharded
 from rethinker.policy.weights import trained_parameters
+from rethinker.queries import RunQueries
 from rethinker.rollout import TransformersEngine, checked_gap, gap_bound, make_engine
 from rethinker.rundir import checkpoint, pointers
 from rethinker.rundir.atomic import atomic_write_text
@@ -87,11 +82,9 @@ class TrainingRun:
             self.tracker.say(f"[bold]warning[/]: {escape(damaged)}")
         self.policy = self.load_policy(saved)
         self.room = PromptRoom(self.policy, config.rollout.max_new_tokens)
-        self.dropped = self.dropped_before() if saved else {}
-        self.train_queries = self.read("train", training_filter(config.data))
-        self.validation_queries = self.read("validation")
-        self.test_queries = self.read("test")
-        self.drawn = self.drawn_checks()
+        queries = RunQueries(config, self.room, self.accelerator, self.tracker.say, resumed=saved is not None)
+        self.train_queries, self.drawn = queries.train, queries.drawn
+        self.validation_queries, self.test_queries = queries.validation, queries.test
         self.data = data_facts(
             config, train=self.train_queries, validation=self.validation_queries, test=self.test_queries
         )
@@ -118,9 +111,9 @@ class TrainingRun:
         # Now, while shards are shards: an engine can have them whole later.
         self.trained = trained_parameters(self.policy.model)
         self.reference = load_reference(config, self.policy, self.forward, self.accelerator)
-        queries = [*self.train_queries, *self.validation_queries, *self.test_queries]
+        every = [*self.train_queries, *self.validation_queries, *self.test_queries]
         self.engine = make_engine(
-            config, self.policy, max_images=most_images(queries), max_prompt=self.room.longest, forward=self.forward
+            config, self.policy, max_images=most_images(every), max_prompt=self.room.longest, forward=self.forward
         )
         engine = type(self.engine).__name__
         if saved:
@@ -138,52 +131,6 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             processes = self.accelerator.num_processes
             record_start(config, engine=engine, processes=processes, data=self.data, anew=not saved)
-
-    def read(self, use: Split, keep: RowFilter | None = None) -> list[Query]:
-        """The queries for ``use``; dropped rows are reported on the terminal and in ``dropped/<use>.json``, and what
-        ``keep`` kept on the terminal. Raises ValueError if a source is given and no row of it can be used.
-        """
-        queries, dropped = read_split(self.config, use, self.room, keep)
-        source = getattr(self.config.data, use)
-        if source is None:
-            return []
-        if keep:
-            self.tracker.say(escape(f"{source}: {keep}"))
-        self.report_dropped(use, dropped)
-        if not queries:
-            why = f" ({str(keep).splitlines()[0]})" if keep else ""
-            raise ValueError(
-                f"data.{use}={source}: none of its {keep.read.total() if keep else len(dropped)} rows can be used{why}"
-            )
-        return queries
-
-    def drawn_checks(self) -> DrawnChecks | None:
-        """What looks at training queries when they are drawn, with ``data.checks=when_drawn``."""
-        if not checked_when_drawn(self.config, "train"):
-            return None
-        return DrawnChecks(
-            self.room,
-            lambda dropped: self.report_dropped("train", dropped),
-            rank=self.accelerator.process_index,
-            ranks=self.accelerator.num_processes,
-            gather=gather_object,
-        )
-
-    def report_dropped(self, use: Split, dropped: list[Dropped]) -> None:
-        """Report rows on the terminal and, with those reported before, in ``dropped/<use>.json``."""
-        if not dropped:
-            return
-        self.tracker.say(escape(f"{getattr(self.config.data, use)}: {describe_dropped(dropped)}"))
-        rows = self.dropped.setdefault(use, {})
-        rows |= {(row.qid, row.reason): asdict(row) for row in dropped}
-        if self.accelerator.is_main_process:
-            atomic_write_text(self.folder.dropped(use), json.dumps(list(rows.values()), indent=1))
-
-    def dropped_before(self) -> dict[Split, dict[tuple[str, str], dict[str, str]]]:
-        """What a run that is resumed has reported: what it had left out when it drew it is not drawn again."""
-        file = self.folder.dropped("train")
-        rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-        return {"train": {(row["qid"], row["reason"]): row for row in rows}}
 
     def check_engine(self, usual: float | None) -> float | None:
         """The gap between engine and trainer that is usual in this run, in nats: ``usual`` when it is resumed, else

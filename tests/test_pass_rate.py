@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from rethinker.datasets.filters import RowFilter, named_filters, training_filter
 from rethinker.datasets.io import load_queries, write_parquet
 from rethinker.datasets.pass_rate import PassRateFilter
 from rethinker.lab.jobs.preflight import check_filter
-from rethinker.run import TrainingRun
+from rethinker.queries import RunQueries
 
 RATES = (0.0, 0.05, 0.5, 0.95, 1.0, None, float("nan"))
 
@@ -52,26 +53,22 @@ def test_a_rate_that_is_no_number_is_an_error():
         PassRateFilter("level", 0, 1)({"qid": "a", "level": "high"})
 
 
-def run(said: list[str], *settings: str) -> SimpleNamespace:
-    config = load_config(None, settings)
-    tracker = SimpleNamespace(say=said.append)
-    return SimpleNamespace(room=None, tracker=tracker, config=config, report_dropped=lambda use, dropped: None)
+def queries_of(said: list[str], *settings: str) -> RunQueries:
+    anything: Any = None
+    accelerator = SimpleNamespace(is_main_process=False, process_index=0, num_processes=1)
+    return RunQueries(load_config(None, settings), anything, accelerator, said.append, resumed=False)
 
 
 def test_a_run_says_how_many_rows_it_keeps(data: Path):
     said: list[str] = []
-    here = run(said, f"data.train={data}", "data.pass_rate=[0.05,0.95]")
-    keep = training_filter(here.config.data)
-    assert keep == RowFilter([PassRateFilter("PassRate_7BBase", 0.05, 0.95)])
-    assert len(TrainingRun.read(here, "train", keep)) == 3  # type: ignore[arg-type]
-    assert said == [f"{data}: PassRate_7BBase from 0.05 to 0.95: 3 of 7 rows kept, 2 have no rate"]
+    assert len(queries_of(said, f"data.train={data}", "data.pass_rate=[0.05,0.95]").train) == 3
+    assert said[0] == f"{data}: PassRate_7BBase from 0.05 to 0.95: 3 of 7 rows kept, 2 have no rate"
     assert training_filter(load_config().data) is None
 
 
 def test_a_run_that_keeps_none_says_why(data: Path):
-    keep = RowFilter([PassRateFilter("PassRate_7BBas", 0, 1)])
-    with pytest.raises(ValueError, match=r"none of its 7 rows can be used \(PassRate_7BBas from 0 to 1: 0 of 7 rows"):
-        TrainingRun.read(run([], f"data.train={data}"), "train", keep)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"none of its 7 rows can be used \(PassRate_7BBase from 0.01 to 0.02: 0 of 7"):
+        queries_of([], f"data.train={data}", "data.pass_rate=[0.01,0.02]")
 
 
 def test_what_was_not_measured_has_no_rate(tmp_path: Path):
