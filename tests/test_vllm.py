@@ -428,6 +428,7 @@ def test_order_of_calls_on_a_gpu(policy, tiny_folder, calls):
         banned_ids=policy.banned_ids,
         device=torch.device("cuda"),
         family=policy.family,
+        processor=policy.processor,
         context=policy.context,
     )
     engine = VllmEngine(on_gpu, tiny_folder, max_new_tokens=8)
