@@ -16,7 +16,8 @@ from rethinker.cli import main
 from rethinker.lab.inspect.card import answer_type
 
 FIRST_BATCH = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 from rethinker.config import load_config
 from rethinker.datasets.drawn import LEFT_TO_THE_DRAW, DrawnChecks
 from rethinker.datasets.filters import training_filter
@@ -28,7 +29,8 @@ keep = training_filter(load_config(None, [f"data.filter={sys.argv[2]}"]).data)
 queries, _ = load_queries(sys.argv[1], keep=keep, **LEFT_TO_THE_DRAW)
 batch = QueryOrder(queries, 0, DrawnChecks(None, print)).take(64)
 pictures = [open_image(path) for query in batch for path in query.images]
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+# Not ru_maxrss, which begins with that of the process that started this one.
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 print(json.dumps([keep.read.total(), len(queries), len(batch), len(pictures), peak]))
 """
 
