@@ -8,7 +8,8 @@ from pathlib import Path
 import benchmark_schemas as schemas
 import pyarrow.parquet as pq
 import pytest
-from toy_benchmark import POLICY, Engine, asking, settings
+from letters import POLICY
+from toy_benchmark import Engine, asking, settings
 
 from rethinker import cli
 from rethinker.benchmarks.base import Item, Protocol

@@ -17,8 +17,9 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from letters import POLICY
 from PIL import Image
-from toy_benchmark import POLICY, Engine, Toy, asking, settings, write_rows
+from toy_benchmark import Engine, Toy, asking, settings, write_rows
 
 from rethinker.benchmarks import registry
 from rethinker.benchmarks.asking import Asking, find_skipped

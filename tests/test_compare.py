@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from letters import POLICY
 from PIL import Image
-from toy_benchmark import POLICY, Engine, Toy, asking, settings, write_rows
+from toy_benchmark import Engine, Toy, asking, settings, write_rows
 
 from rethinker import cli
 from rethinker.benchmarks import paper, registry

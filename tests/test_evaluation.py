@@ -7,12 +7,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from letters import EOS, POLICY, encode
 
 from rethinker.config import RethinkConfig
 from rethinker.evaluation.evaluate import evaluate, validate
@@ -29,27 +28,6 @@ from rethinker.evaluation.statistics import (
 from rethinker.rethink import TRIGGERS
 from rethinker.rundir.atomic import append_json_line, atomic_write_text
 from rethinker.types import Grade, Query, Request, Response, Sampling
-
-EOS = 0
-TRIGGER_IDS = {kind: (1000 + position,) for position, kind in enumerate(TRIGGERS)}
-TEXTS = {ids[0]: TRIGGERS[kind] for kind, ids in TRIGGER_IDS.items()}
-
-
-def decode(ids: Sequence[int]) -> str:
-    return "".join(TEXTS.get(token, chr(token)) for token in ids if token != EOS)
-
-
-def encode(text: str) -> tuple[int, ...]:
-    """A token a letter, but for triggers."""
-    for kind, ids in TRIGGER_IDS.items():
-        if text.endswith(TRIGGERS[kind]):
-            return (*encode(text.removesuffix(TRIGGERS[kind])), *ids)
-    return tuple(ord(letter) for letter in text)
-
-
-POLICY: Any = SimpleNamespace(
-    eos_ids=(EOS,), decode=decode, encode=encode, prompt=lambda query: SimpleNamespace(ids=())
-)
 
 
 @dataclass

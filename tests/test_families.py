@@ -12,6 +12,7 @@ import torch
 from bounds import EXACT, LOGPROB, in_float64, rounding
 from conftest import random_weights
 from PIL import Image
+from plain_inputs import random_items
 from tiny_families import BUILDERS, save_tiny
 from tiny_training import fresh_process, teach
 
@@ -54,14 +55,7 @@ def exact(folder):
 
 @pytest.fixture(scope="module")
 def items(policy, queries):
-    """Every query, some twice, with responses of 1 to 12 allowed tokens."""
-    generator = torch.Generator().manual_seed(0)
-    allowed = torch.tensor([i for i in range(len(policy.tokenizer)) if i not in policy.banned_ids])
-    lengths = [5, 12, 1, 7, 9, 3, 4]
-    return [
-        (query, allowed[torch.randint(len(allowed), (length,), generator=generator)].tolist())
-        for query, length in zip([*queries, queries[1], queries[2]], lengths, strict=True)
-    ]
+    return random_items(policy, queries)
 
 
 def processed(policy, query):

@@ -15,7 +15,7 @@ import torch
 from bounds import EXACT, LOGPROB, STEPS, in_float64, needs_bfloat16, rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_inputs import image_inputs
+from plain_inputs import image_inputs, random_items
 from tiny_qwen3 import tiny_qwen3
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -41,14 +41,7 @@ def policy(tiny_folder):
 
 @pytest.fixture(scope="module")
 def items(policy, queries):
-    """Every query, some twice, with responses of 1 to 12 allowed tokens."""
-    generator = torch.Generator().manual_seed(0)
-    allowed = torch.tensor([i for i in range(len(policy.tokenizer)) if i not in policy.banned_ids])
-    lengths = [5, 12, 1, 7, 9, 3, 4]
-    return [
-        (query, allowed[torch.randint(len(allowed), (length,), generator=generator)].tolist())
-        for query, length in zip([*queries, queries[1], queries[2]], lengths, strict=True)
-    ]
+    return random_items(policy, queries)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from letters import POLICY
 from PIL import Image
-from toy_benchmark import POLICY, Engine, asking, settings
+from toy_benchmark import Engine, asking, settings
 
 from rethinker.benchmarks.mega import EXAMPLE_IMAGES, MegaBench
 from rethinker.benchmarks.rules import mega

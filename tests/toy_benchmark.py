@@ -5,36 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
+
+from letters import EOS, encode
 
 from rethinker.benchmarks.asking import Asking
 from rethinker.benchmarks.base import Benchmark, Item, Verdict
 from rethinker.benchmarks.sources import Source, text_in, texts_in
 from rethinker.config import RethinkConfig
-from rethinker.rethink import TRIGGERS
 from rethinker.types import Request, Response, Sampling
-
-EOS = 0
-TRIGGER_IDS = {kind: (200_000 + place,) for place, kind in enumerate(TRIGGERS)}
-TEXTS = {ids[0]: TRIGGERS[kind] for kind, ids in TRIGGER_IDS.items()}
-
-
-def decode(ids: Sequence[int]) -> str:
-    return "".join(TEXTS.get(token, chr(token)) for token in ids if token != EOS)
-
-
-def encode(text: str) -> tuple[int, ...]:
-    """A token a letter, but for triggers."""
-    for kind, ids in TRIGGER_IDS.items():
-        if text.endswith(TRIGGERS[kind]):
-            return (*encode(text.removesuffix(TRIGGERS[kind])), *ids)
-    return tuple(ord(letter) for letter in text)
-
-
-POLICY: Any = SimpleNamespace(
-    eos_ids=(EOS,), decode=decode, encode=encode, prompt=lambda query: SimpleNamespace(ids=())
-)
 
 
 class Toy(Benchmark):
