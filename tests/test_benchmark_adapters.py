@@ -133,6 +133,8 @@ def test_mathverse(folders: dict[str, Path]) -> None:
 def test_mathvision(folders: dict[str, Path]) -> None:
     benchmark = BENCHMARKS["mathvision"]
     items = read(folders, "mathvision", "test")
+    subject, level = (items["3"].groups[name][0] for name in ("subject", "level"))
+    assert items["3"].groups["subject_level"] == (f"{subject}, level {level}",)
     assert not benchmark.score(items["4"], "\\boxed{\\frac{16}{7}}", "official").correct
     assert benchmark.score(items["4"], "\\boxed{\\frac{16}{7}}", "boxed").correct
     assert not benchmark.score(items["3"], "\\boxed{12 cm}", "official").correct

@@ -64,7 +64,7 @@ def test_a_real_model_from_the_command_line(tiny_folder, maths, tmp_path, capsys
         *("--mode", "bound,plain", "--engine", "transformers", "--samples", "1", "--chunk", "2", "name=toy", *SMALL),
     )
     code, out, err = run(*command, capsys=capsys)
-    assert code == 0 and "MathVision" in out and "5 of 3040" in out
+    assert code == 0 and "MathVision" in out and "5 of 3040" in out and "pass@1" in out
     assert "warning: mathvision-test: 5 items, 3040 are published" in err
     folder = tmp_path / "runs" / "toy" / "benchmarks" / "boxed"
     rows = pd.read_parquet(folder / "mathvision-test.parquet")

@@ -125,8 +125,26 @@ def test_pass_at_k_and_repeated_samples(tmp_path: Path, task: Task) -> None:
     model = Engine(lambda qid, index: FIRST[qid] if index < 0 else texts[qid][index])
     run(tmp_path / "out", [task], model, asking(samples=2))
     plain = read_json(tmp_path / "out" / "toy-test.json")["modes"]["plain"]
-    assert plain["pass@1"]["value"] == 4 / 8 and plain["pass@2"]["value"] == 3 / 4
+    assert plain["pass@1"] == plain["sampled"]["score"] and plain["pass@1"]["value"] == 4 / 8
+    assert plain["pass@2"]["value"] == 3 / 4
+    assert (plain["pass@2"]["n"], plain["pass@2"]["clusters"]) == (8, 3)  # a and b are one problem
     assert len(rows_of(tmp_path / "out")) == 12
+    headline = read_json(tmp_path / "out" / "summary.json")["benchmarks"]["toy-test"]["modes"]["plain"]
+    assert headline["pass@2"] == plain["pass@2"] and headline["sampled"] == plain["sampled"]["score"]
+
+
+def test_samples_of_means_of_means_and_of_what_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Task
+) -> None:
+    monkeypatch.setattr(Toy, "mean_over", "subject")
+    texts = {"a": ("=2", "=3"), "b": ("=1", "=4"), "c": ("=?", "=6")}
+    model = Engine(lambda qid, index: FIRST[qid] if index < 0 else texts[qid][index])
+    run(tmp_path / "out", [task], model, asking(samples=2), skipped={"toy-test": {"d": "prompt too long: 9"}})
+    plain = read_json(tmp_path / "out" / "toy-test.json")["modes"]["plain"]
+    # product: b 1 of 2; sum: a 1 of 2, d was not asked (0 of 2), and c has one response that nothing can score.
+    assert plain["sampled"]["score"]["value"] == (1 / 2 + 2 / 5) / 2 and plain["sampled"]["skipped"] == 1
+    assert plain["pass@1"]["value"] == (1 / 2 + 1 / 4) / 2
+    assert plain["pass@2"]["value"] == (1 + 1 / 2) / 2
 
 
 def test_a_mean_of_means_and_what_nothing_can_score(

@@ -17,6 +17,7 @@ from rethinker.benchmarks import paper, registry
 from rethinker.benchmarks.running import run_tasks
 from rethinker.benchmarks.tasks import load_task
 from rethinker.lab.compare import pairs, rows, tables
+from rethinker.lab.compare.command import write
 from rethinker.lab.figures.benchmarks import draw
 
 
@@ -34,6 +35,7 @@ DATA = [
 FIRST = {"a": "=0", "b": "=1", "c": "I do not know", "d": "=1"}
 SECOND = dict.fromkeys("abcd", "=1")
 BETTER = {"a": "=1", "b": "=1", "c": "=1", "d": "=0~"}
+SAMPLES = {"a": ("=1", "=1"), "b": ("=1", "=0"), "c": ("=0", "=1"), "d": ("=0", "=0")}
 
 
 @pytest.fixture
@@ -47,7 +49,10 @@ def evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("trained", BETTER, asking(samples=2), ("mathvision",)),
     ):
         tasks = [load_task(name, {"mathvision": str(data)}, limit=4) for name in names]
-        engine = Engine(lambda qid, index, answers=answers: answers[qid], lambda qid, index: SECOND[qid])
+        engine = Engine(
+            lambda qid, index, answers=answers: answers[qid] if index < 0 else SAMPLES[qid][index],
+            lambda qid, index: SECOND[qid],
+        )
         folder = tmp_path / "runs" / run / "benchmarks" / "official"
         run_tasks(folder, tasks, how, settings(how), lambda left, engine=engine: (POLICY, engine, {}), chunk=4)
     return tmp_path / "runs"
@@ -67,7 +72,7 @@ def test_rows_beside_the_papers(evaluations: Path) -> None:
         "base (official)": 0.5,
         "base (official), forced": 1.0,
         "trained (official)": 0.75,
-        "trained (official), mean of 2 samples": 0.75,
+        "trained (official), mean of 2 samples": 0.5,
     }
     assert test["value"].to_dict() == pytest.approx(expected)
     assert test[test["kind"] == "paper"][["low", "high", "n", "unparsed"]].isna().all().all()
@@ -77,6 +82,23 @@ def test_rows_beside_the_papers(evaluations: Path) -> None:
     assert (base["protocol"], base["decoding"], base["mode"], base["mark"]) == ("official", "greedy", "plain", "")
     assert test.loc["trained (official), mean of 2 samples", "decoding"].startswith("2 samples")
     assert "MathVision testmini" in set(table["title"])
+
+
+def test_pass_at_k_is_shown_where_samples_were_drawn(evaluations: Path, tmp_path: Path) -> None:
+    found = rows.pass_at_k(rows.find([evaluations]))
+    assert found[["row", "title", "samples", "k", "value", "n", "clusters"]].to_dict("records") == [
+        {"row": "trained (official)", "title": "MathVision test", "samples": 2, "n": 8, "clusters": 3, "k": k} | value
+        for k, value in ((1, {"value": 0.5}), (2, {"value": 0.75}))
+    ]
+    shown = tables.passed(found, ["MathVision test", "MathVision testmini"])
+    assert list(shown.headers) == ["", "k", "MathVision test", "MathVision testmini"]
+    assert [(row[1], row[2].partition(" ")[0], row[3]) for row in shown.rows] == [
+        ("1", "50.0", "-"),
+        ("2", "75.0", "-"),
+    ]
+    base = rows.find([evaluations / "base"])
+    assert rows.pass_at_k(base).empty
+    assert all("pass@k" not in table.title for table in write(base, [], tmp_path / "greedy"))
 
 
 def test_what_is_not_the_whole_benchmark_is_marked(evaluations: Path) -> None:
@@ -131,12 +153,20 @@ def test_the_command_writes_tables_and_figures(evaluations: Path, tmp_path: Path
     said = capsys.readouterr().out
     for text in ("VL-Rethinker-72B", "trained (official)", "44.9", "By subject", "product", "paired by item", "+25.0"):
         assert text in said, text
+    assert "pass@k, in percent" in said
     assert sorted(path.name for path in out.iterdir()) == [
         *(f"comparison-{theme}.{kind}" for theme in ("dark", "light") for kind in ("png", "svg")),
-        *("comparison.csv", "comparison.html", "comparison.md", "differences.csv", "groups.csv"),
+        *("comparison.csv", "comparison.html", "comparison.md", "differences.csv", "groups.csv", "pass_at_k.csv"),
     ]
     page = (out / "comparison.html").read_text()
-    for text in ("No answer found: base (official)", "I do not know", "Right in one of both", "nothing found", "✓ 1"):
+    for text in (
+        "No answer found: base (official)",
+        "I do not know",
+        "Right in one of both",
+        "nothing found",
+        "✓ 1",
+        "pass@k",
+    ):
         assert text in page, text
     assert page.count('<article class="sample">') == 1 + 1 + 3  # of two splits, and three items that changed
     markdown = (out / "comparison.md").read_text()

@@ -30,13 +30,15 @@ class MathVision(Benchmark):
     def items(self, source: Source, split: str) -> Iterator[Item]:
         for row in source.rows(split, files=(f"data/{split}.jsonl", f"{split}.jsonl")):
             image = row.get("decoded_image") or row.get("image")
+            subject, level = text_in(row, "subject"), text_in(row, "level")
+            groups = {"subject": subject, "level": level, "subject_level": f"{subject}, level {level}"}
             yield Item(
                 qid=text_in(row, "id"),
                 question=text_in(row, "question"),
                 golds=(text_in(row, "answer"),),
                 images=(source.image(image),),
                 options=texts_in(row, "options"),
-                groups={"subject": (text_in(row, "subject"),), "level": (text_in(row, "level"),)},
+                groups={name: (value,) for name, value in groups.items()},
             )
 
     def official_prompt(self, item: Item) -> str:

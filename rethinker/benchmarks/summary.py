@@ -2,7 +2,8 @@
 
 Every score is {value, low, high, n, clusters} (``evaluation.statistics.Estimate``); ``n`` responses to ``clusters``
 problems. Of a benchmark whose headline is a mean of means (``Benchmark.mean_over``) so is every score here but those of
-groups. Responses that nothing here can score are listed as unsupported and are in no score.
+groups. Responses that nothing here can score are listed as unsupported and are in no score. pass@k counts items, not
+points: a response is right above half of what can be had.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from rethinker.benchmarks.base import Benchmark
 from rethinker.benchmarks.registry import BENCHMARKS
 from rethinker.benchmarks.table import Shards
-from rethinker.evaluation.statistics import Estimate, mean_of_means, mean_pass_at_k
+from rethinker.evaluation.statistics import Estimate, mean_of_means, pass_at_k, pass_sizes
 from rethinker.rundir.atomic import atomic_write_text, read_json
 
 COUNTED = (  # all but the long texts
@@ -45,16 +46,20 @@ def write_summaries(folder: Path) -> dict[str, Any]:
             "mean_over": benchmark.mean_over,
         }
         _write(folder / f"{name}.json", {"benchmark": benchmark.name} | about | counted)
-        modes = {mode: _headline(found["greedy"]) for mode, found in counted["modes"].items()}
+        modes = {mode: _headline(found) for mode, found in counted["modes"].items()}
         headlines[name] = about | {"modes": modes}
     summary = {name: value for name, value in settings.items() if name != "benchmarks"} | {"benchmarks": headlines}
     _write(folder / "summary.json", summary)
     return summary
 
 
-def _headline(counts: dict[str, Any]) -> dict[str, Any]:
+def _headline(found: dict[str, Any]) -> dict[str, Any]:
+    """Of the greedy responses; and, of sampled ones, ``sampled``: their mean, and pass@k."""
+    greedy = found["greedy"]
     names = ("score", "with_guesses", "unparsed", "truncated", "skipped", "unsupported", "judge")
-    return {name: counts[name] for name in names if name in counts}
+    drawn = {"sampled": found["sampled"]["score"]} if "sampled" in found else {}
+    passed = {name: score for name, score in found.items() if name.startswith("pass@")}
+    return {name: greedy[name] for name in names if name in greedy} | drawn | passed
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -96,13 +101,10 @@ def summarize(rows: pd.DataFrame, benchmark: Benchmark, modes: list[str], sample
         part = in_mode(rows, mode)
         found = {"greedy": _counts(part[part["greedy"]], benchmark)}
         if samples:
-            sampled = part[~part["greedy"]]
+            unasked = part[part["skipped"].notna()]  # one row each; they count as often as what was asked
+            sampled = pd.concat([part[~part["greedy"]], *[unasked] * samples], ignore_index=True)
             found["sampled"] = _counts(sampled, benchmark)
-            scored = sampled[sampled["score"].notna()]
-            right = (scored["score"] > 0.5).groupby(scored["qid"]).agg(["size", "sum"])
-            counts = {str(qid): (int(n), int(hits)) for qid, n, hits in right.itertuples() if n == samples}
-            for k in sorted({2**power for power in range(samples.bit_length())} | {samples}):
-                found[f"pass@{k}"] = mean_pass_at_k(counts, k).to_dict()
+            found |= _pass_at_k(sampled, benchmark, samples)
         result["modes"][mode] = found
     return result
 
@@ -117,7 +119,7 @@ def _counts(rows: pd.DataFrame, benchmark: Benchmark) -> dict[str, Any]:
         "with_guesses": _score(rows.assign(score=rows["guessed"].fillna(rows["score"])), benchmark),
         "unparsed": int((asked["extracted"].isna() & asked["score"].notna()).sum()),
         "truncated": int((~asked["finished"].astype(bool)).sum()),
-        "skipped": int((rows["skipped"].notna() & rows["score"].notna()).sum()),
+        "skipped": int(rows.loc[rows["skipped"].notna() & rows["score"].notna(), "qid"].nunique()),
         "unsupported": int(rows["score"].isna().sum()),
         "grader_errors": int(asked["reason"].str.startswith("error:").sum()),
         "tokens_mean": float(asked["tokens"].mean()) if len(asked) else None,
@@ -135,6 +137,18 @@ def _counts(rows: pd.DataFrame, benchmark: Benchmark) -> dict[str, Any]:
         }
     result["groups"] = _groups(rows)
     return result
+
+
+def _pass_at_k(rows: pd.DataFrame, benchmark: Benchmark, samples: int) -> dict[str, Any]:
+    """``pass@<k>`` -> score, of the items whose ``samples`` responses can all be scored."""
+    scored = rows[rows["score"].notna()]
+    right = (scored["score"] > 0.5).groupby(scored["qid"])
+    whole = right.transform("size") == samples
+    hits = right.transform("sum")[whole].tolist()
+    return {
+        f"pass@{k}": _score(scored[whole].assign(score=[pass_at_k(samples, int(n), k) for n in hits]), benchmark)
+        for k in pass_sizes(samples)
+    }
 
 
 def _score(rows: pd.DataFrame, benchmark: Benchmark) -> dict[str, float | int | None]:

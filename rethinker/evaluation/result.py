@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from rethinker.evaluation.statistics import Estimate, binomial, clustered, mean_pass_at_k
+from rethinker.evaluation.statistics import Estimate, binomial, clustered, mean_pass_at_k, pass_sizes
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text, read_json
 from rethinker.rundir.paths import RunDir
 
@@ -133,7 +133,7 @@ class Evaluation:
         if self.samples:
             grouped = rows[~rows["greedy"]].groupby("qid")["correct"]
             counts = {str(qid): (len(values), int(values.sum())) for qid, values in grouped}
-            for k in sorted({2**power for power in range(self.samples.bit_length())} | {self.samples}):
+            for k in pass_sizes(self.samples):
                 result[f"pass@{k}"] = mean_pass_at_k(counts, k).to_dict()
         return result
 

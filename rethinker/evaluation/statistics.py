@@ -116,6 +116,11 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
+def pass_sizes(samples: int) -> list[int]:
+    """The k of pass@k that are reported: powers of two up to ``samples``, and ``samples`` itself."""
+    return sorted({2**power for power in range(samples.bit_length())} | {samples})
+
+
 def mean_pass_at_k(counts: Mapping[str, tuple[int, int]], k: int) -> Estimate:
     """pass@k over queries, ``counts[qid] = (n, correct)`` with the same n everywhere; the queries are the clusters."""
     if len({n for n, _ in counts.values()}) > 1:

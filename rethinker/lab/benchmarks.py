@@ -267,7 +267,9 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
     from rich.table import Table
 
     table = Table(box=None)
-    for name in ("benchmark", "items", "mode", "score", "guessing"):
+    samples = summary["samples"]
+    drawn = {f"mean of {samples}": "sampled", f"pass@{samples}": f"pass@{samples}"} if samples else {}
+    for name in ("benchmark", "items", "mode", "greedy" if samples else "score", "guessing", *drawn):
         table.add_column(name, no_wrap=True)
     table.add_column("of the responses")
     for found in summary["benchmarks"].values():
@@ -276,7 +278,8 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
         for mode, result in found["modes"].items():
             guessing = _percent(result["with_guesses"]).partition(" ")[0]
             counts = [f"{result[name]} {name}" for name in COUNTS if result[name]]
-            table.add_row(*about, mode, _percent(result["score"]), guessing, ", ".join(counts))
+            sampled = [_percent(result[name]) for name in drawn.values()]
+            table.add_row(*about, mode, _percent(result["score"]), guessing, *sampled, ", ".join(counts))
             about = ["", ""]
     console = Console()
     console.width = console.width if console.is_terminal else 140

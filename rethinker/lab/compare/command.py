@@ -41,21 +41,26 @@ def compare(folders: list[Path], paper: str, groups: str | None, out: Path | Non
 
 
 def write(evaluations: list[Evaluation], names: list[str], out: Path, group: str | None = None) -> list[Table]:
-    """Write ``comparison.html`` and ``.md``, ``comparison.csv``, ``groups.csv``, ``differences.csv`` and the figure to
-    ``out``; returns the tables. ``names``: the paper's rows, as `benchmarks.paper.choose` takes them."""
+    """Write ``comparison.html`` and ``.md``, the figure, and ``comparison``, ``pass_at_k``, ``groups`` and
+    ``differences`` as ``.csv`` to ``out``; returns the tables. ``names``: the paper's rows, as
+    `benchmarks.paper.choose` takes them."""
     from rethinker.benchmarks import paper
     from rethinker.lab.compare import page, pairs, rows, tables
     from rethinker.lab.figures.benchmarks import save_figures
     from rethinker.rundir.atomic import atomic_write_text
 
     table = rows.collect(evaluations, paper.choose(names))
-    found, differences = rows.groups(evaluations), pairs.differences(evaluations)
-    shown = [tables.results(table), tables.protocols(table)]
+    found, differences, sampled = rows.groups(evaluations), pairs.differences(evaluations), rows.pass_at_k(evaluations)
+    shown = [tables.results(table)]
+    if len(sampled):
+        shown.append(tables.passed(sampled, tables.columns(table)))
+    shown.append(tables.protocols(table))
     if len(differences):
         shown.append(tables.paired(differences))
     if group is not None:
         shown.append(tables.by_group(found, group))
-    for name, content in (("comparison", table), ("groups", found), ("differences", differences)):
+    files = {"comparison": table, "pass_at_k": sampled, "groups": found, "differences": differences}
+    for name, content in files.items():
         atomic_write_text(out / f"{name}.csv", content.to_csv(index=False))
     notes = ["### About the paper's numbers", "", *(f"- {note}" for note in tables.paper_notes()), ""] if names else []
     atomic_write_text(out / "comparison.md", "\n".join([*(each.markdown() for each in shown), *notes]))

@@ -95,6 +95,23 @@ def groups(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(columns))
 
 
+def pass_at_k(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """pass@k of sampled responses: the columns row, title, samples, k, value, low, high, n, clusters; no rows where
+    only greedy responses were made."""
+    rows = []
+    for each in evaluations:
+        for counted in each.counts.values():
+            for mode, found in counted["modes"].items():
+                about = {"row": _named(each, mode), "title": title(counted), "samples": each.settings.get("samples")}
+                rows += [
+                    about | {"k": int(name.removeprefix("pass@"))} | score
+                    for name, score in found.items()
+                    if name.startswith("pass@")
+                ]
+    columns = ("row", "title", "samples", "k", "value", "low", "high", "n", "clusters")
+    return pd.DataFrame(rows, columns=list(columns))
+
+
 def _load(folder: Path, label: str) -> Evaluation:
     settings = _json(folder / SUMMARY)
     names = settings.pop("benchmarks", None)
@@ -124,8 +141,11 @@ def _measures(each: Evaluation, counted: dict[str, Any]) -> Iterator[tuple[str, 
     for mode, found in counted["modes"].items():
         for measure, decoding, short in (("greedy", "greedy", ""), ("sampled", sampled, f"mean of {samples} samples")):
             if measure in found:
-                parts = [each.label, *([mode] if mode != "plain" else []), *([short] if short else [])]
-                yield ", ".join(parts), (mode, decoding), found[measure]
+                yield _named(each, mode, short), (mode, decoding), found[measure]
+
+
+def _named(each: Evaluation, mode: str, short: str = "") -> str:
+    return ", ".join([each.label, *([mode] if mode != "plain" else []), *([short] if short else [])])
 
 
 def _rows(each: Evaluation) -> Iterator[dict[str, Any]]:

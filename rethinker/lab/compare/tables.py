@@ -64,6 +64,20 @@ def results(table: pd.DataFrame) -> Table:
     return Table("Results in percent", ["", *titles], rows, notes)
 
 
+def passed(found: pd.DataFrame, titles: Sequence[str]) -> Table:
+    """pass@k in percent: of each row as many lines as it has k, a column for each of ``titles``."""
+    lines = [
+        [str(row), str(k), *(_one(part[part["title"] == title]) for title in titles)]
+        for (row, k), part in found.groupby(["row", "k"], sort=False)
+    ]
+    notes = [
+        "At least one of k sampled responses is right: estimated without bias from all samples of an item (Chen et al. "
+        "2021), right being above half of what can be had. No one chooses among the k: it bounds what selection could "
+        "reach."
+    ]
+    return Table("pass@k, in percent", ["", "k", *titles], lines, notes)
+
+
 def protocols(table: pd.DataFrame) -> Table:
     """How each row of ours was made, and what went wrong, benchmark by benchmark; what never happened has no column."""
     ours = table[table["kind"] == "ours"]
@@ -108,11 +122,8 @@ def by_group(groups: pd.DataFrame, name: str) -> Table:
     headers = list(dict.fromkeys(part["row"]))
     rows = []
     for (title, item), scores in part.groupby(["title", "item"], sort=False):
-        by_row = scores.set_index("row")
         n = _count(scores["n"].max())
-        cells = [
-            _interval(*by_row.loc[row, ["value", "low", "high"]]) if row in by_row.index else MISSING for row in headers
-        ]
+        cells = [_one(scores[scores["row"] == row]) for row in headers]
         rows.append([str(title), str(item), n, *cells])
     return Table(f"By {name}, in percent", ["benchmark", name, "responses", *headers], rows, words=2)
 
@@ -141,6 +152,10 @@ def _cell(part: pd.DataFrame) -> str:
     if row["kind"] == "paper":
         return text + ("†" if row["mark"] else "")
     return text + ("‡" if row["mark"] else "")
+
+
+def _one(part: pd.DataFrame) -> str:
+    return MISSING if part.empty else _interval(*part.iloc[0][["value", "low", "high"]])
 
 
 def _interval(value: float | None, low: float | None, high: float | None, form: str = "{:.1f}") -> str:
