@@ -58,7 +58,8 @@ class Actor:
         firsts = self.first_looks(queries, episode, timed)
         with timed("rethink"):
             groups, candidates, eligible = self.second_looks(firsts)
-        groups = [with_advantages(group, self.config.grpo.advantage_scale) for group in groups]
+        price, scale = self.config.reward.token_price, self.config.grpo.advantage_scale
+        groups = [with_advantages(priced(group, price) if price else group, scale) for group in groups]
         return Rollouts(firsts, groups, candidates, eligible)
 
     def first_looks(self, queries: Sequence[Query], episode: int, timed: Timed = nullcontext) -> list[Group]:
@@ -99,16 +100,28 @@ class Actor:
         return rethought, candidates, eligible
 
 
+def priced(group: Group, token_price: float) -> Group:
+    """The group with the reward correctness - ``token_price`` * tokens of the response, the trigger included (ours)."""
+    return replace(
+        group,
+        samples=tuple(
+            replace(sample, reward=float(sample.grade.correct) - token_price * len(sample.response.token_ids))
+            for sample in group.samples
+        ),
+    )
+
+
 def with_advantages(group: Group, scale: Scale) -> Group:
     """The group with the advantages of its rewards.
 
     A response without any token cannot be trained on, whatever its group: its advantage becomes 0. The others of its
     group keep theirs, and it counts in ``rollout/empty``.
     """
+    unanimous = len({sample.grade.correct for sample in group.samples}) == 1
     rewards_PG = torch.tensor([[sample.reward for sample in group.samples]], dtype=torch.float64)
     advantages = group_advantages(rewards_PG, scale)[0].tolist()
     samples = tuple(
-        replace(sample, advantage=advantage if sample.response.token_ids else 0.0)
+        replace(sample, advantage=advantage if sample.response.token_ids else 0.0, unanimous=unanimous)
         for sample, advantage in zip(group.samples, advantages, strict=True)
     )
     return replace(group, samples=samples)

@@ -5,7 +5,10 @@ Differs from arXiv:2504.08837 in:
   buffer is cleared when an episode starts;
 - the paper gives the distribution of one draw but not whether draws are with replacement; here they are (independent
   draws), so that every draw has the stated distribution, and a small buffer can still fill a large batch;
-- ``lifetime`` and ``capacity`` are ours: buffers that outlive their episode, and a bound on their size.
+- ``lifetime`` and ``capacity`` are ours: buffers that outlive their episode, and a bound on their size;
+- with a price of tokens (``reward.token_price``, ours) responses of a unanimous group have advantages too. They are
+  trained on once, when they are fresh, and never stored: correctness decides what is effective, else the price alone
+  would fill the buffer.
 
 The sampling distribution (``draw_probabilities``) is separate from the storage. It is global: give ``select`` the whole
 batch of all data-parallel ranks, in the same order on every rank, and every rank computes the same batch.
@@ -54,7 +57,7 @@ class Selector:
 
     def select(self, samples: Sequence[Sample]) -> list[Sample]:
         """The training batch of one step, from the raw batch of that step (all ranks)."""
-        _effective(samples)  # checks the advantages
+        _with_advantage(samples)  # checks them
         return list(samples)
 
     def start_episode(self) -> None:
@@ -79,7 +82,7 @@ class DropIneffective(Selector):
     mode: Mode = "filter"
 
     def select(self, samples: Sequence[Sample]) -> list[Sample]:
-        return _effective(samples)
+        return _with_advantage(samples)
 
 
 class SelectiveSampleReplay(Selector):
@@ -113,13 +116,14 @@ class SelectiveSampleReplay(Selector):
     def select(self, samples: Sequence[Sample]) -> list[Sample]:
         """D_eff followed by the drawn samples: as long as ``samples``, or [] when nothing was ever effective.
 
-        ``samples`` is the raw batch of one step, flat; each needs ``.advantage``, a finite float. Drawn samples come
-        back with ``replayed`` set. Raises ValueError for an advantage that is not finite; the buffer is then unchanged.
+        ``samples`` is the raw batch of one step, flat; each needs ``.advantage``, a finite float, and is stored unless
+        it is marked ``.unanimous``. Drawn samples come back with ``replayed`` set. Raises ValueError for an advantage
+        that is not finite; the buffer is then unchanged.
         """
-        effective = _effective(samples)
-        self._entries.extend((self._episode, sample) for sample in effective)
-        missing = len(samples) - len(effective) if self._entries else 0
-        return effective + [_mark_replayed(self._entries[j][1]) for j in self._draw(missing)]
+        fresh = _with_advantage(samples)
+        self._entries.extend((self._episode, sample) for sample in fresh if not _unanimous(sample))
+        missing = len(samples) - len(fresh) if self._entries else 0
+        return fresh + [_mark_replayed(self._entries[j][1]) for j in self._draw(missing)]
 
     def _draw(self, n: int) -> list[int]:
         if n == 0:
@@ -159,7 +163,7 @@ class SelectiveSampleReplay(Selector):
         """Resume where ``state_dict`` was taken; ``alpha``, ``lifetime`` and ``capacity`` stay this object's."""
         _check_mode(self.mode, state)
         entries = [(int(added), sample) for added, sample in state["entries"]]
-        if len(_effective([sample for _, sample in entries])) != len(entries):
+        if len(_with_advantage([sample for _, sample in entries])) != len(entries):
             raise ValueError("the replay state holds samples with zero advantage, which this class never stores")
         self._generator.bit_generator.state = state["generator"]
         self._episode = int(state["episode"])
@@ -182,7 +186,7 @@ def make_selector(
     raise ValueError(f"replay mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
 
 
-def _effective(samples: Sequence[Sample]) -> list[Sample]:
+def _with_advantage(samples: Sequence[Sample]) -> list[Sample]:
     """The samples with abs(advantage) > 0."""
     for index, sample in enumerate(samples):
         if not math.isfinite(sample.advantage):
@@ -190,8 +194,12 @@ def _effective(samples: Sequence[Sample]) -> list[Sample]:
     return [sample for sample in samples if abs(sample.advantage) > 0.0]
 
 
+def _unanimous(sample: Sample) -> bool:
+    return getattr(sample, "unanimous", False)  # toys have no mark
+
+
 def _mark_replayed(sample: Sample) -> Sample:
-    return dataclasses.replace(sample, replayed=True) if hasattr(sample, "replayed") else sample  # toys have no mark
+    return dataclasses.replace(sample, replayed=True) if hasattr(sample, "replayed") else sample  # nor this one
 
 
 def _check_alpha(alpha: float) -> None:

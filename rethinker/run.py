@@ -23,7 +23,7 @@ from rethinker.build import (
     make_stage_selector,
     start_process,
 )
-from rethinker.config import RunConfig, check_trainable, load_config, to_yaml
+from rethinker.config import RunConfig, StageConfig, check_trainable, load_config, to_yaml
 from rethinker.config.no_effect import without_effect
 from rethinker.datasets.order import QueryOrder
 from rethinker.evaluation.evaluate import validate
@@ -46,6 +46,7 @@ from rethinker.rundir.folder import check_writer, exclusive_writer
 from rethinker.rundir.paths import BEST, LAST, RunDir
 from rethinker.rundir.phases import Phases
 from rethinker.rundir.provenance import check_data, check_engine, data_facts, record_start
+from rethinker.rundir.together import on_main
 from rethinker.rundir.tracking import MakeSink, Tracker
 from rethinker.seeding import stable_seed
 from rethinker.trainer import Progress, Trainer
@@ -188,11 +189,12 @@ class TrainingRun:
         """The episodes of a stage and its evaluation; False if it was stopped before its end."""
         stage, config = self.config.stages[index], self.config.for_stage(index)
         trainer = self.make_trainer(index, config)
-        if self.progress.stage_episode < stage.episodes:  # else all were done, and its test is left
+        last = self.stage_done(stage, config)
+        if not last:  # else all were done, and its test is left
             self.tracker.say(f"[bold]{stage.name}[/]: episodes {self.progress.stage_episode + 1} to {stage.episodes}")
-        while self.progress.stage_episode < stage.episodes:
+        while not last:
             trainer.episode()
-            last, stopping = self.progress.stage_episode == stage.episodes, self.should_stop()
+            last, stopping = self.stage_done(stage, config), self.should_stop()
             best = False
             if last or due(config.evaluation.every, self.progress.stage_episode):
                 best = self.validate(stage.name)
@@ -200,6 +202,7 @@ class TrainingRun:
                 self.save(trainer, best)
             if stopping and not (last and index + 1 == len(self.config.stages)):
                 return False  # at a stage's end too: its test comes when the run is resumed
+        self.order.load_state_dict(trainer.order_state())  # a budget can end a stage with an episode rolled out ahead
         self.test(stage.name)
         if self.accelerator.is_main_process:
             newest = pointers.find(self.folder.checkpoints, LAST)
@@ -208,6 +211,11 @@ class TrainingRun:
             pointers.prune(self.folder.checkpoints)
         self.progress.stage, self.progress.stage_episode = index + 1, 0
         return True
+
+    def stage_done(self, stage: StageConfig, config: RunConfig) -> bool:
+        """Whether the stage has had its episodes, or one of the budgets is used up; the same answer on every rank."""
+        done = self.progress.stage_episode >= stage.episodes or self.progress.spent(config.budget)
+        return on_main(lambda: done)  # every rank has a clock of its own
 
     def make_trainer(self, index: int, config: RunConfig) -> Trainer:
         """The trainer of a stage: a fresh optimiser and an empty buffer, or those of the checkpoint."""

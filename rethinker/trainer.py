@@ -24,7 +24,7 @@ from accelerate.utils import gather_object
 from rethinker.actor import Actor, Rollouts
 from rethinker.ahead import Ahead, overlap_metrics
 from rethinker.arrays import Floats
-from rethinker.config import RunConfig
+from rethinker.config import BudgetConfig, RunConfig
 from rethinker.datasets.order import QueryOrder
 from rethinker.grading import grade_many
 from rethinker.looks import GradeMany
@@ -57,6 +57,12 @@ class Progress:
     episode: int = 0  # episodes done in all stages
     step: int = 0  # optimiser updates made in all stages
     tokens: int = 0  # tokens generated in all stages
+    seconds: float = 0.0  # of all episodes, on this process
+
+    def spent(self, budget: BudgetConfig) -> bool:
+        """Whether the run has used up one of its budgets."""
+        limits = ((self.tokens, budget.tokens), (self.step, budget.steps), (self.seconds, budget.seconds))
+        return any(limit is not None and used >= limit for used, limit in limits)
 
 
 class Trainer:
@@ -219,7 +225,7 @@ class Trainer:
             scored = score(
                 self.policy,
                 self.accelerator.unwrap_model(self.forward),
-                own if self.config.replay.mode == "grpo" else [sample for sample in own if sample.effective],
+                own if self.config.replay.mode == "grpo" else [sample for sample in own if sample.moves_policy],
                 temperature=self.config.rollout.temperature,
                 packing=self.config.model.forward,
                 micro_batch_tokens=self.config.optim.micro_batch_tokens,
@@ -236,12 +242,13 @@ class Trainer:
         return self.config.batches(samples) <= 1 and not self.config.replay.outlives
 
     def step(self, batch: Sequence[Sample], record: EpisodeRecord) -> None:
-        """One update, or none if no sample, fresh or stored, has an advantage.
+        """One update, or none if no sample, fresh or stored, has an advantage (or is imitated, by the NLL).
 
         Without one the whole step is skipped, even if ``grpo.kl_coef`` or ``grpo.entropy_coef`` would contribute a
         gradient (paper: no effective sample, no update).
         """
-        if not any(sample.effective or sample.nll_mask for sample in batch):
+        reinforces = self.config.grpo.policy_coef > 0
+        if not any(sample.nll_mask or (reinforces and sample.moves_policy) for sample in batch):
             record.skipped_steps += 1
             return
         metrics = self.update(batch, on_policy=record.on_policy, homes=record.homes)
@@ -275,6 +282,7 @@ class Trainer:
         generated = [*(sample for group in record.firsts for sample in group.samples), *record.candidates]
         tokens = sum(map(generated_tokens, generated))
         self.progress.tokens += tokens
+        self.progress.seconds += self.seconds["episode"]
         self.progress.episode += 1
         self.progress.stage_episode += 1
         metrics = episode_metrics(record) | replay_ages(record)

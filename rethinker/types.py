@@ -107,6 +107,7 @@ class Sample:
     ``nll_mask``: tokens under the NLL loss of Forced Rethinking (empty: none).
     ``behavior_logprobs``: of the frozen behaviour policy as the trainer computes it, one per token; the denominator of
     the ratio.
+    ``unanimous``: its group agrees in correctness; an advantage that it has is then that of the price of tokens.
     """
 
     sample_id: str  # "<episode>/<qid>/<index in the group>"
@@ -122,13 +123,19 @@ class Sample:
     replayed: bool = False
     rethinking: Rethinking | None = None
     prompt_tokens: int = 0
+    unanimous: bool = False
 
     def __post_init__(self) -> None:
         _keep_as(self, sampled_mask=Flags, nll_mask=Flags, behavior_logprobs=Floats)
 
     @property
     def effective(self) -> bool:
-        """abs(advantage) > 0: the sample moves the policy."""
+        """abs(advantage) > 0, and not for the price of tokens alone (``reward.token_price``): what SSR stores."""
+        return abs(self.advantage) > 0.0 and not self.unanimous
+
+    @property
+    def moves_policy(self) -> bool:
+        """abs(advantage) > 0: effective, or shorter or longer than the others of its unanimous group."""
         return abs(self.advantage) > 0.0
 
     @property

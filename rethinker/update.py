@@ -197,6 +197,8 @@ class PolicyUpdate:
             **shares,
         )
         stats["policy"] = loss.detach()
+        if grpo.policy_coef != 1:
+            loss = grpo.policy_coef * loss
         stats["entropy"] = (entropy_BT.detach() * loss_mask_BT).sum()
         if weights_BT is not None and grpo.importance_cap is not None:
             stats["importance"] = (weights_BT * loss_mask_BT).sum()

@@ -67,7 +67,7 @@ def test_an_unknown_key_without_neighbour_lists_the_section():
         "unknown setting 'launch.zzzzzz'; launch has: accelerate, address, deterministic, grace_seconds, "
         "machine_rank, machines, port, processes, threads"
     )
-    assert message("qqqq=1").startswith("unknown setting 'qqqq'; the top level has: data, evaluation,")
+    assert message("qqqq=1").startswith("unknown setting 'qqqq'; the top level has: budget, data, evaluation,")
     assert message("optimm.lr=1") == "unknown setting 'optimm'; did you mean 'optim'?"
 
 
@@ -241,7 +241,7 @@ def test_an_override_reaches_into_a_stage(tmp_path):
         ("{rethink: 2}", "rethink=2: expected a section of settings"),
         (
             "{model: {path: x}}",
-            "a stage can set evaluation, grpo, optim, replay, rethink, rollout, tracking, not 'model'",
+            "a stage can set budget, evaluation, grpo, optim, replay, rethink, reward, rollout, tracking, not 'model'",
         ),
         ("{rollout: {engine: vllm}}", "'rollout.engine' is for the whole run; a stage can set rollout.group_size"),
         ("{optim: {train_batch_size: 500}}", "optim.train_batch_size=500 does not divide"),
@@ -349,3 +349,11 @@ def test_every_experiment_loads(path):
     config = load_config(path)
     assert [config.for_stage(index) for index in range(len(config.stages))]
     assert load_config(path, ["seed=1"]).seed == 1
+
+
+def test_imitation_alone_needs_something_to_imitate():
+    assert message("grpo.policy_coef=0") == (
+        "grpo.policy_coef=0 leaves the imitation of kept second looks, which needs rethink.fraction and "
+        "rethink.nll_coef above 0, got 0.0 and 0.05: nothing would be trained"
+    )
+    assert load_config(None, ["grpo.policy_coef=0", "rethink.fraction=0.5"]).grpo.policy_coef == 0

@@ -76,6 +76,7 @@ def test_metrics_by_hand():
         "queries/all_incorrect": 0.5,
         "accuracy/first": 1 / 8,
         "reward/mean": 2 / 8,
+        "reward/correctness": 2 / 8,
         "reflection/share": 0.0,
         "reflection/accuracy_with": None,
         "reflection/accuracy_without": 1 / 8,

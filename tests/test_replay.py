@@ -267,3 +267,14 @@ def test_bad_settings():
     replay = SelectiveSampleReplay()
     with pytest.raises(ValueError, match="zero advantage"):
         replay.load_state_dict({**replay.state_dict(), "entries": [(0, ZERO)]})
+
+
+def test_what_the_price_of_tokens_alone_moves_is_trained_on_once_and_never_stored():
+    replay = SelectiveSampleReplay(seed=3)
+    right = make_sample("right", advantage=0.5)
+    longer = make_sample("longer", advantage=-0.1, unanimous=True)
+    batch = replay.select([longer, right, ZERO, ZERO])
+    assert names(batch) == ["longer", "right", "right", "right"] and len(replay) == 1
+    assert names(replay.select([longer, ZERO, ZERO])) == ["longer", "right", "right"]
+    assert names(DropIneffective().select([longer, right, ZERO])) == ["longer", "right"]
+    assert not longer.effective and longer.moves_policy and right.effective

@@ -126,6 +126,40 @@ def resume(config: RunConfig) -> str:
     return TrainingRun(config, resume=True).run()
 
 
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_ends_the_stage_and_a_resumed_run_ends_there_too(whole, tmp_path, monkeypatch, world, guesser):
+    """Tokens of the first stage, updates of the whole run: as many episodes as reach them, resumed or not."""
+    tokens = [line["tokens/generated"] for line in lines(whole) if line["record"] == "episode"]
+    stages = (
+        f"[{{name: reasoner, episodes: 50, overrides: {{budget: {{tokens: {tokens[1]}}}}}}}, "
+        "{name: rethinker, episodes: 50, overrides: {rethink: {fraction: 0.9}}}]"
+    )
+    config = make_config(tmp_path, world, guesser, f"stages={stages}", "budget.steps=7", "data.test=null")
+    with monkeypatch.context() as patch:
+        stop_when(patch, config, 1, (config.folder / "STOP").touch)
+        assert TrainingRun(config).run() == "stopped"
+    assert resume(config) == "finished"
+    episodes = [line for line in lines(config) if line["record"] == "episode"]
+    assert [line["stage"] for line in episodes[:3]] == ["reasoner", "reasoner", "rethinker"]
+    assert [line["tokens/generated"] for line in episodes[:2]] == tokens[:2]  # of the run without a budget
+    assert episodes[-1]["step"] >= 7 > episodes[-2]["step"]
+    assert {path.name for path in (config.folder / "checkpoints").iterdir()} >= {"reasoner", "rethinker", "last"}
+
+
+def test_seconds_are_a_budget(tmp_path, world, guesser):
+    stages = "[{name: reasoner, episodes: 50}, {name: rethinker, episodes: 50}]"
+    options = (f"stages={stages}", "budget.seconds=1e-6", "data.test=null", "data.validation=null")
+    config = make_config(tmp_path, world, guesser, *options)
+    AcceleratorState._reset_state(True)
+    assert TrainingRun(config).run() == "finished"
+    (line,) = [line for line in lines(config) if line["record"] == "episode"]  # the second stage has none
+    assert line["stage"] == "reasoner"
+    saved = json.loads((config.folder / "checkpoints" / "last" / "trainer.json").read_text())
+    assert saved["trainer"]["progress"]["seconds"] == pytest.approx(line["time/episode"], rel=0.5)
+
+
 # -- what a run writes ------------------------------------------------------------------------------------------------
 
 
@@ -259,7 +293,9 @@ def test_a_copy_goes_on(whole, tmp_path, monkeypatch, world, guesser, copy):
 
 
 def best_of(config: RunConfig) -> dict:
-    return json.loads((config.folder / "checkpoints" / "best" / "trainer.json").read_text())["trainer"]["progress"]
+    """Its progress, but for the seconds of the episodes."""
+    state = json.loads((config.folder / "checkpoints" / "best" / "trainer.json").read_text())["trainer"]
+    return {name: value for name, value in state["progress"].items() if name != "seconds"}
 
 
 def test_a_copy_without_its_checkpoint_is_refused_and_left_alone(tmp_path, monkeypatch, world, guesser):

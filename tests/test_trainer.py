@@ -5,6 +5,7 @@ Responses are scripted, everything else is what a run uses: grader, advantages, 
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -173,6 +174,42 @@ def test_grpo_trains_on_everything(policy, four, tmp_path):
     assert all(s.advantage == 0.0 for s in trained if s.query.qid in (HARD, EASY))
 
 
+def test_a_price_of_tokens_is_trained_on_and_never_replayed(policy, four, tmp_path):
+    """Unanimous groups whose responses differ in length get advantages of a few hundredths; correctness decides what is
+    effective and stored."""
+    lengths = {HARD: [30, 40, 50, 60], EASY: [30, 30, 30, 70]}
+
+    def respond(request: Request, index: int) -> str:
+        text = first_text(request, index, RIGHT)
+        return "x" * lengths.get(request.query.qid, [0] * 4)[index] + text
+
+    run = Run(small_config(tmp_path, "reward.token_price=0.001", "replay.lifetime=2"), policy, four, respond)
+    metrics = run.episode()
+    fresh = [sample for batch in run.batches for sample in batch if not sample.replayed]
+    assert qids(fresh) == {MIXED: 4, ONE: 4, HARD: 4, EASY: 4}
+    for sample in fresh:
+        tokens = len(sample.response.token_ids)
+        assert sample.reward == pytest.approx(sample.grade.correct - 0.001 * tokens, abs=1e-12)
+        assert sample.effective == (sample.query.qid in (MIXED, ONE)) and sample.moves_policy
+    hard = sorted((len(s.response.token_ids), s.advantage) for s in fresh if s.query.qid == HARD)
+    assert all(longer[1] < shorter[1] for shorter, longer in itertools.pairwise(hard))
+    assert sum(advantage for _, advantage in hard) == pytest.approx(0.0, abs=1e-9)
+    assert metrics["replay/buffer_size"] == 8 and metrics["replay/effective_before"] == 0.5
+    assert metrics["replay/effective_after"] == 0.5 and metrics["replay/share"] == 0.0
+    assert metrics["reward/correctness"] == 7 / 16 > metrics["reward/mean"] > metrics["reward/correctness"] - 0.2
+    assert metrics["accuracy/first"] == 7 / 16 and metrics["queries/effective"] == 0.5
+
+
+def test_dynamic_sampling_asks_for_groups_that_differ_in_correctness(policy, four, tmp_path):
+    def respond(request: Request, index: int) -> str:
+        return "x" * (10 * index) + first_text(request, index, RIGHT)
+
+    config = small_config(tmp_path, "reward.token_price=0.001", "replay.mode=dynamic_sampling", "replay.max_rollouts=1")
+    run = Run(config, policy, four, respond)
+    run.episode()
+    assert set(qids(sample for batch in run.batches for sample in batch)) == {MIXED, ONE}
+
+
 def test_filter_drops_and_does_not_refill(policy, four, tmp_path):
     run = Run(small_config(tmp_path, "replay.mode=filter"), policy, four, script())
     metrics = run.episode()
@@ -318,6 +355,23 @@ def test_at_most_two_are_kept_a_query(policy, four, tmp_path):
     assert qids(s for s in run.batches[0] if s.rethinking is not None) == {name: 2 for name in RIGHT}
     assert set(kept) == {f"1/{name}/{index}" for name in RIGHT for index in (0, 1)}
     assert metrics["rethink/kept"] == 8 / 16
+
+
+def test_imitation_alone_has_the_nll_and_nothing_else(policy, four, tmp_path):
+    """Equal weights whatever the advantages are; without a kept second look no update at all."""
+    imitating = ("grpo.policy_coef=0", "grpo.entropy_coef=0", "replay.mode=grpo")
+    before = weights(policy)
+    ends = []
+    for name, scale in (("none", "none"), ("std", "std")):
+        restore(policy, before)
+        run, _ = rethinking_run(policy, four, tmp_path / name, *imitating, f"grpo.advantage_scale={scale}")
+        (step,) = run.records.of("step")
+        assert step["loss/total"] == pytest.approx(0.05 * step["loss/nll"], rel=1e-9) and step["loss/nll"] > 0
+        ends.append(weights(policy))
+    assert same(*ends) and not same(before, ends[0])
+    restore(policy, before)
+    run, metrics = rethinking_run(policy, four, tmp_path / "nothing", *imitating, second=lambda sample_id: False)
+    assert metrics["replay/skipped_steps"] == 1 and same(before, weights(policy))
 
 
 def test_append_makes_the_group_larger(policy, four, tmp_path):

@@ -12,6 +12,7 @@ from rethinker.config.loading import (
 from rethinker.config.paths import data_source
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import (
+    BudgetConfig,
     DataConfig,
     EvaluationConfig,
     GrpoConfig,
@@ -20,12 +21,14 @@ from rethinker.config.settings import (
     OptimConfig,
     ReplayConfig,
     RethinkConfig,
+    RewardConfig,
     RolloutConfig,
     StageConfig,
     TrackingConfig,
 )
 
 __all__ = [
+    "BudgetConfig",
     "ConfigError",
     "DataConfig",
     "EvaluationConfig",
@@ -35,6 +38,7 @@ __all__ = [
     "OptimConfig",
     "ReplayConfig",
     "RethinkConfig",
+    "RewardConfig",
     "RolloutConfig",
     "RunConfig",
     "StageConfig",

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from rethinker.config.paths import placed, portable
 from rethinker.config.schema import ConfigError, build, option
 from rethinker.config.settings import (
+    BudgetConfig,
     DataConfig,
     EvaluationConfig,
     GrpoConfig,
@@ -25,6 +26,7 @@ from rethinker.config.settings import (
     OptimConfig,
     ReplayConfig,
     RethinkConfig,
+    RewardConfig,
     RolloutConfig,
     StageConfig,
     TrackingConfig,
@@ -45,6 +47,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     rethink: RethinkConfig = field(default_factory=RethinkConfig)
@@ -52,6 +55,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     stages: tuple[StageConfig, ...] = (StageConfig(),)
 
     def __post_init__(self) -> None:
@@ -79,6 +83,11 @@ class RunConfig:
 
     def _check_rethinking(self) -> None:
         options, tokens = self.rethink, self.rollout.max_new_tokens
+        if self.grpo.policy_coef == 0 and not (options.fraction and options.nll_coef):
+            raise ConfigError(
+                "grpo.policy_coef=0 leaves the imitation of kept second looks, which needs rethink.fraction and "
+                f"rethink.nll_coef above 0, got {options.fraction} and {options.nll_coef}: nothing would be trained"
+            )
         if options.fraction == 1.0:
             raise ConfigError("rethink.fraction=1.0: Forced Rethinking needs q < 1, so that y1 is trained too")
         if options.fraction and tokens <= options.min_second_look_tokens:
@@ -182,7 +191,7 @@ def check_name(key: str, name: str) -> None:
 
 
 # What a stage can set is for its training; held-out tests keep the run's own settings (see EvaluationConfig).
-STAGE_SECTIONS = ("grpo", "optim", "replay", "rethink")
+STAGE_SECTIONS = ("budget", "grpo", "optim", "replay", "rethink", "reward")
 STAGE_KEYS = {  # of other sections: what is not built once for the whole run
     "evaluation": ("every",),
     "rollout": ("group_size", "temperature", "top_p", "canary"),

@@ -101,9 +101,20 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
+class RewardConfig:
+    """The reward of a response: its correctness, 1 or 0 (paper), minus what its tokens cost (ours)."""
+
+    # A token's price; 0: none. Each token counts, the trigger of a second look included. Unanimous groups then have
+    # advantages too: see rethinker/replay.py. With grpo.advantage_scale=std such a group's are as large as those of a
+    # group that differs in correctness, however small the price: none keeps it in proportion.
+    token_price: float = option(0.0, min=0)
+
+
+@dataclass(frozen=True)
 class GrpoConfig:
     """Group advantages and the policy loss; see rethinker/grpo.py for the formulas."""
 
+    policy_coef: float = option(1.0, min=0)  # of the policy loss; 0: imitation of kept second looks alone (ours)
     advantage_scale: Literal["std", "none"] = "std"  # paper; none: Dr. GRPO, official code
     ratio: Literal["token", "sequence"] = "token"  # sequence: GSPO
     objective: Literal["clip", "cispo"] = "clip"
@@ -232,6 +243,21 @@ class LaunchConfig:
     # Only algorithms whose result is the same every time, slower; matters on GPUs, CPUs have no others (see
     # processes.use_deterministic_algorithms).
     deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What the run may use before a stage ends, beside ``stages[i].episodes``: equal budgets for methods whose episodes
+    cost differently (ours).
+
+    All count from the start of the run, and the episode that reaches one is the stage's last. A stage can set its own:
+    ``overrides: {budget: {tokens: 100_000}}`` ends it when the run has generated that many. A later stage whose budget
+    is used up when it starts has no episode.
+    """
+
+    tokens: int | None = option(None, min=1)  # generated, second looks included; evaluations are not counted
+    steps: int | None = option(None, min=1)  # optimiser updates
+    seconds: float | None = option(None, min=0, exclusive=True)  # of episodes, evaluations and checkpoints excluded
 
 
 @dataclass(frozen=True)

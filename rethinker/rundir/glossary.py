@@ -12,7 +12,8 @@ EPISODE = {
     "queries/all_incorrect": "share of queries whose y1 are all incorrect",
     "accuracy/first": "mean correctness of y1 (pass@1 on training queries, sampled)",
     "reward/mean": "mean reward of the groups that advantages are computed on, after Forced Rethinking (of every "
-    "rollout: also of groups that dynamic sampling drops)",
+    "rollout: also of groups that dynamic sampling drops); the price of tokens is subtracted (reward.token_price)",
+    "reward/correctness": "the same of their correctness alone",
     "reflection/share": "share of y1 that reflect by themselves (a reflection word; see rethink.contains_reflection)",
     "reflection/accuracy_with": "accuracy of the y1 that reflect; null if none does",
     "reflection/accuracy_without": "accuracy of the y1 that do not reflect; null if all do",
@@ -31,7 +32,8 @@ EPISODE = {
     "advantages/before": "histogram {edges, counts} of the advantages of all samples of the episode, whatever is "
     "dropped later (Fig. 6, before)",
     "advantages/after": "histogram {edges, counts} of the advantages that were trained on (Fig. 6, after selection)",
-    "replay/effective_before": "share of the episode's samples with a non-zero advantage, whatever is dropped later",
+    "replay/effective_before": "share of the episode's samples with a non-zero advantage, whatever is dropped later; "
+    "with reward.token_price those of groups that agree in correctness do not count, here and below",
     "replay/effective_after": "share of the trained samples with a non-zero advantage; null if every step was skipped",
     "replay/share": "share of the trained samples that came from the buffer",
     "replay/batch_fill": "trained samples by those that the episode's batches are for (queries_per_episode x "

@@ -110,6 +110,7 @@ def episode_metrics(episode: EpisodeRecord) -> dict[str, Any]:
         "queries/all_incorrect": share(not any(group.first_correct) for group in episode.firsts),
         "accuracy/first": share(correct),
         "reward/mean": mean([sample.reward for sample in samples]),
+        "reward/correctness": share(sample.grade.correct for sample in samples),
         "reflection/share": share(reflects),
         "reflection/accuracy_with": share(c for c, r in zip(correct, reflects, strict=True) if r),
         "reflection/accuracy_without": share(c for c, r in zip(correct, reflects, strict=True) if not r),

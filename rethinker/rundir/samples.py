@@ -42,6 +42,8 @@ def write_samples(path: Path, entries: Sequence[tuple[int, Sample]]) -> None:
 def read_samples(path: Path) -> list[tuple[int, Sample]]:
     """What ``write_samples`` wrote; samples of one query share it. Raises ValueError for a file with other columns."""
     table = pq.read_table(path)
+    if "unanimous" not in table.column_names:  # of a version without a price of tokens, whose buffers held none
+        table = table.append_column("unanimous", pa.array([False] * len(table), pa.bool_()))
     expected = [ADDED, *_names(Sample)]
     if table.column_names != expected:
         missing, unknown = set(expected) - set(table.column_names), set(table.column_names) - set(expected)

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import pandas as pd
@@ -19,6 +20,7 @@ from rethinker.config import RunConfig, to_dict
 from rethinker.rundir.atomic import append_json_line, atomic_write_bytes, atomic_write_text, read_json
 from rethinker.rundir.diagnosis import Finding, diagnose, news
 from rethinker.rundir.glossary import RECORDS
+from rethinker.rundir.pace import seconds_left
 from rethinker.rundir.paths import RunDir
 
 
@@ -66,7 +68,6 @@ class Tracker:
         self.console = Console(quiet=not enabled, highlight=False, emoji=False)
         self.started = time.perf_counter() - seconds_before
         self.episodes: list[dict[str, Any]] = []  # their lines of metrics.jsonl, for the diagnosis
-        self._pace = [time.perf_counter()]  # when the last episodes ended, for the time left
         self.sink: Sink | None = None
         if config.tracking.wandb and make_sink is None:
             raise ValueError("tracking.wandb=true needs a sink: start the run by `rethinker train`, or give make_sink=")
@@ -129,16 +130,14 @@ class Tracker:
 
     def progress(self, episode: int, step: int, metrics: Mapping[str, Any]) -> None:
         """The episode's line: where the run is and how it does."""
-        recent = self._pace[-10:]
-        left = (self.config.episodes - episode) * (time.perf_counter() - recent[0]) / len(recent)
-        self._pace.append(time.perf_counter())
+        left = seconds_left([START, *self.episodes], self.config.episodes, asdict(self.config.budget))
         self.say(
             f"episode [bold]{episode:>4}[/]/{self.config.episodes}  step {step:>5}  "
             f"accuracy {metrics['accuracy/first']:.3f}  reward {_number(metrics['reward/mean'])}  "
             f"effective {metrics['queries/effective']:.2f}"
             f"→{_number(metrics['replay/effective_after'])}  buffer {metrics['replay/buffer_size']:>5}  "
             f"reflects {metrics['reflection/share']:.2f}  {metrics['rollout/tokens_per_second']:>6,.0f} tokens/s  "
-            f"{clock(left)} left"
+            f"{'–' if left is None else clock(left)} left"
         )
 
     def warn(self) -> None:
@@ -171,6 +170,9 @@ class Tracker:
                 f"{sink.name} failed ({escape(f'{type(error).__name__}: {error}')}): no more is recorded for it; the "
                 f"files of the run get everything. What was recorded and has not arrived: {escape(sink.resend)}"
             )
+
+
+START = {"episode": 0, "step": 0, "seconds": 0.0, "tokens/generated": 0}  # before the first line of an episode
 
 
 def _number(value: float | None) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from rethinker.lab.jobs import Job, JobStatus
 from rethinker.rundir.diagnosis import WINDOW, Finding, diagnose
+from rethinker.rundir.pace import seconds_left
 from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import Metrics, load_episode, load_settings, metrics_so_far, split_looks
 from rethinker.rundir.tracking import clock
@@ -21,7 +22,6 @@ COLUMNS = (
     "qid", "category", "level", "question", "gold", "images", "pass", "text", "correct", "first_text", "first_correct",
     "kept",
 )  # fmt: skip
-PACE_EPISODES = 10  # that the time left is estimated from
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,9 @@ class Snapshot:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until all episodes have ended, at the pace of the last ones; None before two have."""
-        recent = self.metrics.episodes[["episode", "seconds"]].tail(PACE_EPISODES + 1)
-        if len(recent) < 2:
-            return None
-        episodes, seconds = recent.iloc[-1] - recent.iloc[0]
-        return max(0.0, (self.status.episodes - recent["episode"].iloc[-1]) * seconds / episodes)
+        """``pace.seconds_left`` of the episodes so far."""
+        budget = load_settings(self.folder).get("budget", {}) if len(self.metrics.episodes) else {}
+        return seconds_left(self.metrics.episodes.to_dict("records"), self.status.episodes, budget)
 
     @cached_property
     def findings(self) -> list[Finding]:
