@@ -17,7 +17,7 @@ from rethinker.grading import grade_many
 from rethinker.policy.policy import Policy
 from rethinker.policy.seam import before_answer, natural_seam
 from rethinker.rethink import TRIGGERS, Join, RethinkPlan, choose, eligible, mark_kept, splice
-from rethinker.rollout.base import RolloutEngine
+from rethinker.rollout.base import Responder
 from rethinker.types import Grade, Group, Query, Request, Sample, Sampling
 
 GradeMany = Callable[[list[tuple[str, str, str]]], list[Grade]]  # (response text, gold answer, question) each
@@ -25,7 +25,7 @@ Timed = Callable[[str], AbstractContextManager[Any]]  # a context that measures 
 
 
 def first_looks(
-    engine: RolloutEngine,
+    engine: Responder,
     policy: Policy,
     queries: Sequence[Query],
     n: int,
@@ -124,7 +124,7 @@ def joiner(
 
 
 def second_looks(
-    engine: RolloutEngine,
+    engine: Responder,
     policy: Policy,
     firsts: Sequence[Sample],
     plans: Sequence[RethinkPlan],

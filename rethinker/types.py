@@ -37,7 +37,8 @@ class Request:
 
     ``prefix_ids`` are response tokens that are already given (Forced Rethinking: y1 without EOS, and the trigger): the
     engine continues after them and returns the continuation only.
-    ``seed`` makes the samples of this request reproducible whatever else is in the batch.
+    ``seed`` makes the samples of this request reproducible whatever else is in the batch. ``first`` is the number of
+    the first one: samples of one seed may be asked for in several requests, and are the same.
     """
 
     request_id: str
@@ -45,6 +46,7 @@ class Request:
     seed: int
     n: int = 1
     prefix_ids: tuple[int, ...] = ()
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)

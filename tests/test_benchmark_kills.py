@@ -20,7 +20,7 @@ from rethinker.rundir.atomic import read_json
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 ITEMS, CHUNK = 4000, 125
-SMALL = ("rollout.max_new_tokens=8", "rollout.batch_size=125", "model.min_pixels=784", "model.max_pixels=3136")
+SMALL = ("rollout.max_new_tokens=8", "rollout.batch_size=25", "model.min_pixels=784", "model.max_pixels=3136")
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +59,30 @@ def start(model: Path, maths: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def parts(out: Path) -> int:
-    return len(list((out / "mathvision-test.parts").glob("[0-9]*.parquet")))
+def responses(out: Path) -> tuple[int, int]:
+    """Whole chunks, and responses in the journal of the one that is being asked."""
+    folder = out / "mathvision-test.parts"
+    chunks = len(list(folder.glob("[0-9]*.parquet")))
+    journal = folder / f"{chunks:05d}.jsonl"
+    return chunks, journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 def test_killed_three_times_it_is_the_same_table(tiny_folder: Path, maths: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert start(tiny_folder, maths, whole).wait() == 0
     chance = random.Random(0)
+    kept = []
     for reached in (5, 14, 23):
         process = start(tiny_folder, maths, out)
-        while parts(out) < reached and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(chance.uniform(0, 1))
+        while (responses(out)[0] < reached or not responses(out)[1]) and process.poll() is None:
+            time.sleep(0.02)  # until there is a part of a chunk
+        time.sleep(chance.uniform(0, 0.2))
         process.kill()
         assert process.wait() == -signal.SIGKILL
-        assert reached <= parts(out) < ITEMS // CHUNK
+        chunks, journal = responses(out)
+        assert reached <= chunks < ITEMS // CHUNK
+        kept.append(journal)
+    assert any(0 < journal < CHUNK for journal in kept), kept
     assert start(tiny_folder, maths, out).wait() == 0
     name = "mathvision-test.parquet"
     table = pq.read_table(out / name)

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +25,7 @@ from toy_benchmark import Engine, Toy, asking, settings, write_rows
 from rethinker.benchmarks import registry
 from rethinker.benchmarks.asking import Asking, find_skipped
 from rethinker.benchmarks.base import Item, Verdict
+from rethinker.benchmarks.journal import Journal, request_key
 from rethinker.benchmarks.judge import Judge, judge_prompt, verdict_of
 from rethinker.benchmarks.rescoring import rescore
 from rethinker.benchmarks.running import only_writer, run_tasks
@@ -32,6 +34,7 @@ from rethinker.benchmarks.summary import write_summaries
 from rethinker.benchmarks.table import COLUMNS, Shards, item_of, make_row
 from rethinker.benchmarks.tasks import Task, load_task
 from rethinker.rundir.atomic import read_json
+from rethinker.types import Query, Request, Response, Sampling
 
 ROWS = [
     {"id": "a", "question": "1+1?", "answer": "2", "subject": "sum", "skills": ["plus", "easy"], "problem": "p"},
@@ -281,6 +284,74 @@ def test_a_resumed_run_asks_only_what_is_missing(tmp_path: Path, task: Task) -> 
     third = engine()
     run(tmp_path / "out", [task], third)
     assert third.calls == 0 and rows_of(tmp_path / "out")["qid"].tolist() == ["a", "b", "c", "d"]
+
+
+def test_stopped_after_any_response_it_asks_the_others_only(tmp_path: Path, task: Task) -> None:
+    how = asking(("forced", "bound"), samples=2)
+
+    def answers(stop_after: int = -1) -> Engine:
+        def after(count: int) -> None:
+            if count == stop_after:
+                raise Killed
+
+        texts = {"a": ("=2", "=3"), "b": ("=4", "=4"), "c": ("=1", "?"), "d": ("=1", "=0")}
+        return Engine(
+            lambda qid, index: FIRST[qid] if index < 0 else texts[qid][index],
+            lambda qid, index: SECOND[qid] if index < 0 else f"={index}",
+            after=after,
+        )
+
+    whole = answers()
+    run(tmp_path / "whole", [task], whole, how)
+    assert whole.responses == 23  # 4 greedy, 8 sampled, and a second look at each but d's greedy one, which was cut
+    expected = {name: (tmp_path / "whole" / name).read_bytes() for name in ("toy-test.parquet", "toy-test.json")}
+    counts, journals = range(1, whole.responses, 4), 0
+    for count in counts:
+        out = tmp_path / str(count)
+        with pytest.raises(Killed):
+            run(out, [task], answers(count), how)
+        for journal in (out / "toy-test.parts").glob("*.jsonl"):
+            journals += 1
+            with journal.open("ab") as file:  # what SIGKILL makes of the line that is being written
+                file.write(journal.read_bytes()[: 5 + count])
+        rest = answers()
+        run(out, [task], rest, how)
+        assert rest.responses == whole.responses - count
+        assert {name: (out / name).read_bytes() for name in expected} == expected
+        assert not (out / "toy-test.parts").exists()
+    assert journals == len(counts)
+
+
+def test_a_journal_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    responses = {
+        "a": Response((1, 2), (-0.1, np.float32(-1e-7).item()), True, "\u2028 \ud800 \n\r \u00e9"),
+        "b": Response((), (), False, ""),
+    }
+    path = tmp_path / "parts" / "0.jsonl"
+    for key, response in responses.items():
+        Journal(path).keep({key: response})
+    lines = path.read_bytes()
+    assert Journal(path).kept == responses and lines.count(b"\n") == 2
+    for damage in (b"x", b"[1, 2]\n", lines.splitlines()[0], b"\x00" * 9 + b"\n" + lines):
+        path.write_bytes(lines + damage)
+        journal = Journal(path)
+        assert journal.kept == responses and path.read_bytes() == lines, damage
+        journal.keep({"c": responses["a"]})
+        assert list(Journal(path).kept) == ["a", "b", "c"]
+
+
+def test_a_response_is_that_of_its_request_only() -> None:
+    sampling = Sampling(temperature=0.6)
+    request = Request("x", Query("q", "?", ""), seed=1, prefix_ids=(1, 2))
+    others = [
+        replace(request, query=Query("r", "?", "")),
+        replace(request, seed=2),
+        replace(request, first=1),
+        replace(request, prefix_ids=(1, 3)),
+    ]
+    keys = {request_key(one, sampling) for one in (request, *others)}
+    keys |= {request_key(request, replace(sampling, **change)) for change in ({"temperature": 0.0}, {"top_p": 0.5})}
+    assert len(keys) == 7 and request_key(replace(request, request_id="y"), sampling) in keys
 
 
 def test_other_settings_or_data_are_refused(tmp_path: Path, task: Task) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from arrivals import check_arrivals
 from bounds import EXACT, in_float64
 from hypothesis import given
 from hypothesis import strategies as st
@@ -196,6 +197,14 @@ def test_samples_do_not_depend_on_the_batch(policy, queries):
     assert len({r.token_ids for r in together["one"]}) == 3  # the samples of a request differ
     other_seed = TransformersEngine(policy).generate([dataclasses.replace(requests[1], seed=999)], sampling)
     assert other_seed["one"][0].token_ids != together["one"][0].token_ids
+
+
+def test_responses_arrive_a_batch_at_a_time(policy, queries):
+    requests, sampling = make_requests(queries), Sampling(max_new_tokens=16)
+    parts = check_arrivals(TransformersEngine(policy, batch_size=2), requests, sampling)
+    assert [len(part) for part in parts] == [2] * (3 * len(queries) // 2) + [1] * (3 * len(queries) % 2)
+    scripted = ScriptedEngine(lambda request, index: f"{request.query.qid} {index}", policy.tokenizer)
+    assert len(check_arrivals(scripted, requests, sampling)) == 3 * len(queries)
 
 
 def test_banned_tokens_are_never_sampled(policy, engine, queries):

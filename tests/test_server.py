@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from arrivals import check_arrivals
 from safetensors.torch import load_file
 from served import DATA, MODEL, lines, serve, train, write_config
 
@@ -110,6 +111,12 @@ def test_log_probs_before_and_after_a_sync(engine, policy, queries):
     assert gap(engine, other, queries) > 1e-4
     engine.sync_weights(other.model)
     assert gap(engine, other, queries) < 1e-5 and gap(engine, policy, queries) > 1e-4
+
+
+def test_responses_arrive_as_they_are_finished(engine, policy, queries):
+    engine.sync_weights(policy.model)
+    requests = [Request(query.qid, query, seed=index, n=2) for index, query in enumerate(queries)]
+    assert len(check_arrivals(engine, requests, SAMPLING)) == 2 * len(queries)
 
 
 def test_a_bucket_that_fails_is_repaired_by_a_whole_transfer(engine, policy, queries, monkeypatch):

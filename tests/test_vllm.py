@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from arrivals import check_arrivals
 from bounds import LOGPROB, STEPS, needs_bfloat16, rounding
 from memory import watch_merged
 
@@ -215,6 +216,15 @@ def test_seeds_are_reproducible(engine, policy, queries):
         assert len({r.token_ids for r in one}) == 4
     neighbour = engine.generate([dataclasses.replace(requests[1], seed=requests[1].seed + 1)], sampling)
     assert neighbour["one"][0].token_ids != first["one"][1].token_ids
+
+
+def test_responses_arrive_as_they_are_finished(engine, queries):
+    requests = [
+        dataclasses.replace(request, prefix_ids=(17,) * (4 * index))
+        for index, request in enumerate(make_requests(queries))
+    ]
+    parts = check_arrivals(engine, requests, Sampling(max_new_tokens=24))
+    assert len(parts) >= len(queries) and next(iter(parts[0])).startswith(requests[-1].request_id)  # least room left
 
 
 def test_greedy_equals_the_transformers_engine(engine, policy, queries):

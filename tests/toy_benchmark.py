@@ -13,6 +13,7 @@ from rethinker.benchmarks.asking import Asking
 from rethinker.benchmarks.base import Benchmark, Item, Verdict
 from rethinker.benchmarks.sources import Source, text_in, texts_in
 from rethinker.config import RethinkConfig
+from rethinker.rollout.base import Arrived
 from rethinker.types import Request, Response, Sampling
 
 
@@ -54,7 +55,8 @@ class Toy(Benchmark):
 class Engine:
     """``first(qid, index)`` and ``second(qid, index)`` say what it answers; "~" at the end: cut at the limit.
 
-    ``before(call)`` runs before every call of ``generate``. Results do not depend on how requests come together.
+    ``before(call)`` runs before every call of ``generate``, ``after(count)`` whenever another response has arrived.
+    Results do not depend on how requests come together.
     """
 
     def __init__(
@@ -62,17 +64,27 @@ class Engine:
         first: Callable[[str, int], str],
         second: Callable[[str, int], str] = lambda qid, index: "=0",
         before: Callable[[int], None] = lambda call: None,
+        after: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self.first, self.second, self.before = first, second, before
+        self.first, self.second, self.before, self.after = first, second, before, after
         self.asked: list[str] = []
         self.prompts: dict[str, str] = {}
-        self.calls = 0
+        self.calls = self.responses = 0
         self.closed = False
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
+    ) -> Mapping[str, tuple[Response, ...]]:
         self.before(self.calls)
         self.calls += 1
-        return {request.request_id: self._responses(request, sampling) for request in requests}
+        done = {}
+        for request in requests:
+            done[request.request_id] = self._responses(request, sampling)
+            if arrived:
+                arrived({request.request_id: done[request.request_id]})
+            self.responses += request.n
+            self.after(self.responses)
+        return done
 
     def _responses(self, request: Request, sampling: Sampling) -> tuple[Response, ...]:
         qid = request.query.qid
@@ -83,7 +95,7 @@ class Engine:
         if sampling.temperature == 0:
             self.asked.append(qid)
             return (self._response(self.first(qid, -1)),)
-        return tuple(self._response(self.first(qid, index)) for index in range(request.n))
+        return tuple(self._response(self.first(qid, request.first + index)) for index in range(request.n))
 
     @staticmethod
     def _response(text: str) -> Response:

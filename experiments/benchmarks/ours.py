@@ -62,7 +62,7 @@ class MeasuredRun(TrainingRun):
         self.meter.watch_optimizer(self.trainer.update.optimizer)
         self.forward.forward = self.meter.wrap(self.forward.forward, scoring_part)
         self._generate = self.meter.wrap(self.engine.generate, "generation")
-        self.engine.generate = self.generate  # type: ignore[method-assign]
+        self.engine.generate = self.generate  # type: ignore[assignment, method-assign]
 
     def load_policy(self, saved: Path | None) -> Policy:
         policy = super().load_policy(saved)

@@ -18,7 +18,7 @@ from rethinker.config import RethinkConfig
 from rethinker.datasets.checks import image_fault, special_token
 from rethinker.evaluation.evaluate import evaluate
 from rethinker.policy.policy import Policy
-from rethinker.rollout.base import RolloutEngine
+from rethinker.rollout.base import Responder
 from rethinker.seeding import stable_seed
 from rethinker.types import Grade, Query, Sampling
 
@@ -84,7 +84,7 @@ def find_skipped(task: Task, protocol: Protocol, room: Fault) -> dict[str, str]:
 
 
 def ask(
-    task: Task, items: Sequence[Item], engine: RolloutEngine, policy: Policy, how: Asking, skipped: Mapping[str, str]
+    task: Task, items: Sequence[Item], engine: Responder, policy: Policy, how: Asking, skipped: Mapping[str, str]
 ) -> list[Row]:
     """The rows of ``items``, in their order: of each the greedy looks, then the sampled ones."""
     rule = Rule(task, items, how.protocol)

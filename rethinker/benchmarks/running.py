@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rethinker.benchmarks.asking import Asking, ask
+from rethinker.benchmarks.journal import Journal, KeepingEngine
 from rethinker.benchmarks.judge import Judge
 from rethinker.benchmarks.summary import write_summaries
 from rethinker.benchmarks.table import Row, Shards
@@ -98,8 +99,10 @@ def _run(
         for number, items in enumerate(chunks):
             rows: list[Row] = []
             if not shards.part(number).exists():
-                rows = ask(task, items, engine, policy, how, skipped)
+                journal = Journal(shards.journal(number))
+                rows = ask(task, items, KeepingEngine(engine, journal), policy, how, skipped)
                 shards.write(number, judge.ask(rows) if judge else rows)
+                journal.discard()
                 return_freed_memory()
             advance(len(items), rows)
     shards.merge(len(chunks))

@@ -1,7 +1,8 @@
 """One row a response: parquet with everything that scoring needs, so that it can be done again without the model.
 
 While an evaluation runs its rows are in a folder of shards, one for each chunk of items, which appear whole or not at
-all; what SIGKILL leaves is a set of whole shards. In the end they are merged into one file, which replaces the folder.
+all; what SIGKILL leaves is a set of whole shards, and the responses of one chunk in its journal. In the end the shards
+are merged into one file, which replaces the folder.
 """
 
 from __future__ import annotations
@@ -96,6 +97,10 @@ class Shards:
     def part(self, number: int) -> Path:
         """The shard of chunk ``number``."""
         return self.parts / f"{number:05d}.parquet"
+
+    def journal(self, number: int) -> Path:
+        """Where the responses of chunk ``number`` are kept until its shard is written (``journal.Journal``)."""
+        return self.parts / f"{number:05d}.jsonl"
 
     def write(self, number: int, rows: Sequence[Row]) -> None:
         """Write a shard, whole or not at all, and to the disk."""

@@ -26,7 +26,7 @@ from rethinker.grading import grade_many
 from rethinker.looks import GradeMany, first_looks, plan_second_looks, second_looks
 from rethinker.policy.policy import Policy
 from rethinker.rethink import contains_reflection
-from rethinker.rollout.base import RolloutEngine
+from rethinker.rollout.base import Responder
 from rethinker.seeding import stable_seed
 from rethinker.types import Query, Sample, Sampling
 
@@ -34,7 +34,7 @@ GREEDY = "greedy"  # the last part of a greedy response's sample id; sampled one
 
 
 def evaluate(
-    engine: RolloutEngine,
+    engine: Responder,
     policy: Policy,
     queries: Sequence[Query],
     *,
@@ -113,7 +113,7 @@ def evaluate(
 
 
 def validate(
-    engine: RolloutEngine,
+    engine: Responder,
     policy: Policy,
     queries: Sequence[Query],
     *,
@@ -128,7 +128,7 @@ def validate(
 
 
 def _greedy(
-    engine: RolloutEngine,
+    engine: Responder,
     policy: Policy,
     queries: Sequence[Query],
     sampling: Sampling,

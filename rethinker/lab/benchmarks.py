@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rethinker.config import RunConfig
 
 MODES = ("plain", "forced", "bound")
-CHUNK = 256  # items; what a kill loses, at most
+CHUNK = 256  # items
 NEEDS_BENCHMARKS = (
     "protocol",
     "mode",
@@ -62,7 +62,7 @@ JUDGE = (
     option("--data", action="append", metavar="NAME=PLACE", help="a benchmark's files: a folder, or owner/name"),
     option("--data-root", type=Path, metavar="FOLDER", help="where each benchmark has a folder of its name"),
     option("--limit", type=int, metavar="N", help="the first items only, to try things out"),
-    option("--chunk", type=int, metavar="N", help=f"items that are generated, and saved, together (default: {CHUNK})"),
+    option("--chunk", type=int, metavar="N", help=f"items that are asked, and scored, together (default: {CHUNK})"),
     *JUDGE,
 )
 def evaluate(

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rethinker.types import Request, Response, Sampling
 
+Arrived = Callable[[Mapping[str, tuple[Response, ...]]], None]  # what has been finished since the last call
 
-class RolloutEngine(Protocol):
-    """Turns requests into responses with the weights it was last given."""
+
+class Responder(Protocol):
+    """What first and second looks need."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
         """``n`` responses per request, keyed by ``request_id``. Request ids are unique within a call."""
+        ...
+
+
+class RolloutEngine(Responder, Protocol):
+    """Turns requests into responses with the weights it was last given."""
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
+    ) -> Mapping[str, tuple[Response, ...]]:
+        """See Responder.
+
+        ``arrived``: told in the calling thread of every request whose responses are there, as soon as the engine has
+        them, and of each once; in parts of the result.
+        """
         ...
 
     def sync_weights(self, model: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rethinker.rollout.base import Arrived
 from rethinker.rollout.requests import check_requests, token_budget
 from rethinker.types import Request, Response, Sampling
 
 
 class ScriptedEngine:
-    """Responds with ``respond(request, index)`` for each sample index below ``request.n``.
+    """Responds with ``respond(request, index)`` for each of the request's samples.
 
     ``tokenizer`` needs ``encode(text, add_special_tokens=False)`` and ``eos_token_id``. Every token has log-prob
     ``logprob``. A text beyond the token budget is cut and unfinished, as with a real engine.
@@ -27,15 +28,20 @@ class ScriptedEngine:
         self.asleep = False
         self.closed = False
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
+    ) -> Mapping[str, tuple[Response, ...]]:
         """The scripted responses, keyed by request id."""
         check_requests(requests, sampling)
         self.calls.append((tuple(requests), sampling))
         self.asleep = False
-        return {
-            request.request_id: tuple(self._response(request, index, sampling) for index in range(request.n))
-            for request in requests
-        }
+        done = {}
+        for request in requests:
+            indices = range(request.first, request.first + request.n)
+            done[request.request_id] = tuple(self._response(request, index, sampling) for index in indices)
+            if arrived:
+                arrived({request.request_id: done[request.request_id]})
+        return done
 
     def _response(self, request: Request, index: int, sampling: Sampling) -> Response:
         budget = token_budget(request, sampling)

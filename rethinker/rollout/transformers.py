@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import gather, is_sharded, release
+from rethinker.rollout.base import Arrived
 from rethinker.rollout.decoding import Decoder
 from rethinker.rollout.requests import check_requests, token_budget
 from rethinker.rollout.sampler import choose, sampling_logprobs, uniform_stream
@@ -59,14 +60,19 @@ class TransformersEngine:
         self.batch_size = batch_size
         self.root = forward if forward is not None and is_sharded(forward) else None
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
-        """See RolloutEngine."""
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
+    ) -> Mapping[str, tuple[Response, ...]]:
+        """See RolloutEngine; responses arrive a batch at a time."""
         check_requests(requests, sampling)
         # Prompts of similar length share a batch, and requests of one query stay together.
         ordered = sorted(requests, key=lambda r: (-len(self.policy.prompt(r.query).ids), r.query.qid, r.request_id))
         done: dict[str, tuple[Response, ...]] = {}
         for start in range(0, len(ordered), self.batch_size):
-            done.update(self._batch(ordered[start : start + self.batch_size], sampling))
+            batch = self._batch(ordered[start : start + self.batch_size], sampling)
+            done |= batch
+            if arrived:
+                arrived(batch)
         return {request.request_id: done[request.request_id] for request in requests}
 
     def sync_weights(self, model: Any) -> None:
@@ -90,7 +96,7 @@ class TransformersEngine:
             _Writing(request, item, budget, None if greedy else uniform_stream(request.seed, index, budget))
             for item, request in enumerate(requests)
             for budget in [token_budget(request, sampling)]
-            for index in range(request.n)
+            for index in range(request.first, request.first + request.n)
         ]
         with _evaluating(self.policy.model), torch.no_grad():
             self._write(requests, samples, sampling)

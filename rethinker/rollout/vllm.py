@@ -30,6 +30,7 @@ from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import full_weights
 from rethinker.policy.weights import save_weights
 from rethinker.processes import warn_of_nondeterminism
+from rethinker.rollout.base import Arrived
 from rethinker.rollout.requests import check_requests, token_budget
 from rethinker.rollout.vllm_inputs import VllmInputs, vllm_seed
 from rethinker.rollout.vllm_setup import engine_arguments, unchanged_process
@@ -123,7 +124,9 @@ class VllmEngine:
             self._llm.llm_engine.engine_core._finalizer.detach()
         self.max_model_len = int(self._llm.llm_engine.model_config.max_model_len)
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
+    ) -> Mapping[str, tuple[Response, ...]]:
         """See RolloutEngine. vLLM holds the pixels of what it was given: requests wait where those of unfinished ones
         take ``PIXEL_BYTES``.
 
@@ -133,7 +136,8 @@ class VllmEngine:
         check_requests(requests, sampling)
         if self._asleep:
             raise RuntimeError("the engine sleeps, and its weights are gone: call sync_weights before generate")
-        engine, finished = self._llm.llm_engine, {}
+        engine, by_id = self._llm.llm_engine, {request.request_id: request for request in requests}
+        done: dict[str, tuple[Response, ...]] = {}
         waiting, inputs = deque(requests), VllmInputs(self.policy, self.max_images, self.max_model_len)
         with self._uncompiled(), warn_of_nondeterminism():
             try:
@@ -142,14 +146,17 @@ class VllmEngine:
                         request = waiting.popleft()
                         prompt = inputs.make(request, sampling)
                         engine.add_request(request.request_id, prompt, self._parameters(request, sampling))
-                    for output in engine.step():
-                        if output.finished:
-                            finished[output.request_id] = output
-                            inputs.release(output.request_id)
+                    finished = [output for output in engine.step() if output.finished]
+                    batch = {item.request_id: self._responses(by_id[item.request_id], item) for item in finished}
+                    for name in batch:
+                        inputs.release(name)
+                    done |= batch
+                    if arrived and batch:
+                        arrived(batch)
             except BaseException:  # nothing may stay behind for the next call
                 engine.abort_request([request.request_id for request in requests])
                 raise
-        return {request.request_id: self._responses(request, finished[request.request_id]) for request in requests}
+        return {request.request_id: done[request.request_id] for request in requests}
 
     def _parameters(self, request: Request, sampling: Sampling) -> Any:
         from vllm import SamplingParams

@@ -77,7 +77,7 @@ class VllmInputs:
 
 def vllm_seed(request: Request) -> int:
     """vLLM gives sample i of a request the seed s + i: hashed, or neighbouring requests would share their noise."""
-    return int(np.random.SeedSequence(request.seed).generate_state(1, np.uint64)[0] >> np.uint64(2))
+    return int(np.random.SeedSequence(request.seed).generate_state(1, np.uint64)[0] >> np.uint64(2)) + request.first
 
 
 def image_item(policy: Policy, pixels: Pixels) -> Any:

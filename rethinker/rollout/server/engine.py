@@ -10,7 +10,7 @@ import os
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
 from rethinker.policy.policy import Policy
 from rethinker.policy.sharding import full_weights
+from rethinker.rollout.base import Arrived
 from rethinker.rollout.requests import check_requests, token_budget
 from rethinker.rollout.server.fleet import Fleet, Server, ServerGone
 from rethinker.rollout.server.folder import Served, ServersDir, servers_of
@@ -63,7 +64,7 @@ class ServerEngine:
         self.version = ""  # of the weights, unlike any other run's
         self._run, self._count = secrets.token_hex(4), 0
         self._sending = threading.Lock()  # a look at the servers and a synchronisation must not meet
-        self._making = threading.Lock()  # prompts and pixels are made by one thread at a time
+        self._making = threading.Lock()  # one thread at a time makes prompts, pixels and texts
         self._bias = {str(token): BAN for token in policy.banned_ids}
         with unchanged_process():
             from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwargs_item
@@ -95,7 +96,9 @@ class ServerEngine:
             lock=folder.lock() if sender else None,
         )
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Mapping[str, tuple[Response, ...]]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
+    ) -> Mapping[str, tuple[Response, ...]]:
         """See RolloutEngine. Raises RuntimeError when no server is left, or before any weights were sent."""
         check_requests(requests, sampling)
         if not self.version:
@@ -107,14 +110,19 @@ class ServerEngine:
             return self.fleet.ask(GENERATE, body, request.n, self._check_versions)
 
         pool = ThreadPoolExecutor(min(PARALLEL * len(self.fleet.servers), max(len(requests), 1)))
+        done: dict[str, tuple[Response, ...]] = {}
         try:
-            answers = list(pool.map(ask, requests))
+            asked = {pool.submit(ask, request): request for request in requests}
+            for future in as_completed(asked):
+                request = asked[future]
+                answer = future.result()
+                with self._making:
+                    done[request.request_id] = self._responses(request, answer)
+                if arrived:
+                    arrived({request.request_id: done[request.request_id]})
         finally:
             pool.shutdown(cancel_futures=True)
-        return {
-            request.request_id: self._responses(request, answer)
-            for request, answer in zip(requests, answers, strict=True)
-        }
+        return {request.request_id: done[request.request_id] for request in requests}
 
     @torch.no_grad()
     def sync_weights(self, model: Any) -> None:
