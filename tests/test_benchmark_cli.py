@@ -11,6 +11,7 @@ import benchmark_schemas
 import pandas as pd
 import pytest
 import test_mega
+import tiny_families
 
 from rethinker import cli
 from rethinker.benchmarks import checkpoint
@@ -18,6 +19,7 @@ from rethinker.benchmarks.registry import BENCHMARKS
 from rethinker.benchmarks.tasks import load_task
 from rethinker.datasets.io import load_queries
 from rethinker.lab.benchmarks import _model
+from rethinker.policy.families import FAMILIES
 from rethinker.rollout import vllm_available
 from rethinker.rundir.atomic import read_json
 
@@ -176,6 +178,30 @@ def test_a_bare_checkpoint_has_the_papers_settings_and_a_config_its_own(tmp_path
     assert _model("runs/a/checkpoints/best/model", [])[1].name == "a-best"
     config, folder = _model(str(ROOT / "experiments" / "tiny.yaml"), [])
     assert config.rollout.max_new_tokens == 140 and config.data.prompt_suffix == "" and folder.name == "tiny"
+
+
+def test_the_papers_pixel_limits_are_for_families_that_have_some(tmp_path: Path) -> None:
+    for name, family in FAMILIES.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": name}))
+        model = _model(str(folder), [])[0].model
+        limits = (256 * 28 * 28, 1280 * 28 * 28) if name.startswith("qwen") else (None, None)
+        assert (model.min_pixels, model.max_pixels) == limits, name
+        assert family.sized == name.startswith("qwen")
+        assert _model(str(folder), ["model.max_pixels=300000"])[0].model.max_pixels == 300000
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["smolvlm", "idefics3", "internvl", "gemma3"])
+def test_a_tiled_family_needs_no_other_command(family, maths, tmp_path, capsys) -> None:
+    model = tiny_families.save_tiny(family, tmp_path / family)
+    command = ("evaluate", str(model), "--benchmarks", "mathvision", "--data", f"mathvision={maths}", "--mode", "bound")
+    small = ("--engine", "transformers", "--out", str(tmp_path / "out"), "rollout.max_new_tokens=16")
+    code, out, _ = run(*command, *small, "rethink.min_second_look_tokens=4", capsys=capsys)
+    assert code == 0 and "MathVision" in out
+    rows = pd.read_parquet(tmp_path / "out" / "mathvision-test.parquet")
+    assert set(rows["qid"]) == set("01234") and rows["skipped"].isna().all()
 
 
 def test_items_that_cannot_be_asked_are_said(tiny_folder, maths, tmp_path, capsys, monkeypatch) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from rethinker.benchmarks.asking import Asking, find_skipped, query_of
 from rethinker.benchmarks.base import Protocol
 from rethinker.benchmarks.running import Skipped
 from rethinker.benchmarks.tasks import Task
 from rethinker.config import RunConfig
+from rethinker.policy.families import FAMILIES
 from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import load_outline, load_policy
 from rethinker.policy.policy import Policy
@@ -26,15 +28,24 @@ from rethinker.types import Sampling
 
 IMAGE_BYTES = 2**30  # preprocessed images in memory: some 40 of 1,280 tokens
 SUFFIX = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."  # official code
+PIXELS = ("model.min_pixels=200704", "model.max_pixels=1003520")  # 256 * 28 * 28, 1280 * 28 * 28; official code
 PAPER = (  # settings of the official code's evaluation (scripts/eval_vlm_new.sh); sampling: of more than one response
-    "model.min_pixels=200704",  # 256 * 28 * 28
-    "model.max_pixels=1003520",  # 1280 * 28 * 28
     "rollout.max_new_tokens=8192",
     "rollout.temperature=0.6",
     "rollout.top_p=0.95",
     "rollout.gpu_memory_utilization=0.9",  # ours: nothing else is on the GPU
 )
 ON_GPUS = ("model.dtype=bfloat16",)  # ours: as the checkpoints are stored
+
+
+def paper_settings(path: str) -> tuple[str, ...]:
+    """Defaults for a bare checkpoint: the paper's settings, without its pixel limits where the family has none."""
+    try:
+        name = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
+    except OSError:  # there is none: whoever loads it says so
+        name = None
+    pixels = PIXELS if name not in FAMILIES or FAMILIES[name].sized else ()
+    return (*pixels, *PAPER, *(ON_GPUS if torch.cuda.is_available() else ()))
 
 
 def asking(config: RunConfig, protocol: Protocol, modes: Sequence[str], samples: int) -> Asking:

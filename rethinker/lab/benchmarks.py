@@ -182,9 +182,7 @@ def _on_benchmarks(
 def _model(file: str, typed: list[str]) -> tuple[RunConfig, Path]:
     """The config of a YAML file, of a run's folder, or of a bare checkpoint with the paper's settings; and where its
     results belong."""
-    import torch
-
-    from rethinker.benchmarks.checkpoint import ON_GPUS, PAPER, SUFFIX
+    from rethinker.benchmarks.checkpoint import SUFFIX, paper_settings
     from rethinker.config import load_config
 
     place = Path(file)
@@ -192,10 +190,11 @@ def _model(file: str, typed: list[str]) -> tuple[RunConfig, Path]:
         place = place / "config.yaml"
     if place.suffix in (".yaml", ".yml"):
         return _of_run(load_config(place, typed=typed), place, typed)
-    paper = (*PAPER, *(ON_GPUS if torch.cuda.is_available() else ()))
     names = [part for part in Path(file).parts if part not in ("model", "checkpoints", "..", ".", "/")]
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", "-".join(names[-2:] if "checkpoints" in place.parts else names[-1:]))
-    config = load_config(None, [f"name={name.lstrip('.') or 'model'}", *paper], [f"model.path={file}", *typed])
+    config = load_config(
+        None, [f"name={name.lstrip('.') or 'model'}", *paper_settings(file)], [f"model.path={file}", *typed]
+    )
     if not any(item.startswith("data.prompt_suffix=") for item in typed):
         config = replace(config, data=replace(config.data, prompt_suffix=SUFFIX))
     return config, config.folder

@@ -21,6 +21,7 @@ class Tiled(Family):
     ``options``: of the image processor, where the whole processor sets them.
     """
 
+    sized = False
     options: ClassVar[Mapping[str, Any]] = {}
 
     def limit_pixels(self, processor: Any, config: ModelConfig) -> None:
