@@ -4,6 +4,7 @@
 # make test-portable run the tests of numbers as other processors would compute them (runs/test-portable has the logs)
 # make notebooks set everything up, run all notebooks by papermill; copies with outputs in experiments/results/notebooks
 # make bench    set everything up, time a training step beside TRL's and over its sizes: experiments/benchmarks/results
+# make evidence set everything up, make the figures and tables of docs/evidence.md from experiments/evidence/results
 # make real     set everything up, download a pretrained model's weights (93 MB; MODEL=qwen: 1.1 GB), make a Qwen2.5-VL of
 #               them and check it: experiments/real/README.md
 # make test-real the tests with the smaller one of these models; downloads it where `make real` has not
@@ -34,7 +35,7 @@ INSTALL := $(PYTHON) scripts/install.py --venv $(VENV) --extra $(EXTRA) --pip-ar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev train test test-long test-portable notebooks bench real test-real lint format doctor clean
+.PHONY: help setup setup-dev train test test-long test-portable notebooks bench evidence real test-real lint format doctor clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -74,12 +75,18 @@ notebooks: $(DEV_READY)
 bench: $(DEV_READY)
 	@$(BIN)/python experiments/benchmarks/bench.py $(ARGS)
 
+evidence: $(RUN_READY)
+	@$(BIN)/python experiments/evidence/analyse.py
+
 real: $(REAL_READY)
 	@$(BIN)/python experiments/real/make_data.py
 	@$(BIN)/python experiments/real/make_vlm.py $(MODEL) --pip-args="$(PIP_ARGS)"
 	@$(BIN)/python experiments/real/check_vlm.py $(MODEL)
 
-test-real: $(REAL_READY)
+test-evidence: $(RUN_READY)
+	@$(BIN)/python experiments/evidence/analyse.py
+
+real: $(REAL_READY)
 	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -m real tests/test_real.py $(PYTEST_ARGS)
 
 lint: $(DEV_READY)

@@ -23,7 +23,7 @@ WAIT = "\n\nWait, let's double check\n"
 
 
 def evaluation(**changes) -> pd.DataFrame:
-    """Five responses, gold 7: plain right; wrong, then right; right, then wrong; no answer before; forced after wrong."""
+    """Gold 7: right; wrong, then right; right, then wrong; no answer before the second look; forced after wrong."""
     texts = [
         "\\boxed{7}",
         f"\\boxed{{3}}{WAIT}\\boxed{{7}}",

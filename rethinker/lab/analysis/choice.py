@@ -25,8 +25,8 @@ CELLS = ("category", "level")
 
 
 def looks(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per response: qid, category, level, mode, correct, tokens, ``second`` (bool), ``first_correct`` (1.0, 0.0,
-    NaN: no answer before the second look).
+    """One row per response: qid, category, level, mode, correct, tokens, ``second`` (bool) and ``first_correct`` (1.0,
+    0.0; NaN: no answer before the second look).
 
     ``rows``: of an evaluation (``evaluation.result.COLUMNS``), or of rollouts (``glossary.ROLLOUT_COLUMNS``), of which
     the first responses count, as mode "plain".

@@ -1,0 +1,35 @@
+"""Is a run that was made again that of the committed tables? Its rows, column by column; seconds are not compared."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from rethinker.lab.evidence.measures import Tables, of
+
+SKIPPED = ("seconds", "commit", "versions", "settings")  # clocks, code and company may differ
+COMPARED = ("runs", "episodes", "validations", "tests", "queries")
+
+
+def differences(committed: Tables, again: Tables, grid: str, variant: str, seed: int) -> list[str]:
+    """What differs, in words; [] if nothing does. Numbers are equal up to 1e-5 of their size (float32 in files)."""
+    words = []
+    for name in COMPARED:
+        first, second = (of(tables[name], grid, variant, seed).reset_index(drop=True) for tables in (committed, again))
+        if first.empty and second.empty:
+            continue
+        if len(first) != len(second):
+            words.append(f"{name}: {len(first)} rows committed, {len(second)} made again")
+            continue
+        for column in first.columns.difference(SKIPPED):
+            try:
+                pair = (first[column], second[column])
+                pd.testing.assert_series_equal(*pair, check_dtype=False, rtol=1e-5, atol=1e-6)
+            except AssertionError:
+                hit = first[column].astype(object).fillna("") != second[column].astype(object).fillna("")
+                at = int(hit.to_numpy().argmax())
+                words.append(
+                    f"{name}.{column}: from row {at}, {first[column][at]} committed, {second[column][at]} again"
+                )
+    if not words and of(committed["runs"], grid, variant, seed).empty:
+        words.append(f"the tables have no run of {grid}, {variant}, seed {seed}")
+    return words

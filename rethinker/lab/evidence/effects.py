@@ -1,0 +1,118 @@
+"""Effects with intervals, from the tables: a variant's value, a paired difference or ratio, tokens to an accuracy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from rethinker.lab.evidence.bootstrap import NOTHING, Effect, curve_effect, mean_effect
+from rethinker.lab.evidence.measures import (
+    POINTS,
+    TENTH,
+    Tables,
+    budget,
+    curves,
+    shared_seeds,
+    values,
+)
+
+MATCH = "tokens_to_match"  # tokens until a variant's mean curve reaches the other's end, by the other's own
+REACH = "tokens_to"  # "tokens_to/0.75": tokens until the mean curve reaches an accuracy; infinite if it does not
+
+
+def effect(
+    tables: Tables,
+    measure: str,
+    grid: str,
+    of: str,
+    against: str | None = None,
+    *,
+    minus: str | None = None,
+    relative: bool = False,
+) -> Effect:
+    """``measure`` of variant ``of`` over its finished seeds or, given ``against``, the difference paired by seed.
+
+    ``minus``: the measure that is subtracted (None: the same), so that a variant can be compared with itself.
+    ``relative``: the ratio of the two instead, as exp of the mean difference of logarithms. Measures: those of
+    ``measures.MEASURES``, ``tokens_to_match`` and ``tokens_to/<accuracy>``. Without a seed the effect is NaN.
+    """
+    variants = [of] if against in (None, of) else [of, str(against)]
+    seeds = shared_seeds(tables, grid, variants)
+    if not seeds:
+        return NOTHING
+    most = budget(tables, grid, variants)
+    if measure == MATCH or measure.startswith(REACH + "/"):
+        return _tokens(tables, measure, grid, variants, seeds, most)
+    here = values(tables, measure, grid, of, seeds, most)
+    if against is not None:
+        there = values(tables, minus or measure, grid, against, seeds, most)
+        here, there = here.align(there, join="inner")
+        here = np.log(here / there) if relative else here - there
+    here = here.replace([np.inf, -np.inf], np.nan).dropna(axis=1, how="all").dropna(axis=0)
+    if here.empty:
+        return NOTHING
+    found = mean_effect(here.iloc[:, 0].to_numpy() if here.shape[1] == 1 else here.to_numpy())
+    if against is not None and relative:
+        value, low, high = np.exp([found.value, found.low, found.high])
+        return Effect(float(value), float(low), float(high), found.seeds, found.queries)
+    return found
+
+
+def _tokens(tables: Tables, measure: str, grid: str, variants: list[str], seeds: list[int], most: float) -> Effect:
+    if not most:
+        return NOTHING
+    table = np.stack([curves(tables, grid, variant, seeds, most) for variant in variants], axis=1)
+    table = table[~np.isnan(table).any(axis=(1, 2))]
+    if measure != MATCH:
+        target = float(measure.partition("/")[2])
+        first = [crossing(table[:, number], target, most) for number in range(len(variants))]
+        return (
+            first[0]
+            if len(variants) == 1
+            else curve_effect(table, lambda means: _first(means[:, 0], target) / _first(means[:, 1], target))
+        )
+    assert len(variants) == 2, f"{MATCH} compares two variants"
+
+    def ratio(means: np.ndarray) -> np.ndarray:
+        target = means[:, 1, -max(2, round(TENTH * POINTS)) :].mean(axis=1)
+        return _first(means[:, 0], target) / _first(means[:, 1], target)
+
+    return curve_effect(table, ratio)
+
+
+def crossing(table: np.ndarray, target: float, most: float) -> Effect:
+    """Tokens until the mean over seeds of the curves (seeds x POINTS) first reaches ``target``."""
+    return curve_effect(table, lambda means: _first(means, target) * most / (POINTS - 1))
+
+
+def _first(means: np.ndarray, target: float | np.ndarray) -> np.ndarray:
+    """Grid step (at least 1) at which each curve first reaches its target; infinite if it never does."""
+    hit = means >= (np.asarray(target)[:, None] if np.ndim(target) else target) - 1e-12
+    return np.where(hit.any(axis=1), np.maximum(hit.argmax(axis=1), 1), np.inf)
+
+
+def variants_of(tables: Tables, grid: str) -> list[str]:
+    """Variants of a grid that have a finished run, in order of their names."""
+    runs = tables["runs"]
+    return sorted(runs[(runs["grid"] == grid) & (runs["state"] == "finished")]["variant"].unique())
+
+
+def comparison(tables: Tables, grid: str, measures: list[str], against: str | None = None) -> pd.DataFrame:
+    """A row per variant and measure: value, low, high, seeds, queries; with ``against`` also the paired difference.
+
+    Values are cut at each variant's own budget, differences at that of the pair.
+    """
+    rows = []
+    for variant in variants_of(tables, grid):
+        for measure in measures:
+            found = effect(tables, measure, grid, variant)
+            row = {"grid": grid, "variant": variant, "measure": measure, **found.__dict__}
+            if against and variant != against:
+                paired = effect(tables, measure, grid, variant, against)
+                row |= {"difference": paired.value, "difference_low": paired.low, "difference_high": paired.high}
+                row |= {"pairs": paired.seeds}
+            rows.append(row)
+    columns = ["grid", "variant", "measure", "value", "low", "high", "seeds", "queries"]
+    return pd.DataFrame(
+        rows, columns=columns + ["difference", "difference_low", "difference_high", "pairs"][: 4 * bool(against)]
+    )

@@ -1,0 +1,198 @@
+"""One number per run and measure from the tables: what variants are compared by. All at equal generated tokens.
+
+Variants that are compared are cut at the tokens that every one of their finished runs reached. ``start`` and ``end``
+are the first and the last tenth of that budget; the area under a curve is its mean over the budget, linear between
+points, from the first validation on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+Tables = Mapping[str, pd.DataFrame]
+
+POINTS = 201  # of the token grid
+TENTH = 0.1
+TRAINING = (
+    "accuracy",
+    "reward",
+    "effective",
+    "all_correct",
+    "all_incorrect",
+    "effective_before",
+    "effective_after",
+    "batch_fill",
+    "reflection",
+    "length",
+    "entropy",
+)
+TEST = ("tokens", "reflection", "second", "rescued", "lost", "greedy")
+NO_SHARE = ("tokens", "length", "entropy", "ratio", "updates")  # a measure with such a part is not in [0, 1]
+
+MEASURES = {
+    "validation/end": "greedy validation accuracy, mean over the last tenth of the budget",
+    "validation/area": "mean greedy validation accuracy over the budget (area under the curve)",
+    "validation/fall": "best validation accuracy of the mean-of-three curve minus its last value: what was lost again",
+    "updates": "optimizer updates within the budget",
+    "<training>/start": "mean of a metric of episodes over the first tenth of the budget, e.g. effective/start",
+    "<training>/end": "the same over the last tenth",
+    "<training>/ratio": "end by start",
+    "test/<mode>/accuracy": "pass@1 on the test split at the end of the run (seeds x queries)",
+    "test/<mode>/tokens": "tokens a response",
+    "test/<mode>/reflection": "share of responses that reflect by themselves",
+    "test/<mode>/second": "share of responses with a second look, forced or not",
+    "test/<mode>/rescued, lost": "forced second looks that mend a wrong answer, spoil a right one",
+    "choice/wrong, choice/right": "share of wrong (right) first looks that got a second look, plain",
+    "choice/auc": "does it know when it is wrong: AUC of taking a second look against a wrong first one, plain",
+    "choice/auc_within": "the same within kind and level, cells weighted by their pairs",
+    "choice/over_rule": "share of wrong first looks that got a second look, minus that of the best rule per kind",
+}
+
+
+def finished(tables: Tables, grid: str, variants: Sequence[str]) -> pd.DataFrame:
+    """The finished runs of the variants: rows of ``runs``."""
+    runs = tables["runs"]
+    return runs[(runs["grid"] == grid) & runs["variant"].isin(list(variants)) & (runs["state"] == "finished")]
+
+
+def of(table: pd.DataFrame, grid: str, variant: str, seed: int | None = None) -> pd.DataFrame:
+    """The rows of a variant, or of one run."""
+    hit = (table["grid"] == grid) & (table["variant"] == variant)
+    return table[hit if seed is None else hit & (table["seed"] == seed)]
+
+
+def shared_seeds(tables: Tables, grid: str, variants: Sequence[str]) -> list[int]:
+    """Seeds that are finished in every variant."""
+    runs = finished(tables, grid, variants)
+    each = [set(runs[runs["variant"] == variant]["seed"]) for variant in variants]
+    return sorted(int(seed) for seed in set.intersection(*each)) if each else []
+
+
+def budget(tables: Tables, grid: str, variants: Sequence[str]) -> float:
+    """Tokens that every finished run of the variants has a validation at or after; 0 where none was validated."""
+    runs = finished(tables, grid, variants)[["grid", "variant", "seed"]]
+    rows = tables["validations"].merge(runs, on=["grid", "variant", "seed"])
+    if rows.empty:
+        return 0.0
+    return float(rows.groupby(["variant", "seed"])["tokens"].max().min())
+
+
+def curves(tables: Tables, grid: str, variant: str, seeds: Sequence[int], most: float) -> np.ndarray:
+    """Validation accuracy on ``POINTS`` equal steps of tokens from 0 to ``most``: seeds x POINTS, linear between."""
+    at = np.linspace(0.0, most, POINTS)
+    found = []
+    for seed in seeds:
+        rows = of(tables["validations"], grid, variant, seed).sort_values("episode")
+        found.append(np.interp(at, rows["tokens"], rows["accuracy"]) if len(rows) else np.full(POINTS, math.nan))
+    return np.array(found).reshape(len(found), POINTS)
+
+
+def values(tables: Tables, measure: str, grid: str, variant: str, seeds: Sequence[int], most: float) -> pd.DataFrame:
+    """A measure of ``MEASURES`` of the runs of a variant: a row per seed; one column, for test accuracy one a query.
+
+    NaN where a run has none of it. Raises ValueError for an unknown measure.
+    """
+    kind, _, rest = measure.partition("/")
+    if kind == "test" and rest.endswith("/accuracy"):
+        return _by_query(tables, grid, variant, seeds, rest.removesuffix("/accuracy"))
+    if kind == "validation" and rest in ("end", "area", "fall"):
+        found = _of_curves(curves(tables, grid, variant, seeds, most), rest).tolist()
+    elif kind == "test" and rest.partition("/")[2] in TEST:
+        mode, _, what = rest.partition("/")
+        rows = of(tables["tests"], grid, variant)
+        rows = rows[rows["last"].astype(bool) & (rows["mode"] == mode)].set_index("seed")[what].astype(float)
+        found = rows.reindex(list(seeds)).tolist()
+    elif kind == "choice" and rest in CHOICE:
+        rows = of(tables["queries"], grid, variant)
+        rows = rows[rows["last"].astype(bool) & (rows["mode"] == "plain")]
+        found = [CHOICE[rest](rows[rows["seed"] == seed]) for seed in seeds]
+    elif measure == "updates" or (kind in TRAINING and rest in ("start", "end", "ratio")):
+        found = [_training(of(tables["episodes"], grid, variant, seed), kind, rest, most) for seed in seeds]
+    else:
+        raise ValueError(f"no measure {measure!r}; there are {', '.join(MEASURES)}; <training>: {', '.join(TRAINING)}")
+    return pd.DataFrame({"value": found}, index=pd.Index(seeds, name="seed"), dtype=float)
+
+
+def _of_curves(found: np.ndarray, what: str) -> np.ndarray:
+    if what == "area":
+        return (found[:, 1:] + found[:, :-1]).mean(axis=1) / 2
+    last = found[:, -max(2, round(TENTH * POINTS)) :].mean(axis=1)
+    if what == "end":
+        return last
+    width = max(1, round(TENTH * POINTS))  # a running mean over a tenth of the budget
+    smooth = np.array([np.convolve(row, np.full(width, 1 / width), mode="valid") for row in found])
+    return smooth.max(axis=1) - smooth[:, -1]
+
+
+def _training(rows: pd.DataFrame, column: str, what: str, most: float) -> float:
+    rows = rows[rows["tokens"] <= most] if most else rows
+    if rows.empty:
+        return math.nan
+    if column == "updates":
+        return float(rows["step"].max())
+    parts = {"start": rows[rows["tokens"] <= TENTH * most], "end": rows[rows["tokens"] > (1 - TENTH) * most]}
+    parts = {
+        name: part if len(part) else rows.head(1) if name == "start" else rows.tail(1) for name, part in parts.items()
+    }
+    means = {name: float(part[column].astype(float).mean()) for name, part in parts.items()}
+    return means["end"] / means["start"] if what == "ratio" else means[what]
+
+
+def _by_query(tables: Tables, grid: str, variant: str, seeds: Sequence[int], mode: str) -> pd.DataFrame:
+    """pass@1 of every query: seeds x queries."""
+    rows = of(tables["queries"], grid, variant)
+    rows = rows[rows["last"].astype(bool) & (rows["mode"] == mode) & rows["seed"].isin(list(seeds))]
+    shares = rows.assign(share=rows["correct"] / rows["samples"]).pivot(index="seed", columns="qid", values="share")
+    return shares.reindex(list(seeds)).astype(float)
+
+
+def _auc(wrong_second: float, wrong: float, right_second: float, right: float) -> float:
+    """Of a binary decision, from counts."""
+    return 0.5 + (wrong_second / wrong - right_second / right) / 2 if wrong and right else math.nan
+
+
+def _cells(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Counts of known first looks by cell: wrong, right, and those of each that got a second look."""
+    known = rows["samples"] - rows["unknown_first"]
+    table = rows.assign(wrong=known - rows["first_correct"], right=rows["first_correct"])
+    # Responses that reflect before any answer have a second look, and no verdict on the first.
+    table = table.assign(right_second=rows["second"] - rows["unknown_first"] - rows["second_wrong"])
+    names = ["wrong", "right", "second_wrong", "right_second"]
+    return table.groupby(list(by))[names].sum() if by else table[names].sum().to_frame().T
+
+
+def _share(rows: pd.DataFrame, hit: str, of_all: str) -> float:
+    total = _cells(rows, ()).iloc[0]
+    return float(total[hit] / total[of_all]) if total[of_all] else math.nan
+
+
+def _auc_within(rows: pd.DataFrame) -> float:
+    cells = _cells(rows, ("category", "level"))
+    pairs = cells["wrong"] * cells["right"]
+    each = [_auc(row.second_wrong, row.wrong, row.right_second, row.right) for row in cells.itertuples()]
+    return float(np.nansum(np.array(each) * pairs) / pairs.sum()) if pairs.sum() else math.nan
+
+
+def _over_rule(rows: pd.DataFrame) -> float:
+    """See ``analysis.choice.best_rule``; here from counts."""
+    cells = _cells(rows, ("category",))
+    size = cells["wrong"] + cells["right"]
+    order = (cells["wrong"] / size).sort_values(ascending=False, kind="stable").index
+    cells, size = cells.loc[order], size.loc[order]
+    seconds = float((cells["second_wrong"] + cells["right_second"]).sum())
+    taken = ((seconds - (size.cumsum() - size)) / size).clip(0.0, 1.0)
+    wrong = float(cells["wrong"].sum())
+    return float(cells["second_wrong"].sum() - (taken * cells["wrong"]).sum()) / wrong if wrong else math.nan
+
+
+CHOICE: dict[str, Callable[[pd.DataFrame], float]] = {
+    "wrong": lambda rows: _share(rows, "second_wrong", "wrong"),
+    "right": lambda rows: _share(rows, "right_second", "right"),
+    "auc": lambda rows: _auc(*_cells(rows, ()).iloc[0][["second_wrong", "wrong", "right_second", "right"]]),
+    "auc_within": _auc_within,
+    "over_rule": _over_rule,
+}

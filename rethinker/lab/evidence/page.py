@@ -1,0 +1,338 @@
+"""The page ``docs/evidence.md``: its generated parts and figures, from the committed tables and ``evidence.yaml``.
+
+A generated part stands between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``; what is outside is written by hand.
+Names: ``verdicts``, ``claim ID``, ``grid NAME``, ``sweeps``, ``runs``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from rethinker.config.schema import ConfigError, build
+from rethinker.lab.evidence import series
+from rethinker.lab.evidence.claims import Claim, judge, read_claims
+from rethinker.lab.evidence.effects import MATCH, REACH, effect, variants_of
+from rethinker.lab.evidence.measures import NO_SHARE, Tables
+from rethinker.lab.figures import evidence as figures
+from rethinker.lab.figures.output import render
+from rethinker.lab.figures.style import THEMES, Drawing, NoData, Theme
+from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
+
+HEADINGS = {
+    "validation/end": "validation, end",
+    "validation/area": "validation, area",
+    "test/plain/accuracy": "test, plain",
+    "test/forced/accuracy": "forced",
+    "test/bound/accuracy": "bound",
+    "test/plain/tokens": "tokens a response",
+    "test/plain/reflection": "reflection",
+}
+
+
+@dataclass(frozen=True)
+class GridPage:
+    """How a grid is shown: which variants, in which order, against which one, with which figures."""
+
+    title: str = ""
+    against: str | None = None
+    variants: tuple[str, ...] = ()  # (): all, by name
+    figures: tuple[str, ...] = ()  # keys of FIGURES
+    measures: tuple[str, ...] = tuple(HEADINGS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The page's plan: grids and claims of ``evidence.yaml``."""
+
+    grids: dict[str, GridPage]
+    claims: list[Claim]
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan of a file. Raises ConfigError for an unknown key or figure, or a claim that is wrong."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or set(values) != {"grids", "claims"}:
+            raise ConfigError("needs the keys grids and claims, and no others")
+        grids = {str(name): build(GridPage, dict(item), str(name)) for name, item in values["grids"].items()}
+        for name, grid in grids.items():
+            if wrong := sorted(set(grid.figures) - set(FIGURES)):
+                raise ConfigError(f"{name}.figures: no {', '.join(wrong)}; there are {', '.join(FIGURES)}")
+        return Plan(grids, read_claims(values["claims"], set(grids)))
+    except (ConfigError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def shown(tables: Tables, name: str, grid: GridPage) -> list[str]:
+    """The variants of a grid that have a finished run, in the plan's order."""
+    there = variants_of(tables, name)
+    return [variant for variant in grid.variants if variant in there] if grid.variants else there
+
+
+def make_page(text: str, tables: Tables, plan: Plan, pictures: str = "../experiments/evidence/figures") -> str:
+    """``text`` with its generated parts made anew; ``pictures``: where the figures lie, from the page.
+
+    Raises ValueError for a part of an unknown name, or one that does not end.
+    """
+    judged = judge(tables, plan.claims)
+
+    def replace(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- begin: {name} -->\n{part(name, tables, plan, judged, pictures)}\n<!-- end: {name} -->"
+
+    pattern = re.compile(r"<!-- begin: (?P<name>.+?) -->\n(?:.*?\n)?<!-- end: (?P=name) -->", re.DOTALL)
+    made, count = pattern.subn(replace, text)
+    if count != text.count("<!-- begin:"):
+        raise ValueError("a generated part has no end of the same name")
+    return made
+
+
+def part(name: str, tables: Tables, plan: Plan, judged: pd.DataFrame, pictures: str) -> str:
+    """The Markdown of a generated part."""
+    kind, _, rest = name.partition(" ")
+    if name == "verdicts":
+        return verdicts(judged)
+    if name == "sweeps":
+        return sweeps(tables)
+    if name == "runs":
+        return runs(tables, plan)
+    if kind == "claim" and rest in set(judged["claim"]):
+        return claim(judged[judged["claim"] == rest])
+    if kind == "grid" and rest in plan.grids:
+        return grid_part(rest, plan.grids[rest], tables, pictures)
+    raise ValueError(f"no generated part is called {name!r}")
+
+
+def verdicts(judged: pd.DataFrame) -> str:
+    """One line a claim."""
+    first = judged.groupby("claim", sort=False).first()
+    rows = []
+    for key, row in first.iterrows():
+        parts = judged[judged["claim"] == key]
+        counts = parts["verdict"].value_counts()
+        words = ", ".join(
+            f"{word}: {counts[word]}" for word in ("holds", "does not hold", "cannot be said") if word in counts
+        )
+        rows.append([f"[{row['title']}](#{anchor(row['title'])})", row["source"], f"**{row['claim_verdict']}**"])
+        rows[-1].append(words if len(parts) > 1 else "")
+    return markdown(["claim", "source", "verdict here", "its parts"], rows)
+
+
+def claim(parts: pd.DataFrame) -> str:
+    """What was measured for a claim, part by part, and its verdict."""
+    rows = []
+    for row in parts.to_dict("records"):
+        against = f" / {row['against']}" if row["relative"] or row["measure"] == MATCH else ""
+        against = against or (f" − {row['against']}" if row["against"] else "")
+        rows.append([row["says"], f"`{row['measure']}`, {row['grid']}: {row['of']}{against}", in_words(row)])
+        rows[-1] += [f"{row['seeds']}", bound_words(row), row["verdict"]]
+    table = markdown(["statement", "measured", "value [95%]", "seeds", "claimed", "verdict"], rows)
+    return f"**Verdict: {parts['claim_verdict'].iloc[0]}.**\n\n{table}"
+
+
+def grid_part(name: str, grid: GridPage, tables: Tables, pictures: str) -> str:
+    """A grid's tables and figures."""
+    variants = shown(tables, name, grid)
+    if not variants:
+        return "*No run of this grid is finished yet.*"
+    rows, differences = [], []
+    for variant in variants:
+        found = {measure: effect(tables, measure, name, variant) for measure in grid.measures}
+        seeds = max((each.seeds for each in found.values()), default=0)
+        cells = [in_words({"measure": measure, **each.__dict__}) for measure, each in found.items()]
+        rows.append([variant, str(seeds), *cells])
+        if grid.against in variants and variant != grid.against:
+            paired = {measure: effect(tables, measure, name, variant, grid.against) for measure in grid.measures}
+            seeds = max(each.seeds for each in paired.values())
+            cells = [in_words({"measure": m, "against": grid.against, **e.__dict__}) for m, e in paired.items()]
+            differences.append([variant, str(seeds), *cells])
+    head = [HEADINGS.get(measure, f"`{measure}`") for measure in grid.measures]
+    blocks = [markdown(["variant", "seeds", *head], rows)]
+    if differences:
+        blocks.append(f"Minus {grid.against}, paired by seed, at the pair's equal tokens:")
+        blocks.append(markdown(["variant", "pairs", *head], differences))
+    for kind in grid.figures:
+        try:
+            drawing = draw(tables, name, grid, kind)
+        except NoData:
+            continue
+        blocks += [picture(f"{name}-{kind}", drawing.caption, pictures), f"*{drawing.caption}*"]
+    return "\n\n".join(blocks)
+
+
+def sweeps(tables: Tables) -> str:
+    """Learning rates that were tried: mean validation accuracy over seeds, the best of each variant in bold."""
+    table = tables["sweeps"]
+    table = table[table["state"] == "finished"]
+    if table.empty:
+        return "*No run of a sweep is finished yet.*"
+    rows = []
+    for (grid, variant), runs_ in table.groupby(["grid", "variant"], sort=False):
+        means = runs_.groupby("lr")["accuracy"].agg(["mean", "size"])
+        texts = {lr: f"{lr:g}: {100 * row['mean']:.1f} ({row['size']:.0f})" for lr, row in means.iterrows()}
+        best = means["mean"].idxmax()
+        cells = [f"**{text}**" if lr == best else text for lr, text in texts.items()]
+        rows.append([grid, variant, ", ".join(cells)])
+    return markdown(["sweep", "variant", "rate: validation accuracy, last three validations (seeds)"], rows)
+
+
+def runs(tables: Tables, plan: Plan) -> str:
+    """What was run: a line a grid and variant."""
+    table = tables["runs"]
+    if table.empty:
+        return "*No run has been collected yet.*"
+    rows = []
+    for name in dict.fromkeys([*plan.grids, *table["grid"]]):
+        for variant, part_ in table[table["grid"] == name].groupby("variant"):
+            done = part_[part_["state"] == "finished"]
+            some = done if len(done) else part_
+            cells = [
+                name,
+                str(variant),
+                f"{len(done)} of {len(part_)}",
+                figures.short_number(float(some["tokens"].mean())),
+            ]
+            rows.append([*cells, f"{some['steps'].mean():.0f}", f"{some['episodes'].mean():.0f}", setting(some)])
+    head = ["grid", "variant", "finished", "tokens", "updates", "episodes", "settings that set it apart"]
+    return markdown(head, rows)
+
+
+def setting(rows: pd.DataFrame) -> str:
+    text = rows["settings"].iloc[0]
+    return f"`{text}`" if text else ""
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """An effect as text: shares in percent, differences of shares in points with their sign."""
+    value, low, high = row["value"], row["low"], row["high"]
+    if value is None or math.isnan(value):
+        return "–"
+    paired = bool(row.get("against"))
+    ratio = bool(row.get("relative")) or row["measure"] == MATCH
+    tokens = row["measure"].startswith(REACH + "/") and not paired
+
+    def text(number: float) -> str:
+        if math.isinf(number):
+            return "not reached"
+        if tokens:
+            return figures.short_number(number)
+        if ratio or row["measure"].startswith(REACH + "/") or NOT_A_SHARE.search(row["measure"]):
+            return f"{number:{'+' * (paired and not ratio)}.2f}"
+        return f"{100 * number:{'+' * paired}.1f}"
+
+    return text(value) if math.isnan(low) else f"{text(value)} [{text(low)}, {text(high)}]"
+
+
+NOT_A_SHARE = re.compile(rf"(?:^|/)(?:{'|'.join(NO_SHARE)})(?:$|/)")
+
+
+def bound_words(row: dict[str, Any]) -> str:
+    """ "above 0" as the table's units say it."""
+    side, number = row["side"].replace("_", " "), row["bound"]
+    shares = not (row["relative"] or row["measure"] == MATCH or NOT_A_SHARE.search(row["measure"]))
+    return f"{side} {100 * number:g}" if shares else f"{side} {number:g}"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def anchor(title: str) -> str:
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def picture(name: str, alt: str, folder: str) -> str:
+    """A figure that follows the reader's theme."""
+    return (
+        f'<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.svg">\n'
+        f'  <img alt="{alt.replace(chr(34), chr(39))}" src="{folder}/{name}-light.svg">\n</picture>'
+    )
+
+
+def draw(tables: Tables, name: str, grid: GridPage, kind: str, theme: Theme = THEMES["light"]) -> Drawing:
+    """Figure ``kind`` of ``FIGURES`` of a grid. Raises NoData where no run is finished."""
+    return FIGURES[kind](tables, name, grid, theme)
+
+
+def _validation(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+    lines = series.validation_lines(tables, name, shown(tables, name, grid))
+    caption = f"Grid {name}: greedy validation accuracy over generated tokens."
+    return figures.over_tokens({"Validation accuracy": lines}, caption, theme=theme)
+
+
+def _training(columns: dict[str, str], what: str) -> Callable[[Tables, str, GridPage, Theme], Drawing]:
+    def draw_them(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+        variants = shown(tables, name, grid)
+        parts = {title: series.training_lines(tables, name, variants, column) for title, column in columns.items()}
+        return figures.over_tokens(parts, f"Grid {name}: {what}, over generated tokens.", theme=theme)
+
+    return draw_them
+
+
+def _differences(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+    rows = []
+    for variant in shown(tables, name, grid):
+        if grid.against and variant != grid.against:
+            found = effect(tables, "test/plain/accuracy", name, variant, grid.against)
+            rows.append({"label": f"{variant} ({found.seeds})", **found.__dict__})
+    title = f"Held-out accuracy minus {grid.against}, in points"
+    caption = f"Grid {name}: {title.lower()}; paired by seed (number in brackets), bootstrap over seeds and queries."
+    return figures.forest(pd.DataFrame(rows, columns=["label", "value", "low", "high"]), title, caption, theme=theme)
+
+
+def _frontier(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+    points = series.frontier_points(tables, name, shown(tables, name, grid))
+    caption = f"Grid {name}: held-out accuracy over tokens a response; bars: bootstrap over seeds and queries."
+    return figures.frontier(points, caption, theme=theme)
+
+
+def _second_looks(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+    parts = {variant: series.second_looks(tables, name, variant) for variant in shown(tables, name, grid)[:3]}
+    caption = f"Grid {name}: share of sampled held-out responses that take a second look, by kind and first look; "
+    return figures.second_looks(parts, "category", caption + "bars: bootstrap over seeds.", theme=theme)
+
+
+FIGURES: dict[str, Callable[[Tables, str, GridPage, Theme], Drawing]] = {
+    "validation": _validation,
+    "signal": _training(
+        {"Effective queries": "effective", "Trained samples with a signal": "effective_after", "Batch": "batch_fill"},
+        "where the signal is",
+    ),
+    "reflection": _training(
+        {"Spontaneous reflection": "reflection", "Accuracy of first responses": "accuracy"}, "reflection and accuracy"
+    ),
+    "differences": _differences,
+    "frontier": _frontier,
+    "second_looks": _second_looks,
+}
+
+
+def write_all(root: Path) -> list[Path]:
+    """Every figure, and the page; returns what was written. ``root``: of the repository."""
+    from rethinker.lab.evidence.collect import load
+
+    folder, page = root / "experiments" / "evidence", root / "docs" / "evidence.md"
+    tables, plan = load(folder / "results"), load_plan(folder / "evidence.yaml")
+    written = []
+    for name, grid in plan.grids.items():
+        for kind in grid.figures:
+            for theme in THEMES.values():
+                try:
+                    drawing = draw(tables, name, grid, kind, theme)
+                except NoData:
+                    continue
+                path = folder / "figures" / f"{name}-{kind}-{theme.name}.svg"
+                written.append(atomic_write_bytes(path, render(drawing, "svg")))
+    text = make_page(page.read_text(encoding="utf-8"), tables, plan)
+    return [*written, atomic_write_text(page, text)]

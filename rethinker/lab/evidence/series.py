@@ -1,0 +1,103 @@
+"""From the tables to what a figure draws: means over seeds with intervals, by tokens, and points of the frontier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from rethinker.evaluation.statistics import over_seeds
+from rethinker.lab.evidence.bootstrap import mean_effect
+from rethinker.lab.evidence.effects import effect
+from rethinker.lab.evidence.measures import Tables, budget, curves, of, shared_seeds, values
+
+BINS = 20  # of the token axis, for metrics of episodes
+LINE = ["variant", "tokens", "value", "low", "high", "seeds"]
+CHOICE = ("category", "level")
+
+
+def validation_lines(tables: Tables, grid: str, variants: Sequence[str]) -> pd.DataFrame:
+    """Greedy validation accuracy over tokens, of all finished seeds of each variant: columns ``LINE``."""
+    rows = []
+    for variant in variants:
+        seeds, most = shared_seeds(tables, grid, [variant]), budget(tables, grid, [variant])
+        if seeds and most:
+            found = curves(tables, grid, variant, seeds, most)
+            at = np.linspace(0.0, most, found.shape[1])
+            rows += _line(variant, at[::5], found[:, ::5])
+    return pd.DataFrame(rows, columns=LINE)
+
+
+def training_lines(tables: Tables, grid: str, variants: Sequence[str], column: str) -> pd.DataFrame:
+    """A metric of episodes over tokens, means of ``BINS`` equal spans of tokens: columns ``LINE``."""
+    rows = []
+    for variant in variants:
+        seeds, most = shared_seeds(tables, grid, [variant]), budget(tables, grid, [variant])
+        found = []
+        for seed in seeds if most else ():
+            part = of(tables["episodes"], grid, variant, seed)
+            spans = np.minimum(part["tokens"] / most * BINS, BINS - 1e-9).astype(int)
+            found.append(part[column].astype(float).groupby(spans).mean().reindex(range(BINS)).to_numpy())
+        if found:
+            rows += _line(variant, (np.arange(BINS) + 0.5) * most / BINS, np.array(found))
+    return pd.DataFrame(rows, columns=LINE)
+
+
+def _line(variant: str, at: np.ndarray, found: np.ndarray) -> list[dict[str, float | str]]:
+    rows: list[dict[str, float | str]] = []
+    for tokens, column in zip(at, found.T, strict=True):
+        known = column[~np.isnan(column)].tolist()
+        if known:
+            mean, low, high = over_seeds(known) if len(known) > 1 else (known[0], np.nan, np.nan)
+            row = {"variant": variant, "tokens": float(tokens), "value": mean, "low": low, "high": high}
+            rows.append(row | {"seeds": len(known)})
+    return rows
+
+
+def frontier_points(tables: Tables, grid: str, variants: Sequence[str]) -> pd.DataFrame:
+    """Test accuracy (with its interval over seeds and queries) over tokens a response, of each variant and mode."""
+    rows = []
+    for variant in variants:
+        for mode in ("plain", "forced", "bound"):
+            found = effect(tables, f"test/{mode}/accuracy", grid, variant)
+            if found.seeds:
+                tokens = effect(tables, f"test/{mode}/tokens", grid, variant).value
+                second = effect(tables, f"test/{mode}/second", grid, variant).value
+                row = {"variant": variant, "mode": mode, "tokens": tokens, "second": second}
+                rows.append(row | {"accuracy": found.value, "low": found.low, "high": found.high, "seeds": found.seeds})
+    return pd.DataFrame(rows, columns=["variant", "mode", "tokens", "second", "accuracy", "low", "high", "seeds"])
+
+
+def second_looks(tables: Tables, grid: str, variant: str, by: str = "category") -> pd.DataFrame:
+    """Shares of wrong and of right first looks that got a second one, by kind or level, with intervals over seeds.
+
+    Columns ``by``, first ("wrong", "right"), value, low, high, seeds, looks (first looks of all seeds).
+    """
+    rows = of(tables["queries"], grid, variant)
+    rows = rows[rows["last"].astype(bool) & (rows["mode"] == "plain")]
+    known = rows["samples"] - rows["unknown_first"]
+    rows = rows.assign(wrong=known - rows["first_correct"], right=rows["first_correct"])
+    rows = rows.assign(right_second=rows["second"] - rows["unknown_first"] - rows["second_wrong"])
+    found = []
+    for key, part in rows.groupby(by):
+        for first, hit in (("wrong", "second_wrong"), ("right", "right_second")):
+            counts = part.groupby("seed")[[hit, first]].sum()
+            counts = counts[counts[first] > 0]
+            if len(counts):
+                share = mean_effect((counts[hit] / counts[first]).to_numpy(float))
+                line = {by: key, "first": first, "value": share.value, "low": share.low, "high": share.high}
+                found.append(line | {"seeds": share.seeds, "looks": int(counts[first].sum())})
+    return pd.DataFrame(found, columns=[by, "first", "value", "low", "high", "seeds", "looks"])
+
+
+def spread(tables: Tables, grid: str, variants: Sequence[str], measure: str) -> pd.DataFrame:
+    """How far the seeds of a variant lie apart: variant, seeds, mean, standard deviation, smallest, largest."""
+    rows = []
+    for variant in variants:
+        seeds = shared_seeds(tables, grid, [variant])
+        if seeds:
+            found = values(tables, measure, grid, variant, seeds, budget(tables, grid, [variant])).mean(axis=1).dropna()
+            row = {"variant": variant, "seeds": len(found), "mean": found.mean(), "sd": found.std(ddof=1)}
+            rows.append(row | {"smallest": found.min(), "largest": found.max()})
+    return pd.DataFrame(rows, columns=["variant", "seeds", "mean", "sd", "smallest", "largest"])

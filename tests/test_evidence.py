@@ -1,0 +1,426 @@
+"""Evidence: tables from runs, intervals that cover what they should, verdicts by rule, and the page from the tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_run import write_run
+
+from rethinker.config.schema import ConfigError
+from rethinker.evaluation.statistics import over_seeds
+from rethinker.lab.ablation.grid import load_grid
+from rethinker.lab.analysis import choice
+from rethinker.lab.evidence import bootstrap, collect, measures, page, series
+from rethinker.lab.evidence.again import differences
+from rethinker.lab.evidence.bootstrap import FAILS, HOLDS, NOTHING, UNKNOWN, Effect, all_of, mean_effect, verdict
+from rethinker.lab.evidence.claims import Part
+from rethinker.lab.evidence.effects import comparison, effect
+from rethinker.lab.figures.style import NoData
+from rethinker.rundir.reader import load_evaluations, load_metrics
+
+ROOT = Path(__file__).parents[1]
+SEEDS = (0, 1)
+START = {"git": {"commit": "0123abc", "changed": False}}
+PROVENANCE = START | {"starts": [START], "engine": "TransformersEngine", "processes": 1, "data": {}}
+PROVENANCE |= {"versions": {"python": "3.11", "torch": "2.13.0"}}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Runs of a grid of two labels and two seeds, one of them not finished, and of a sweep."""
+    folder = tmp_path_factory.mktemp("evidence")
+    base, made = folder / "base.yaml", list[Path]()
+    base.write_text(
+        "queries_per_episode: 4\nrollout: {group_size: 4}\noptim: {train_batch_size: 8}\ndata: {train: x}\n"
+    )
+    for name, axis, labels in (
+        (
+            "main",
+            "method",
+            {"ssr": ["replay.mode=ssr"], "filter": ["replay.mode=filter"], "never": ["grpo.clip_low=0.1"]},
+        ),
+        ("sweep", "lr", {"high": ["optim.lr=1e-3"], "low": ["optim.lr=1e-4"]}),
+    ):
+        grid = {"base": str(base), "axes": {axis: labels}, "seeds": SEEDS, "common": [f"runs_dir={folder / 'runs'}"]}
+        (folder / f"{name}.yaml").write_text(json.dumps(grid))
+        for label in labels:
+            for seed in SEEDS if label != "never" else ():
+                run = folder / "runs" / f"{name}-{label}-s{seed}"
+                if not made or (name, label, seed) == ("main", "ssr", 1):
+                    made.append(write_run(run, stages=(2, 2), queries=4, held_out=8, seed=len(made)))
+                else:  # the numbers of another will do
+                    shutil.copytree(made[0], run)
+                state = "running" if (label, seed) == ("filter", 1) else "finished"
+                (run / "status.json").write_text(json.dumps({"state": state}))
+                (run / "provenance.json").write_text(json.dumps(PROVENANCE | {"seed": seed}))
+                (run / "config.yaml").write_text(f"name: {run.name}\nseed: {seed}\nreplay:\n  mode: {label}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def collected(runs) -> dict[str, pd.DataFrame]:
+    return collect.collect([load_grid(runs / "main.yaml"), load_grid(runs / "sweep.yaml")])
+
+
+def made_up(
+    effects: dict[str, float], seeds: int = 8, queries: int = 40, noise: float = 0.02
+) -> dict[str, pd.DataFrame]:
+    """Tables of variants whose accuracy rises from 0.4 by what ``effects`` says in 1,000 tokens, with noise by seed."""
+    random = np.random.default_rng(7)
+    tables: dict[str, list] = {name: [] for name in collect.TABLES}
+    ease = random.normal(0, 0.15, queries)
+    for variant, gain in effects.items():
+        for seed in range(seeds):
+            run = {"grid": "g", "variant": variant, "seed": seed}
+            tables["runs"].append(
+                run | {"state": "finished", "settings": f"x={variant}", "tokens": 1000, "steps": 10, "episodes": 10}
+            )
+            shift = random.normal(0, noise)
+            for at in range(11):
+                accuracy = 0.4 + gain * at / 10 + shift * (at > 0)
+                time = {"stage": "a", "episode": at, "step": at, "tokens": 100 * at, "seconds": at}
+                tables["validations"].append(run | time | {"accuracy": accuracy, "queries": 100})
+                if at:
+                    signal = {"effective": 0.5 - 0.3 * at / 10, "effective_after": 1.0, "batch_fill": 1.0}
+                    tables["episodes"].append(run | time | signal | {"reflection": at / 10, "accuracy": accuracy})
+            for mode, extra in (("plain", 0.0), ("forced", 0.1)):
+                rate = np.clip(0.4 + gain + shift + extra + ease, 0, 1)
+                counts = random.binomial(4, rate)
+                about = run | {"label": "a", "last": True, "mode": mode}
+                for number, correct in enumerate(counts):
+                    wrong = 4 - int(correct)
+                    second = {"samples": 4, "second": wrong, "second_wrong": wrong, "unknown_first": 0}
+                    kind = {"qid": f"q{number:02d}", "category": "ab"[number % 2], "level": 1 + number % 3}
+                    tables["queries"].append(about | kind | second | {"correct": correct, "first_correct": correct})
+                shares = {"accuracy": counts.mean() / 4, "second": 0.5, "reflection": 0.5}
+                tables["tests"].append(about | shares | {"tokens": 20.0 + 10 * (mode == "forced"), "n": 4 * queries})
+    return {name: pd.DataFrame(rows, columns=list(collect.TABLES[name])) for name, rows in tables.items()}
+
+
+# -- collecting -------------------------------------------------------------------------------------------------------
+
+
+def test_every_number_of_a_run_is_that_of_its_files(runs, collected):
+    folder = runs / "runs" / "main-ssr-s1"
+    metrics, tables = load_metrics(folder), {k: measures.of(v, "main", "ssr", 1) for k, v in collected.items()}
+    assert tables["episodes"]["tokens"].tolist() == metrics.episodes["tokens/generated"].tolist()
+    np.testing.assert_allclose(tables["episodes"]["effective"], metrics.episodes["queries/effective"], rtol=1e-6)
+    np.testing.assert_allclose(tables["validations"]["accuracy"], metrics.validations["validation/accuracy"], atol=1e-6)
+    assert tables["validations"]["tokens"].iloc[0] == 0
+    assert tables["validations"]["tokens"].iloc[-1] == metrics.episodes["tokens/generated"].iloc[-1]
+    summary = load_evaluations(folder)["rethinker"]
+    rows = pd.read_parquet(folder / "evaluation" / "rethinker.parquet")
+    for mode, result in summary["modes"].items():
+        queries = tables["queries"]
+        queries = queries[queries["last"] & (queries["mode"] == mode)]
+        test = tables["tests"][tables["tests"]["last"] & (tables["tests"]["mode"] == mode)].iloc[0]
+        assert queries["correct"].sum() / queries["samples"].sum() == pytest.approx(result["pass@1"]["value"])
+        assert test["accuracy"] == pytest.approx(result["pass@1"]["value"], abs=1e-6)
+        assert queries["greedy"].sum() == rows[(rows["mode"] == mode) & rows["greedy"]]["correct"].sum()
+        looks = choice.looks(rows[(rows["mode"] == mode) & ~rows["greedy"]])
+        assert queries["second"].sum() == looks["second"].sum()
+        assert queries["first_correct"].sum() == (looks["first_correct"] == 1).sum()
+        assert queries["second_wrong"].sum() == (looks["second"] & (looks["first_correct"] == 0)).sum()
+    assert tables["tests"]["mode"].nunique() == len(summary["modes"]) == 3
+
+
+def test_what_is_not_finished_is_not_tested_and_what_has_not_begun_is_left_out(collected):
+    states = collected["runs"].set_index(["variant", "seed"])["state"]
+    assert states.to_dict() == {("ssr", 0): "finished", ("ssr", 1): "finished", ("filter", 0): "finished"} | {
+        ("filter", 1): "running"
+    }
+    assert len(measures.of(collected["episodes"], "main", "filter", 1)) == 4
+    assert measures.of(collected["tests"], "main", "filter", 1).empty
+    assert measures.shared_seeds(collected, "main", ["ssr", "filter"]) == [0]
+    assert collected["runs"]["settings"].tolist()[-1] == "replay.mode=ssr"
+
+
+def test_a_sweep_has_its_own_table(collected):
+    found = collected["sweeps"]
+    assert sorted(zip(found["lr"], found["seed"], strict=True)) == [(1e-4, 0), (1e-4, 1), (1e-3, 0), (1e-3, 1)]
+    assert set(collected["runs"]["grid"]) == {"main"} and found["accuracy"].between(0, 1).all()
+
+
+def test_tables_are_the_same_when_read_again(collected, tmp_path):
+    collect.save(collected, tmp_path)
+    again = collect.load(tmp_path)
+    for name, table in collected.items():
+        pd.testing.assert_frame_equal(table, again[name], check_dtype=False)
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    collect.save(again, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".csv"} == {
+        name: text for name, text in first.items() if name.endswith(".csv")
+    }
+    other = made_up({"ssr": 0.1}, seeds=1, queries=2)
+    both = collect.replace_grids(again, other)
+    assert set(both["runs"]["grid"]) == {"main", "g"} and len(both["queries"]) == len(again["queries"]) + 4
+    assert len(collect.replace_grids(both, other)["queries"]) == len(both["queries"])
+
+
+def test_a_run_made_again_is_compared_row_by_row(collected):
+    assert differences(collected, collected, "main", "ssr", 0) == []
+    changed = {name: table.copy() for name, table in collected.items()}
+    at = changed["validations"].query("variant == 'ssr' and seed == 0").index[1]
+    changed["validations"].loc[at, "accuracy"] += 0.01
+    changed["validations"].loc[at, "seconds"] += 5
+    (found,) = differences(collected, changed, "main", "ssr", 0)
+    assert found.startswith("validations.accuracy: from row 1")
+    assert differences(collected, collected, "main", "ssr", 9) == ["the tables have no run of main, ssr, seed 9"]
+
+
+# -- intervals --------------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_of_many_seeds_is_students():
+    values = np.random.default_rng(0).normal(0.3, 0.1, 30)
+    found, (mean, low, high) = mean_effect(values), over_seeds(values.tolist())
+    assert found.value == pytest.approx(mean)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.15 * (high - low))
+
+
+def test_intervals_of_eight_seeds_cover_the_truth():
+    """600 normal samples; the count has a standard deviation of 5, a miss by chance is below 1e-5."""
+    samples = np.random.default_rng(1).normal(0, 1, (600, 8))
+    hits = sum(found.low <= 0 <= found.high for found in map(mean_effect, samples))
+    assert 545 <= hits <= 595
+
+
+def test_queries_are_drawn_again_with_the_seeds():
+    """Runs that agree to the last query: all of the interval is that of the queries; and the other way round."""
+    row = (np.random.default_rng(2).random(50) < 0.5).astype(float)
+    found = mean_effect(np.tile(row, (8, 1)))
+    spread = 1.96 * row.std() / math.sqrt(50)
+    assert found.high - found.value == pytest.approx(spread * 2.528 / 1.96, rel=0.15)  # 2.528: t(7) * sqrt(8 / 7)
+    assert found.queries == 50 and found.seeds == 8
+    same = mean_effect(np.tile(np.arange(8.0)[:, None], (1, 50)))
+    alone = mean_effect(np.arange(8.0))
+    assert (same.low, same.high) == pytest.approx((alone.low, alone.high), abs=0.15)
+
+
+def test_the_interval_is_the_same_every_time_and_none_with_one_seed():
+    values = np.random.default_rng(3).random(8)
+    assert mean_effect(values) == mean_effect(values.copy())
+    single = mean_effect(values[:1])
+    assert math.isnan(single.low) and single.value == values[0]
+    assert mean_effect(np.array([])) == NOTHING
+
+
+def test_verdicts_follow_from_the_interval():
+    cases = [
+        (Effect(0.1, 0.05, 0.2, 8), {"above": 0.0}, HOLDS),
+        (Effect(0.1, -0.05, 0.2, 8), {"above": 0.0}, UNKNOWN),
+        (Effect(-0.1, -0.2, -0.05, 8), {"above": 0.0}, FAILS),
+        (Effect(0.1, 0.05, 0.2, 8), {"above": 0.1}, UNKNOWN),
+        (Effect(0.5, 0.4, 0.55, 8), {"below": 0.6}, HOLDS),
+        (Effect(0.9, 0.7, math.inf, 8), {"below": 0.6}, FAILS),
+        (Effect(0.1, 0.05, 0.2, 4), {"above": 0.0}, UNKNOWN),  # too few seeds
+        (Effect(0.1, math.nan, math.nan, 8), {"above": 0.0}, UNKNOWN),
+        (NOTHING, {"below": 0.0}, UNKNOWN),
+    ]
+    for found, bound, expected in cases:
+        assert verdict(found, **bound) == expected, (found, bound)
+    assert all_of([HOLDS, HOLDS]) == HOLDS and all_of([]) == UNKNOWN
+    assert all_of([HOLDS, UNKNOWN]) == UNKNOWN and all_of([FAILS, UNKNOWN, HOLDS]) == FAILS
+
+
+# -- measures ---------------------------------------------------------------------------------------------------------
+
+
+def test_areas_ends_and_tokens_of_straight_lines():
+    tables = made_up({"fast": 0.4, "slow": 0.2}, seeds=5, noise=0.0)
+    value = {name: effect(tables, name, "g", "fast").value for name in ("validation/area", "validation/end", "updates")}
+    assert value["validation/area"] == pytest.approx(0.6) and value["updates"] == 10
+    assert value["validation/end"] == pytest.approx(0.4 + 0.4 * 0.95, abs=0.003)
+    assert effect(tables, "validation/fall", "g", "fast").value == pytest.approx(0.0, abs=1e-9)
+    assert effect(tables, "tokens_to/0.6", "g", "fast").value == pytest.approx(500, abs=6)
+    assert math.isinf(effect(tables, "tokens_to/0.7", "g", "slow").value)
+    # fast reaches slow's end, 0.59, at 475 tokens, where slow needs 950
+    assert effect(tables, "tokens_to_match", "g", "fast", "slow").value == pytest.approx(0.5, abs=0.01)
+    assert math.isinf(effect(tables, "tokens_to_match", "g", "slow", "fast").value)
+    assert effect(tables, "validation/area", "g", "fast", "slow").value == pytest.approx(0.1)
+    assert effect(tables, "effective/ratio", "g", "fast").value == pytest.approx(0.2 / 0.47)
+    assert effect(tables, "reflection/end", "g", "fast").value == pytest.approx(1.0)
+
+
+def test_curves_are_cut_where_the_shortest_run_ends():
+    tables = made_up({"long": 0.4, "short": 0.4}, seeds=3, noise=0.0)
+    rows = tables["validations"]
+    tables["validations"] = rows[(rows["variant"] == "long") | (rows["tokens"] <= 500)]
+    assert measures.budget(tables, "g", ["long"]) == 1000 and measures.budget(tables, "g", ["long", "short"]) == 500
+    assert effect(tables, "validation/end", "g", "long", "short").value == pytest.approx(0.0)
+
+
+def test_test_accuracy_is_paired_by_seed_and_query():
+    tables = made_up({"a": 0.3, "b": 0.1})
+    found = effect(tables, "test/plain/accuracy", "g", "a", "b")
+    rows = tables["queries"][tables["queries"]["mode"] == "plain"].groupby("variant")[["correct", "samples"]].sum()
+    shares = rows["correct"] / rows["samples"]
+    assert found.value == pytest.approx(shares["a"] - shares["b"]) and (found.seeds, found.queries) == (8, 40)
+    assert found.low > 0
+    itself = effect(tables, "test/forced/accuracy", "g", "a", "a", minus="test/plain/accuracy")
+    assert itself.low <= itself.value <= itself.high and itself.value > 0
+    ratio = effect(tables, "test/forced/tokens", "g", "a", "a", minus="test/plain/tokens", relative=True)
+    assert ratio.value == pytest.approx(1.5) and ratio.low == pytest.approx(1.5)
+    one_less = tables | {"queries": tables["queries"].query("not (variant == 'a' and seed == 3)")}
+    assert effect(one_less, "test/plain/accuracy", "g", "a", "b").seeds == 7
+
+
+def test_choice_from_counts_is_choice_from_responses(collected, runs):
+    rows = pd.read_parquet(runs / "runs" / "main-ssr-s0" / "evaluation" / "reasoner.parquet")
+    rows = rows[(rows["mode"] == "plain") & ~rows["greedy"]]
+    random = np.random.default_rng(0)
+    table = choice.looks(rows).assign(second=random.random(len(rows)) < 0.5)
+    counts = table.assign(
+        samples=1,
+        unknown_first=table["first_correct"].isna(),
+        second_wrong=table["second"] & (table["first_correct"] == 0),
+        first_correct=table["first_correct"] == 1,
+    )
+    numbers = ["samples", "unknown_first", "second_wrong", "first_correct", "second"]
+    counts = counts.groupby(["qid", "category", "level"], as_index=False)[numbers].sum()
+    found = {name: measure(counts) for name, measure in measures.CHOICE.items()}
+    rates = choice.rates(table)
+    expected = {name: rates[name] for name in ("wrong", "right")} | {
+        "auc": choice.knows_when_wrong(table),
+        "auc_within": choice.knows_when_wrong(table, ["category", "level"]),
+        "over_rule": rates["wrong"] - choice.best_rule(table)["wrong"],
+    }
+    assert found == pytest.approx(expected)
+
+
+def test_unknown_measures_are_refused():
+    tables = made_up({"a": 0.1}, seeds=2, queries=2)
+    for name in ("test/plain/speed", "validation/middle", "effective/middle", "choice/luck", "nothing"):
+        with pytest.raises(ValueError, match="no measure"):
+            effect(tables, name, "g", "a")
+
+
+def test_spread_and_comparison():
+    tables = made_up({"a": 0.3, "b": 0.1})
+    found = series.spread(tables, "g", ["a", "b"], "test/plain/accuracy").set_index("variant")
+    rows = tables["tests"].query("mode == 'plain' and variant == 'a'")["accuracy"]
+    assert found.loc["a", "sd"] == pytest.approx(rows.std()) and found.loc["a", "largest"] == pytest.approx(rows.max())
+    table = comparison(tables, "g", ["validation/area"], against="b")
+    assert table["variant"].tolist() == ["a", "b"] and table["difference"].iloc[0] == pytest.approx(0.1, abs=0.03)
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+PLAN = """
+grids:
+  g: {title: Made up, against: b, figures: [validation, signal, reflection, differences, frontier, second_looks]}
+  other: {title: Not run}
+claims:
+  - id: better
+    title: A beats B
+    source: this test
+    parts:
+      - {grid: g, measure: test/plain/accuracy, of: a, against: b, above: 0, says: more accurate}
+      - {grid: g, measure: tokens_to_match, of: a, against: b, below: 0.6, says: with fewer tokens}
+  - id: worse
+    title: B beats A
+    source: this test
+    parts: [{grid: g, measure: test/plain/accuracy, of: b, against: a, above: 0, says: more accurate}]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "evidence.yaml").write_text(PLAN)
+    return page.load_plan(tmp_path / "evidence.yaml")
+
+
+def test_the_page_is_made_from_the_tables(plan):
+    tables = made_up({"a": 0.4, "b": 0.1})
+    names = ("verdicts", "claim better", "grid g", "grid other", "sweeps", "runs")
+    text = "By hand.\n" + "\n".join(f"<!-- begin: {name} -->\nstale\n<!-- end: {name} -->" for name in names)
+    made = page.make_page(text, tables, plan)
+    assert made.startswith("By hand.\n") and "stale" not in made
+    assert "| [A beats B](#a-beats-b) | this test | **holds** | holds: 2 |" in made
+    assert "| [B beats A](#b-beats-a) | this test | **does not hold** |" in made
+    assert "**Verdict: holds.**" in made and "*No run of this grid is finished yet.*" in made
+    found = effect(tables, "test/plain/accuracy", "g", "a", "b")
+    assert f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] | 8 | above 0 | holds |" in made
+    assert page.make_page(made, tables, plan) == made
+    for wrong in ("<!-- begin: nothing -->\n<!-- end: nothing -->", "<!-- begin: runs -->\n"):
+        with pytest.raises(ValueError, match="generated part"):
+            page.make_page(wrong, tables, plan)
+
+
+def test_without_runs_nothing_can_be_said(plan):
+    empty = {name: pd.DataFrame(columns=list(columns)) for name, columns in collect.TABLES.items()}
+    text = "<!-- begin: verdicts -->\n<!-- end: verdicts -->\n<!-- begin: claim worse -->\n<!-- end: claim worse -->\n<!-- begin: grid g -->\n<!-- end: grid g -->"
+    made = page.make_page(text, empty, plan)
+    assert "nan" not in made and made.count("**cannot be said**") == 2 and "holds**" not in made
+    for kind in page.FIGURES:
+        with pytest.raises(NoData):
+            page.draw(empty, "g", plan.grids["g"], kind)
+
+
+def test_every_figure_is_drawn(plan):
+    tables = made_up({"a": 0.4, "b": 0.1}, seeds=3, queries=8)
+    for kind in page.FIGURES:
+        drawing = page.draw(tables, "g", plan.grids["g"], kind)
+        assert drawing.figure.axes and drawing.caption.startswith("Grid g: ")
+
+
+def test_mistakes_in_the_plan_are_named(tmp_path):
+    path = tmp_path / "evidence.yaml"
+    for change, words in (
+        (("above: 0, says", "above: 0, below: 1, says"), "one of above, below and not_below"),
+        (("grid: g, measure: tokens", "grid: x, measure: tokens"), "no grid 'x'"),
+        (("id: worse", "id: better"), "an id of its own"),
+        (("signal", "signals"), "no signals"),
+        (("source", "sources"), "did you mean"),
+    ):
+        path.write_text(PLAN.replace(*change))
+        with pytest.raises(ConfigError, match=words):
+            page.load_plan(path)
+
+
+def test_words_of_effects():
+    share = {"value": 0.5, "low": 0.4, "high": 0.6, "measure": "test/plain/accuracy"}
+    assert (
+        page.in_words(share) == "50.0 [40.0, 60.0]"
+        and page.in_words(share | {"against": "b"}) == "+50.0 [+40.0, +60.0]"
+    )
+    tokens = {"value": 5e5, "low": 4e5, "high": math.inf, "measure": "tokens_to/0.75"}
+    assert page.in_words(tokens) == "500k [400k, not reached]"
+    assert page.in_words(share | {"measure": "effective/ratio"}) == "0.50 [0.40, 0.60]"
+    assert (
+        page.in_words(share | {"measure": "test/plain/tokens", "against": "b", "relative": True}) == "0.50 [0.40, 0.60]"
+    )
+    assert page.in_words(share | {"value": math.nan}) == "–"
+
+
+# -- what is committed ------------------------------------------------------------------------------------------------
+
+
+def test_the_committed_page_is_that_of_the_committed_tables():
+    folder = ROOT / "experiments" / "evidence"
+    plan, tables = page.load_plan(folder / "evidence.yaml"), collect.load(folder / "results")
+    text = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert page.make_page(text, tables, plan) == text, "run `make evidence`"
+    for claim in plan.claims:
+        assert f"\n## {claim.title}\n" in text and f"<!-- begin: claim {claim.id} -->" in text
+    for name in plan.grids:
+        assert f"<!-- begin: grid {name} -->" in text
+
+
+def test_a_part_of_a_claim_names_a_measure_that_there_is():
+    tables = made_up({"a": 0.1, "b": 0.1}, seeds=2, queries=3)
+    for claim in page.load_plan(ROOT / "experiments" / "evidence" / "evidence.yaml").claims:
+        for part in claim.parts:
+            pair = "b" if part.against else None
+            Part("g", part.measure, "a", pair, part.minus, part.relative, above=0.0).effect(tables)
+
+
+def test_tails_of_the_expanded_interval():
+    assert bootstrap.tail_share(8) == pytest.approx(0.00573, abs=2e-5)  # Phi(-2.365 * sqrt(8 / 7))
+    assert bootstrap.tail_share(1000) == pytest.approx(0.025, abs=2e-4)
