@@ -137,7 +137,7 @@ def test_what_is_not_finished_is_not_tested_and_what_has_not_begun_is_left_out(c
     }
     assert len(measures.of(collected["episodes"], "main", "filter", 1)) == 4
     assert measures.of(collected["tests"], "main", "filter", 1).empty
-    assert measures.shared_seeds(collected, "main", ["ssr", "filter"]) == [0]
+    assert measures.finished_seeds(collected, ("main", "ssr"), ("main", "filter")) == [0]
     assert collected["runs"]["settings"].tolist()[-1] == "replay.mode=ssr"
 
 
@@ -252,7 +252,8 @@ def test_curves_are_cut_where_the_shortest_run_ends():
     tables = made_up({"long": 0.4, "short": 0.4}, seeds=3, noise=0.0)
     rows = tables["validations"]
     tables["validations"] = rows[(rows["variant"] == "long") | (rows["tokens"] <= 500)]
-    assert measures.budget(tables, "g", ["long"]) == 1000 and measures.budget(tables, "g", ["long", "short"]) == 500
+    assert measures.budget(tables, ("g", "long")) == 1000
+    assert measures.budget(tables, ("g", "long"), ("g", "short")) == 500
     assert effect(tables, "validation/end", "g", "long", "short").value == pytest.approx(0.0)
 
 
@@ -267,6 +268,9 @@ def test_test_accuracy_is_paired_by_seed_and_query():
     assert itself.low <= itself.value <= itself.high and itself.value > 0
     ratio = effect(tables, "test/forced/tokens", "g", "a", "a", minus="test/plain/tokens", relative=True)
     assert ratio.value == pytest.approx(1.5) and ratio.low == pytest.approx(1.5)
+    other = {name: table.assign(grid="h") for name, table in tables.items()}
+    both = {name: pd.concat([table, other[name]]) for name, table in tables.items()}
+    assert effect(both, "test/plain/accuracy", "g", "a", "h:b") == found
     one_less = tables | {"queries": tables["queries"].query("not (variant == 'a' and seed == 3)")}
     assert effect(one_less, "test/plain/accuracy", "g", "a", "b").seeds == 7
 
@@ -355,7 +359,7 @@ def test_the_page_is_made_from_the_tables(plan):
 
 def test_without_runs_nothing_can_be_said(plan):
     empty = {name: pd.DataFrame(columns=list(columns)) for name, columns in collect.TABLES.items()}
-    text = "<!-- begin: verdicts -->\n<!-- end: verdicts -->\n<!-- begin: claim worse -->\n<!-- end: claim worse -->\n<!-- begin: grid g -->\n<!-- end: grid g -->"
+    text = "\n".join(f"<!-- begin: {x} -->\n<!-- end: {x} -->" for x in ("verdicts", "claim worse", "grid g"))
     made = page.make_page(text, empty, plan)
     assert "nan" not in made and made.count("**cannot be said**") == 2 and "holds**" not in made
     for kind in page.FIGURES:

@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--check", nargs=3, metavar=("GRID", "VARIANT", "SEED"), help="compare, and write nothing")
     options = parser.parse_args()
-    files = options.grids or sorted(path for path in HERE.glob("*.yaml") if path.name != "evidence.yaml")
+    files = options.grids or sorted(
+        path for path in HERE.glob("*.yaml") if "\naxes:" in path.read_text(encoding="utf-8")
+    )
     overrides = [f"runs_dir={options.runs_dir}"] if options.runs_dir else []
     before = load(options.out)
     grids = [load_grid(path, overrides) for path in files]

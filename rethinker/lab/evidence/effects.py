@@ -10,9 +10,10 @@ from rethinker.lab.evidence.measures import (
     POINTS,
     TENTH,
     Tables,
+    Variant,
     budget,
     curves,
-    shared_seeds,
+    finished_seeds,
     values,
 )
 
@@ -32,20 +33,22 @@ def effect(
 ) -> Effect:
     """``measure`` of variant ``of`` over its finished seeds or, given ``against``, the difference paired by seed.
 
-    ``minus``: the measure that is subtracted (None: the same), so that a variant can be compared with itself.
-    ``relative``: the ratio of the two instead, as exp of the mean difference of logarithms. Measures: those of
-    ``measures.MEASURES``, ``tokens_to_match`` and ``tokens_to/<accuracy>``. Without a seed the effect is NaN.
+    ``against`` may be a variant of another grid, ``bare:ssr``. ``minus``: the measure that is subtracted (None: the
+    same), so that a variant can be compared with itself. ``relative``: the ratio of the two instead, as exp of the mean
+    difference of logarithms. Measures: those of ``measures.MEASURES``, ``tokens_to_match`` and ``tokens_to/<accuracy>``.
+    Without a seed the effect is NaN.
     """
-    variants = [of] if against in (None, of) else [of, str(against)]
-    seeds = shared_seeds(tables, grid, variants)
+    first = (grid, of)
+    second = parse(against, grid) if against is not None else first
+    seeds = finished_seeds(tables, first, second)
     if not seeds:
         return NOTHING
-    most = budget(tables, grid, variants)
+    most = budget(tables, first, second)
     if measure == MATCH or measure.startswith(REACH + "/"):
-        return _tokens(tables, measure, grid, variants, seeds, most)
-    here = values(tables, measure, grid, of, seeds, most)
+        return _tokens(tables, measure, list(dict.fromkeys((first, second))), seeds, most)
+    here = values(tables, measure, *first, seeds, most)
     if against is not None:
-        there = values(tables, minus or measure, grid, against, seeds, most)
+        there = values(tables, minus or measure, *second, seeds, most)
         here, there = here.align(there, join="inner")
         here = np.log(here / there) if relative else here - there
     here = here.replace([np.inf, -np.inf], np.nan).dropna(axis=1, how="all").dropna(axis=0)
@@ -58,10 +61,16 @@ def effect(
     return found
 
 
-def _tokens(tables: Tables, measure: str, grid: str, variants: list[str], seeds: list[int], most: float) -> Effect:
+def parse(name: str, grid: str) -> Variant:
+    """A variant by its name: ``ssr`` of ``grid`` itself, or ``bare:ssr`` of another grid."""
+    other, colon, label = name.partition(":")
+    return (other, label) if colon else (grid, name)
+
+
+def _tokens(tables: Tables, measure: str, variants: list[Variant], seeds: list[int], most: float) -> Effect:
     if not most:
         return NOTHING
-    table = np.stack([curves(tables, grid, variant, seeds, most) for variant in variants], axis=1)
+    table = np.stack([curves(tables, *variant, seeds, most) for variant in variants], axis=1)
     table = table[~np.isnan(table).any(axis=(1, 2))]
     if measure != MATCH:
         target = float(measure.partition("/")[2])

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 Tables = Mapping[str, pd.DataFrame]
+Variant = tuple[str, str]  # a grid's name, and one of its labels
 
 POINTS = 201  # of the token grid
 TENTH = 0.1
@@ -53,32 +54,28 @@ MEASURES = {
 }
 
 
-def finished(tables: Tables, grid: str, variants: Sequence[str]) -> pd.DataFrame:
-    """The finished runs of the variants: rows of ``runs``."""
-    runs = tables["runs"]
-    return runs[(runs["grid"] == grid) & runs["variant"].isin(list(variants)) & (runs["state"] == "finished")]
-
-
 def of(table: pd.DataFrame, grid: str, variant: str, seed: int | None = None) -> pd.DataFrame:
     """The rows of a variant, or of one run."""
     hit = (table["grid"] == grid) & (table["variant"] == variant)
     return table[hit if seed is None else hit & (table["seed"] == seed)]
 
 
-def shared_seeds(tables: Tables, grid: str, variants: Sequence[str]) -> list[int]:
-    """Seeds that are finished in every variant."""
-    runs = finished(tables, grid, variants)
-    each = [set(runs[runs["variant"] == variant]["seed"]) for variant in variants]
-    return sorted(int(seed) for seed in set.intersection(*each)) if each else []
+def finished_seeds(tables: Tables, *variants: Variant) -> list[int]:
+    """Seeds that are finished in every one of the variants."""
+    runs = tables["runs"][tables["runs"]["state"] == "finished"]
+    each = [{int(seed) for seed in of(runs, *variant)["seed"]} for variant in variants]
+    return sorted(set.intersection(*each))
 
 
-def budget(tables: Tables, grid: str, variants: Sequence[str]) -> float:
+def budget(tables: Tables, *variants: Variant) -> float:
     """Tokens that every finished run of the variants has a validation at or after; 0 where none was validated."""
-    runs = finished(tables, grid, variants)[["grid", "variant", "seed"]]
-    rows = tables["validations"].merge(runs, on=["grid", "variant", "seed"])
-    if rows.empty:
-        return 0.0
-    return float(rows.groupby(["variant", "seed"])["tokens"].max().min())
+    rows = tables["validations"]
+    ends = []
+    for variant in variants:
+        part = of(rows, *variant)
+        part = part[part["seed"].isin(finished_seeds(tables, variant))]
+        ends.append(float(part.groupby("seed")["tokens"].max().min()) if len(part) else 0.0)
+    return min(ends)
 
 
 def curves(tables: Tables, grid: str, variant: str, seeds: Sequence[int], most: float) -> np.ndarray:

@@ -43,7 +43,7 @@ class GridPage:
 
     title: str = ""
     against: str | None = None
-    variants: tuple[str, ...] = ()  # (): all, by name
+    variants: tuple[str, ...] = ()  # in figures, and first in tables; (): all, by name
     figures: tuple[str, ...] = ()  # keys of FIGURES
     measures: tuple[str, ...] = tuple(HEADINGS)
 
@@ -71,10 +71,12 @@ def load_plan(path: Path) -> Plan:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def shown(tables: Tables, name: str, grid: GridPage) -> list[str]:
-    """The variants of a grid that have a finished run, in the plan's order."""
+def shown(tables: Tables, name: str, grid: GridPage, *, every: bool = False) -> list[str]:
+    """The variants of a grid that have a finished run: those that figures show, in the plan's order (and ``every``
+    other one behind them)."""
     there = variants_of(tables, name)
-    return [variant for variant in grid.variants if variant in there] if grid.variants else there
+    first = [variant for variant in grid.variants if variant in there] if grid.variants else there
+    return first + [variant for variant in there if every and variant not in first]
 
 
 def make_page(text: str, tables: Tables, plan: Plan, pictures: str = "../experiments/evidence/figures") -> str:
@@ -140,7 +142,7 @@ def claim(parts: pd.DataFrame) -> str:
 
 def grid_part(name: str, grid: GridPage, tables: Tables, pictures: str) -> str:
     """A grid's tables and figures."""
-    variants = shown(tables, name, grid)
+    variants = shown(tables, name, grid, every=True)
     if not variants:
         return "*No run of this grid is finished yet.*"
     rows, differences = [], []
@@ -282,7 +284,7 @@ def _training(columns: dict[str, str], what: str) -> Callable[[Tables, str, Grid
 
 def _differences(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
     rows = []
-    for variant in shown(tables, name, grid):
+    for variant in shown(tables, name, grid, every=True):
         if grid.against and variant != grid.against:
             found = effect(tables, "test/plain/accuracy", name, variant, grid.against)
             rows.append({"label": f"{variant} ({found.seeds})", **found.__dict__})

@@ -10,7 +10,7 @@ import pandas as pd
 from rethinker.evaluation.statistics import over_seeds
 from rethinker.lab.evidence.bootstrap import mean_effect
 from rethinker.lab.evidence.effects import effect
-from rethinker.lab.evidence.measures import Tables, budget, curves, of, shared_seeds, values
+from rethinker.lab.evidence.measures import Tables, budget, curves, finished_seeds, of, values
 
 BINS = 20  # of the token axis, for metrics of episodes
 LINE = ["variant", "tokens", "value", "low", "high", "seeds"]
@@ -21,7 +21,7 @@ def validation_lines(tables: Tables, grid: str, variants: Sequence[str]) -> pd.D
     """Greedy validation accuracy over tokens, of all finished seeds of each variant: columns ``LINE``."""
     rows = []
     for variant in variants:
-        seeds, most = shared_seeds(tables, grid, [variant]), budget(tables, grid, [variant])
+        seeds, most = finished_seeds(tables, (grid, variant)), budget(tables, (grid, variant))
         if seeds and most:
             found = curves(tables, grid, variant, seeds, most)
             at = np.linspace(0.0, most, found.shape[1])
@@ -33,7 +33,7 @@ def training_lines(tables: Tables, grid: str, variants: Sequence[str], column: s
     """A metric of episodes over tokens, means of ``BINS`` equal spans of tokens: columns ``LINE``."""
     rows = []
     for variant in variants:
-        seeds, most = shared_seeds(tables, grid, [variant]), budget(tables, grid, [variant])
+        seeds, most = finished_seeds(tables, (grid, variant)), budget(tables, (grid, variant))
         found = []
         for seed in seeds if most else ():
             part = of(tables["episodes"], grid, variant, seed)
@@ -95,9 +95,9 @@ def spread(tables: Tables, grid: str, variants: Sequence[str], measure: str) -> 
     """How far the seeds of a variant lie apart: variant, seeds, mean, standard deviation, smallest, largest."""
     rows = []
     for variant in variants:
-        seeds = shared_seeds(tables, grid, [variant])
+        seeds = finished_seeds(tables, (grid, variant))
         if seeds:
-            found = values(tables, measure, grid, variant, seeds, budget(tables, grid, [variant])).mean(axis=1).dropna()
+            found = values(tables, measure, grid, variant, seeds, budget(tables, (grid, variant))).mean(axis=1).dropna()
             row = {"variant": variant, "seeds": len(found), "mean": found.mean(), "sd": found.std(ddof=1)}
             rows.append(row | {"smallest": found.min(), "largest": found.max()})
     return pd.DataFrame(rows, columns=["variant", "seeds", "mean", "sd", "smallest", "largest"])
