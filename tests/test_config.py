@@ -357,3 +357,8 @@ def test_imitation_alone_needs_something_to_imitate():
         "rethink.nll_coef above 0, got 0.0 and 0.05: nothing would be trained"
     )
     assert load_config(None, ["grpo.policy_coef=0", "rethink.fraction=0.5"]).grpo.policy_coef == 0
+
+
+def test_an_override_can_refer_to_the_config():
+    config = load_config(None, ["seed=3", "model.path=runs/first-s${seed}/model", r"data.prompt_hint=\${x}"])
+    assert config.model.path == "runs/first-s3/model" and config.data.prompt_hint == "${x}"

@@ -210,6 +210,20 @@ def test_a_used_up_world_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_kind_named_twice_comes_twice_as_often(tmp_path: Path) -> None:
+    queries, _ = load_queries(
+        make_data(tmp_path / "quick", 60, 0, 0, seed=3, kinds=visual_math.WORLDS["visual_math_quick"]), "train"
+    )
+    kinds = Counter(query.category for query in queries)
+    assert kinds == {kind: 30 if kind == "clock" else 6 for kind in KINDS}
+    assert Counter(query.level for query in queries if query.category == "clock") == {1: 10, 2: 10, 3: 10}
+    with pytest.raises(ValueError, match="holds other data"):  # of another mixture
+        make_data(tmp_path / "quick", 60, 0, 0, seed=3)
+    for kinds in (["clock", "dice"], []):
+        with pytest.raises(ValueError, match=r"kinds of questions: at least one of count, .* got (clock, dice|none)"):
+            make_data(tmp_path / "other", 6, 0, 0, kinds=kinds)
+
+
 def test_contact_sheet_shows_all_cells(tmp_path: Path) -> None:
     path = contact_sheet(tmp_path / "docs" / "sheet.png")
     with Image.open(path) as sheet:

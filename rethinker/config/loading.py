@@ -277,7 +277,8 @@ def _override(loaded: Any, item: str) -> None:
     if not (key and equals):
         raise ConfigError(f"{item!r}: an override is written key=value, e.g. optim.lr=5e-5")
     try:
-        OmegaConf.update(loaded, key, OmegaConf.from_dotlist([f"value={text}"])["value"], merge=True)
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))  # ${...} refers to the config
+        OmegaConf.update(loaded, key, parsed["value"], merge=True)
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         raise ConfigError(f"{item!r}: {' '.join(str(error).split())}") from error
 

@@ -19,12 +19,17 @@ from rethinker.lab.command_line import command, option
     option("--validation", type=int, default=120, help="queries (default: %(default)s)"),
     option("--test", type=int, default=360, help="queries (default: %(default)s)"),
     option("--seed", type=int, default=0),
+    option(
+        "--kinds", nargs="+", help="of questions, in turn: one named twice comes twice as often (default: each once)"
+    ),
     option("--contact-sheet", type=Path, help="also save a PNG that shows every kind and level"),
 )
-def make_data(out: Path, train: int, validation: int, test: int, seed: int, contact_sheet: Path | None) -> int:
+def make_data(
+    out: Path, train: int, validation: int, test: int, seed: int, kinds: list[str] | None, contact_sheet: Path | None
+) -> int:
     from rethinker.datasets.world import visual_math
 
-    visual_math.make_data(out, train, validation, test, seed)
+    visual_math.make_data(out, train, validation, test, seed, kinds or visual_math.KINDS)
     print(f"written: {out}")
     if contact_sheet:
         print(f"written: {visual_math.contact_sheet(contact_sheet)}")

@@ -1,7 +1,7 @@
 """The visual-math world: any number of distinct, rule-verifiable image questions from a seed, in ViRL39K's schema.
 
-Six kinds (count, sum, bars, table, angle, clock) at three levels each, in equal shares. Splits share no query: a query
-is its question and its pixels, and no two in a data set are the same.
+Six kinds (count, sum, bars, table, angle, clock) at three levels each, in equal shares unless said otherwise. Splits
+share no query: a query is its question and its pixels, and no two in a data set are the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import random
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,21 @@ from rethinker.rundir.atomic import atomic_write_text
 SPLITS = ("test", "validation", "train")  # the order in which they are drawn: test does not depend on train's size
 RECIPE = "recipe.json"
 WORLD_VERSION = 1  # raise it when the same seed gives other queries
+# Kinds in turn, by the name of the folder that a run's config asks for; others are drawn as visual_math is. In
+# visual_math_quick every other question is a clock, which the tiny VLM reads right at its first look nearly always.
+WORLDS = {"visual_math": KINDS, "visual_math_quick": (*KINDS, *["clock"] * 4)}
 _TRIES = 1000  # draws before giving up on finding a query that is new
 
 
-def draw_puzzles(split: str, count: int, seed: int, seen: set[str]) -> Iterator[Puzzle]:
-    """``count`` puzzles whose keys are not in ``seen`` (which grows), kinds and levels in turn.
+def draw_puzzles(split: str, count: int, seed: int, seen: set[str], kinds: Sequence[str] = KINDS) -> Iterator[Puzzle]:
+    """``count`` puzzles whose keys are not in ``seen`` (which grows), ``kinds`` and levels in turn.
 
     Puzzle ``i`` has a generator of its own, so that a longer split begins with the shorter one.
 
     Raises:
         ValueError: no new puzzle of a kind and level was found (all are used up).
     """
-    cells = [(kind, level) for level in LEVELS for kind in KINDS]
+    cells = [(kind, level) for level in LEVELS for kind in kinds]
     for index in range(count):
         kind, level = cells[index % len(cells)]
         rng = random.Random(f"{seed}/{split}/{index}")
@@ -50,12 +53,19 @@ def draw_puzzles(split: str, count: int, seed: int, seen: set[str]) -> Iterator[
         yield puzzle
 
 
-def make_data(out: str | Path, n_train: int = 4000, n_validation: int = 120, n_test: int = 360, seed: int = 0) -> Path:
+def make_data(
+    out: str | Path,
+    n_train: int = 4000,
+    n_validation: int = 120,
+    n_test: int = 360,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+) -> Path:
     """Write the splits to ``out``: ``<split>.parquet``, and ``images/*.png`` beside them.
 
     The columns are ViRL39K's and ``level`` (1 to 3). The pass rates are null: no reference model has answered these
     queries. ``recipe.json`` records what was asked for; a folder that has the same recipe is left as it is. The
-    defaults are what the shipped configs train on.
+    defaults are what the shipped configs train on. ``kinds`` come in turn: one named twice comes twice as often.
 
     Returns:
         ``out``.
@@ -67,7 +77,12 @@ def make_data(out: str | Path, n_train: int = 4000, n_validation: int = 120, n_t
     counts = {"train": n_train, "validation": n_validation, "test": n_test}
     if min(counts.values()) < 0:
         raise ValueError(f"numbers of queries must not be negative, got {counts}")
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown or not kinds:
+        raise ValueError(f"kinds of questions: at least one of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}")
     recipe = {"world": "visual-math", "version": WORLD_VERSION, "seed": seed, **counts}
+    if tuple(kinds) != KINDS:
+        recipe["kinds"] = list(kinds)
     if _is_made(out, recipe):
         return out
     # Made beside its place and moved there whole: of two runs started at the same time none sees, let alone removes,
@@ -81,7 +96,7 @@ def make_data(out: str | Path, n_train: int = 4000, n_validation: int = 120, n_t
             if counts[split]:
                 rows = [
                     _write_row(drawn, f"visual-math-{seed}-{split}-{index:05d}", puzzle)
-                    for index, puzzle in enumerate(draw_puzzles(split, counts[split], seed, seen))
+                    for index, puzzle in enumerate(draw_puzzles(split, counts[split], seed, seen, kinds))
                 ]
                 write_parquet(drawn / f"{split}.parquet", rows)
         atomic_write_text(drawn / RECIPE, json.dumps(recipe, indent=2) + "\n")

@@ -11,6 +11,9 @@ A grid file names a base config, axes whose points are labelled lists of overrid
     baseline: filter              # paired differences are taken against it
     slurm: {gpus_per_node: 8, slurm_partition: gpu}   # for --on slurm: submitit's parameters
 
+A setting can depend on the run's seed: 'model.path=runs/first-s\\${seed}/checkpoints/last/model' (in a grid file, where
+the backslash leaves the reference to the run's config).
+
 Its runs are named ``<grid>-<labels>-s<seed>`` and lie beside all others in ``runs_dir``, each with its log; the table
 is in ``<runs_dir>/<grid>/``. Every number is read from the files of the runs.
 """

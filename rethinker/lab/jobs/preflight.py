@@ -165,11 +165,11 @@ def make_missing(configs: Iterable[RunConfig], say: Callable[[str], None]) -> No
     """Make the generated data of the repository that these runs name and that are missing. Raises ConfigError if
     its folder cannot be written."""
     for folder in missing_generated(configs):
-        from rethinker.datasets.world.visual_math import make_data
+        from rethinker.datasets.world.visual_math import KINDS, WORLDS, make_data
 
         say(f"generating the visual-math data in {folder}")
         try:
-            make_data(folder)
+            make_data(folder, kinds=WORLDS.get(folder.name, KINDS))
         except OSError as error:
             raise ConfigError(
                 f"cannot generate the visual-math data in {folder} ({error}); generate it elsewhere (rethinker "
