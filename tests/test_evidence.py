@@ -21,6 +21,7 @@ from rethinker.lab.evidence.again import differences
 from rethinker.lab.evidence.bootstrap import FAILS, HOLDS, NOTHING, UNKNOWN, Effect, all_of, mean_effect, verdict
 from rethinker.lab.evidence.claims import Part
 from rethinker.lab.evidence.effects import comparison, effect
+from rethinker.lab.evidence.tables import TABLES, Tables, load, replace_grids, save
 from rethinker.lab.figures.style import NoData
 from rethinker.rundir.reader import load_evaluations, load_metrics
 
@@ -64,16 +65,14 @@ def runs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def collected(runs) -> dict[str, pd.DataFrame]:
+def collected(runs) -> Tables:
     return collect.collect([load_grid(runs / "main.yaml"), load_grid(runs / "sweep.yaml")])
 
 
-def made_up(
-    effects: dict[str, float], seeds: int = 8, queries: int = 40, noise: float = 0.02
-) -> dict[str, pd.DataFrame]:
+def made_up(effects: dict[str, float], seeds: int = 8, queries: int = 40, noise: float = 0.02) -> Tables:
     """Tables of variants whose accuracy rises from 0.4 by what ``effects`` says in 1,000 tokens, with noise by seed."""
     random = np.random.default_rng(7)
-    tables: dict[str, list] = {name: [] for name in collect.TABLES}
+    tables: dict[str, list] = {name: [] for name in TABLES}
     ease = random.normal(0, 0.15, queries)
     for variant, gain in effects.items():
         for seed in range(seeds):
@@ -100,7 +99,7 @@ def made_up(
                     tables["queries"].append(about | kind | second | {"correct": correct, "first_correct": correct})
                 shares = {"accuracy": counts.mean() / 4, "second": 0.5, "reflection": 0.5}
                 tables["tests"].append(about | shares | {"tokens": 20.0 + 10 * (mode == "forced"), "n": 4 * queries})
-    return {name: pd.DataFrame(rows, columns=list(collect.TABLES[name])) for name, rows in tables.items()}
+    return Tables({name: pd.DataFrame(rows, columns=list(TABLES[name])) for name, rows in tables.items()})
 
 
 # -- collecting -------------------------------------------------------------------------------------------------------
@@ -108,7 +107,7 @@ def made_up(
 
 def test_every_number_of_a_run_is_that_of_its_files(runs, collected):
     folder = runs / "runs" / "main-ssr-s1"
-    metrics, tables = load_metrics(folder), {k: measures.of(v, "main", "ssr", 1) for k, v in collected.items()}
+    metrics, tables = load_metrics(folder), {k: collected.of(k, "main", "ssr", 1) for k in collected}
     assert tables["episodes"]["tokens"].tolist() == metrics.episodes["tokens/generated"].tolist()
     np.testing.assert_allclose(tables["episodes"]["effective"], metrics.episodes["queries/effective"], rtol=1e-6)
     np.testing.assert_allclose(tables["validations"]["accuracy"], metrics.validations["validation/accuracy"], atol=1e-6)
@@ -135,8 +134,8 @@ def test_what_is_not_finished_is_not_tested_and_what_has_not_begun_is_left_out(c
     assert states.to_dict() == {("ssr", 0): "finished", ("ssr", 1): "finished", ("filter", 0): "finished"} | {
         ("filter", 1): "running"
     }
-    assert len(measures.of(collected["episodes"], "main", "filter", 1)) == 4
-    assert measures.of(collected["tests"], "main", "filter", 1).empty
+    assert len(collected.of("episodes", "main", "filter", 1)) == 4
+    assert collected.of("tests", "main", "filter", 1).empty
     assert measures.finished_seeds(collected, ("main", "ssr"), ("main", "filter")) == [0]
     assert collected["runs"]["settings"].tolist()[-1] == "replay.mode=ssr"
 
@@ -148,24 +147,24 @@ def test_a_sweep_has_its_own_table(collected):
 
 
 def test_tables_are_the_same_when_read_again(collected, tmp_path):
-    collect.save(collected, tmp_path)
-    again = collect.load(tmp_path)
+    save(collected, tmp_path)
+    again = load(tmp_path)
     for name, table in collected.items():
         pd.testing.assert_frame_equal(table, again[name], check_dtype=False)
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    collect.save(again, tmp_path)
+    save(again, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".csv"} == {
         name: text for name, text in first.items() if name.endswith(".csv")
     }
     other = made_up({"ssr": 0.1}, seeds=1, queries=2)
-    both = collect.replace_grids(again, other)
+    both = replace_grids(again, other)
     assert set(both["runs"]["grid"]) == {"main", "g"} and len(both["queries"]) == len(again["queries"]) + 4
-    assert len(collect.replace_grids(both, other)["queries"]) == len(both["queries"])
+    assert len(replace_grids(both, other)["queries"]) == len(both["queries"])
 
 
 def test_a_run_made_again_is_compared_row_by_row(collected):
     assert differences(collected, collected, "main", "ssr", 0) == []
-    changed = {name: table.copy() for name, table in collected.items()}
+    changed = Tables({name: table.copy() for name, table in collected.items()})
     at = changed["validations"].query("variant == 'ssr' and seed == 0").index[1]
     changed["validations"].loc[at, "accuracy"] += 0.01
     changed["validations"].loc[at, "seconds"] += 5
@@ -269,9 +268,9 @@ def test_test_accuracy_is_paired_by_seed_and_query():
     ratio = effect(tables, "test/forced/tokens", "g", "a", "a", minus="test/plain/tokens", relative=True)
     assert ratio.value == pytest.approx(1.5) and ratio.low == pytest.approx(1.5)
     other = {name: table.assign(grid="h") for name, table in tables.items()}
-    both = {name: pd.concat([table, other[name]]) for name, table in tables.items()}
+    both = Tables({name: pd.concat([table, other[name]]) for name, table in tables.items()})
     assert effect(both, "test/plain/accuracy", "g", "a", "h:b") == found
-    one_less = tables | {"queries": tables["queries"].query("not (variant == 'a' and seed == 3)")}
+    one_less = Tables(tables | {"queries": tables["queries"].query("not (variant == 'a' and seed == 3)")})
     assert effect(one_less, "test/plain/accuracy", "g", "a", "b").seeds == 7
 
 
@@ -318,7 +317,7 @@ def test_spread_and_comparison():
 
 PLAN = """
 grids:
-  g: {title: Made up, against: b, figures: [validation, signal, reflection, differences, frontier, second_looks]}
+  g: {title: Made up, against: b, figures: [validation, differences]}
   other: {title: Not run}
 claims:
   - id: better
@@ -341,7 +340,7 @@ def plan(tmp_path):
 
 
 def test_the_page_is_made_from_the_tables(plan):
-    tables = made_up({"a": 0.4, "b": 0.1})
+    tables = made_up({"a": 0.4, "b": 0.1}, queries=10)
     names = ("verdicts", "claim better", "grid g", "grid other", "sweeps", "runs")
     text = "By hand.\n" + "\n".join(f"<!-- begin: {name} -->\nstale\n<!-- end: {name} -->" for name in names)
     made = page.make_page(text, tables, plan)
@@ -358,7 +357,7 @@ def test_the_page_is_made_from_the_tables(plan):
 
 
 def test_without_runs_nothing_can_be_said(plan):
-    empty = {name: pd.DataFrame(columns=list(columns)) for name, columns in collect.TABLES.items()}
+    empty = Tables({name: pd.DataFrame(columns=list(columns)) for name, columns in TABLES.items()})
     text = "\n".join(f"<!-- begin: {x} -->\n<!-- end: {x} -->" for x in ("verdicts", "claim worse", "grid g"))
     made = page.make_page(text, empty, plan)
     assert "nan" not in made and made.count("**cannot be said**") == 2 and "holds**" not in made
@@ -380,7 +379,7 @@ def test_mistakes_in_the_plan_are_named(tmp_path):
         (("above: 0, says", "above: 0, below: 1, says"), "one of above, below and not_below"),
         (("grid: g, measure: tokens", "grid: x, measure: tokens"), "no grid 'x'"),
         (("id: worse", "id: better"), "an id of its own"),
-        (("signal", "signals"), "no signals"),
+        (("validation,", "validations,"), "no validations"),
         (("source", "sources"), "did you mean"),
     ):
         path.write_text(PLAN.replace(*change))
@@ -408,7 +407,7 @@ def test_words_of_effects():
 
 def test_the_committed_page_is_that_of_the_committed_tables():
     folder = ROOT / "experiments" / "evidence"
-    plan, tables = page.load_plan(folder / "evidence.yaml"), collect.load(folder / "results")
+    plan, tables = page.load_plan(folder / "evidence.yaml"), load(folder / "results")
     text = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     assert page.make_page(text, tables, plan) == text, "run `make evidence`"
     for claim in plan.claims:

@@ -18,7 +18,8 @@ import pandas as pd
 
 from rethinker.lab.ablation.grid import load_grid
 from rethinker.lab.evidence.again import differences
-from rethinker.lab.evidence.collect import collect, load, replace_grids, save
+from rethinker.lab.evidence.collect import collect
+from rethinker.lab.evidence.tables import load, replace_grids, save
 
 HERE = Path(__file__).resolve().parent
 

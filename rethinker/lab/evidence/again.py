@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from rethinker.lab.evidence.measures import Tables, of
+from rethinker.lab.evidence.tables import Tables
 
 SKIPPED = ("seconds", "commit", "versions", "settings")  # clocks, code and company may differ
 COMPARED = ("runs", "episodes", "validations", "tests", "queries")
@@ -14,7 +14,7 @@ def differences(committed: Tables, again: Tables, grid: str, variant: str, seed:
     """What differs, in words; [] if nothing does. Numbers are equal up to 1e-5 of their size (float32 in files)."""
     words = []
     for name in COMPARED:
-        first, second = (of(tables[name], grid, variant, seed).reset_index(drop=True) for tables in (committed, again))
+        first, second = (tables.of(name, grid, variant, seed).reset_index(drop=True) for tables in (committed, again))
         if first.empty and second.empty:
             continue
         if len(first) != len(second):
@@ -30,6 +30,6 @@ def differences(committed: Tables, again: Tables, grid: str, variant: str, seed:
                 words.append(
                     f"{name}.{column}: from row {at}, {first[column][at]} committed, {second[column][at]} again"
                 )
-    if not words and of(committed["runs"], grid, variant, seed).empty:
+    if not words and committed.of("runs", grid, variant, seed).empty:
         words.append(f"the tables have no run of {grid}, {variant}, seed {seed}")
     return words

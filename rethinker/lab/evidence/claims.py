@@ -11,7 +11,7 @@ import pandas as pd
 from rethinker.config.schema import ConfigError, build
 from rethinker.lab.evidence.bootstrap import Effect, all_of, verdict
 from rethinker.lab.evidence.effects import effect
-from rethinker.lab.evidence.measures import Tables
+from rethinker.lab.evidence.tables import Tables
 
 
 @dataclass(frozen=True)

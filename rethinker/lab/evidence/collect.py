@@ -8,7 +8,6 @@ have not begun are left out; of those that are not finished only ``runs``, ``epi
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,72 +16,18 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from rethinker.config.repository import find_repository
 from rethinker.lab.ablation.grid import Grid, GridRun
 from rethinker.lab.ablation.origin import origin
 from rethinker.lab.analysis.choice import looks
-from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text, read_json
+from rethinker.lab.evidence.tables import EPISODE, QUERY, STEP, TABLES, Tables, ordered
+from rethinker.rundir.atomic import read_json
 from rethinker.rundir.folder import run_state
 from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import Metrics, load_evaluations, load_metrics, load_settings
 
-RUN = ("grid", "variant", "seed")
 
-EPISODE = {  # column of ``episodes`` -> metric of an episode's record
-    "accuracy": "accuracy/first",
-    "reward": "reward/mean",
-    "effective": "queries/effective",
-    "all_correct": "queries/all_correct",
-    "all_incorrect": "queries/all_incorrect",
-    "effective_before": "replay/effective_before",
-    "effective_after": "replay/effective_after",
-    "replayed": "replay/share",
-    "batch_fill": "replay/batch_fill",
-    "skipped_steps": "replay/skipped_steps",
-    "reflection": "reflection/share",
-    "accuracy_with": "reflection/accuracy_with",
-    "accuracy_without": "reflection/accuracy_without",
-    "length": "rollout/length_mean",
-    "forced": "rethink/forced",
-    "kept": "rethink/kept",
-    "wrong_to_right": "rethink/wrong_to_right",
-    "right_to_wrong": "rethink/right_to_wrong",
-}
-STEP = {"entropy": "policy/entropy", "grad_norm": "policy/grad_norm", "clip_fraction": "policy/clip_fraction"}
-TIME = ("stage", "episode", "step", "tokens", "seconds")
-PROGRESS = ("state", "episodes", "steps", "tokens", "seconds")
-MADE = ("commit", "engine", "versions", "data", "config")
-TEST = ("accuracy", "low", "high", "n", "queries", "greedy", "reflection", "second", "tokens", "rescued", "lost")
-QUERY = ("samples", "correct", "first_correct", "second", "second_wrong", "unknown_first", "greedy")
-
-TABLES: dict[str, tuple[str, ...]] = {
-    "runs": (*RUN, *PROGRESS, "settings", *MADE),
-    "episodes": (*RUN, *TIME, *EPISODE, *STEP),
-    "validations": (*RUN, *TIME, "accuracy", "reflection", "length", "queries"),
-    "tests": (*RUN, "label", "last", "mode", *TEST),
-    "queries": (*RUN, "label", "last", "mode", "qid", "category", "level", *QUERY),
-    "sweeps": (*RUN, "lr", "state", "tokens", "accuracy", "best", "mean"),
-}
-PARQUET = ("episodes", "queries")  # the others are CSV, for people
-
-COLUMNS = {
-    "grid, variant, seed": "which run: the grid's name, its label, the seed",
-    "tokens": "generated since the start of the run, thrown-away ones included; in tests: mean of a response",
-    "seconds": "wall-clock since the start of the run; other runs shared the machine",
-    "settings": "what sets the run apart from others of its grid, the seed not counted",
-    "config": "first digits of the SHA-256 of config.yaml without names and folders",
-    "label, last": "stage whose end was evaluated, and whether it is the run's last one",
-    "accuracy": "in validations greedy; in tests pass@1 of the samples, interval over queries; in episodes of y1",
-    "second": "share of (queries: number of) sampled responses with a second look, spontaneous or forced",
-    "rescued, lost": "forced second looks: share right after it of the wrong ones, wrong after it of the right ones",
-    "first_correct": "samples whose first look was right (what stands before the second look, see analysis.choice)",
-    "second_wrong": "samples with a second look after a wrong first one",
-    "unknown_first": "samples that reflect before any answer; not in first_correct and second_wrong",
-    "greedy": "the greedy response is right (tests: share of queries)",
-    "best, mean": "of the greedy validation accuracy over the run; accuracy: its mean over the last three validations",
-}
-
-
-def collect(grids: Iterable[Grid]) -> dict[str, pd.DataFrame]:
+def collect(grids: Iterable[Grid]) -> Tables:
     """The tables of ``TABLES`` from the folders of the grids' runs; sorted, so that the same runs give the same files.
 
     Raises ValueError for a broken file, and where two grids have one name.
@@ -104,7 +49,7 @@ def collect(grids: Iterable[Grid]) -> dict[str, pd.DataFrame]:
                 found["runs"]["settings"] = settings[run.config.name]
             for name, table in found.items():
                 rows[name].append(table.assign(**about))
-    return {name: ordered(name, parts) for name, parts in rows.items()}
+    return Tables({name: ordered(name, parts) for name, parts in rows.items()})
 
 
 def is_sweep(grid: Grid) -> bool:
@@ -115,14 +60,6 @@ def is_sweep(grid: Grid) -> bool:
 def variant(run: GridRun) -> str:
     """The label of a sweep's run without its learning rate."""
     return "-".join(label for axis, label in run.labels.items() if axis != "lr") or run.label
-
-
-def ordered(name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """One table of its columns, runs in the order of their names."""
-    columns = list(TABLES[name])
-    filled = [part for part in parts if len(part)]
-    table = pd.concat(filled, ignore_index=True)[columns] if filled else pd.DataFrame(columns=columns)
-    return table.sort_values(list(RUN), kind="stable", ignore_index=True)
 
 
 def run_tables(grid: str, run: GridRun) -> dict[str, pd.DataFrame]:
@@ -239,9 +176,10 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _own(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without names, folders and the seed."""
+    """Settings without names, folders and the seed; paths start at the repository."""
     left = {key: value for key, value in settings.items() if key not in ("name", "seed", "runs_dir", "tracking")}
-    return flat(left)
+    root = f"{find_repository() or ''}/"
+    return {key: value.removeprefix(root) if isinstance(value, str) else value for key, value in flat(left).items()}
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -263,37 +201,3 @@ def digest(settings: Mapping[str, Any]) -> str:
     """12 digits that equal settings share, whatever the run is called."""
     text = json.dumps(_own(settings), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def save(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:
-    """Write ``<name>.csv`` or, for the large ones, ``<name>.parquet``; returns the paths."""
-    written = []
-    for name, table in tables.items():
-        if name in PARQUET:
-            buffer = io.BytesIO()
-            table.to_parquet(buffer, index=False, compression="zstd")
-            written.append(atomic_write_bytes(folder / f"{name}.parquet", buffer.getvalue()))
-        else:
-            written.append(atomic_write_text(folder / f"{name}.csv", table.to_csv(index=False)))
-    return written
-
-
-def load(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables that ``save`` wrote; a missing file is a table without rows."""
-    tables = {}
-    for name, columns in TABLES.items():
-        path = folder / f"{name}.{'parquet' if name in PARQUET else 'csv'}"
-        read = pd.read_parquet if name in PARQUET else pd.read_csv
-        tables[name] = read(path) if path.is_file() else pd.DataFrame(columns=list(columns))
-        if name == "runs":
-            texts = ["settings", *MADE]
-            tables[name][texts] = tables[name][texts].astype(object).fillna("")
-        if missing := sorted(set(columns) - set(tables[name])):
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}: collect it again")
-    return tables
-
-
-def replace_grids(before: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The tables with the grids of ``found`` in the place of theirs in ``before``; other grids keep their rows."""
-    new = set(found["runs"]["grid"]) | set(found["sweeps"]["grid"])
-    return {name: ordered(name, [table[~table["grid"].isin(new)], found[name]]) for name, table in before.items()}

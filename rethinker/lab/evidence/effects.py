@@ -9,13 +9,13 @@ from rethinker.lab.evidence.bootstrap import NOTHING, Effect, curve_effect, mean
 from rethinker.lab.evidence.measures import (
     POINTS,
     TENTH,
-    Tables,
     Variant,
     budget,
     curves,
     finished_seeds,
     values,
 )
+from rethinker.lab.evidence.tables import Tables
 
 MATCH = "tokens_to_match"  # tokens until a variant's mean curve reaches the other's end, by the other's own
 REACH = "tokens_to"  # "tokens_to/0.75": tokens until the mean curve reaches an accuracy; infinite if it does not
@@ -35,8 +35,8 @@ def effect(
 
     ``against`` may be a variant of another grid, ``bare:ssr``. ``minus``: the measure that is subtracted (None: the
     same), so that a variant can be compared with itself. ``relative``: the ratio of the two instead, as exp of the mean
-    difference of logarithms. Measures: those of ``measures.MEASURES``, ``tokens_to_match`` and ``tokens_to/<accuracy>``.
-    Without a seed the effect is NaN.
+    difference of logarithms. Measures: ``measures.MEASURES``, ``tokens_to_match`` and ``tokens_to/<accuracy>``. NaN
+    without a seed.
     """
     first = (grid, of)
     second = parse(against, grid) if against is not None else first

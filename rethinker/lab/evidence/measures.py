@@ -8,12 +8,13 @@ points, from the first validation on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
-Tables = Mapping[str, pd.DataFrame]
+from rethinker.lab.evidence.tables import Tables
+
 Variant = tuple[str, str]  # a grid's name, and one of its labels
 
 POINTS = 201  # of the token grid
@@ -54,25 +55,19 @@ MEASURES = {
 }
 
 
-def of(table: pd.DataFrame, grid: str, variant: str, seed: int | None = None) -> pd.DataFrame:
-    """The rows of a variant, or of one run."""
-    hit = (table["grid"] == grid) & (table["variant"] == variant)
-    return table[hit if seed is None else hit & (table["seed"] == seed)]
-
-
 def finished_seeds(tables: Tables, *variants: Variant) -> list[int]:
     """Seeds that are finished in every one of the variants."""
-    runs = tables["runs"][tables["runs"]["state"] == "finished"]
-    each = [{int(seed) for seed in of(runs, *variant)["seed"]} for variant in variants]
-    return sorted(set.intersection(*each))
+    runs = [tables.of("runs", *variant) for variant in variants]
+    return sorted(
+        set.intersection(*({int(seed) for seed in each[each["state"] == "finished"]["seed"]} for each in runs))
+    )
 
 
 def budget(tables: Tables, *variants: Variant) -> float:
     """Tokens that every finished run of the variants has a validation at or after; 0 where none was validated."""
-    rows = tables["validations"]
     ends = []
     for variant in variants:
-        part = of(rows, *variant)
+        part = tables.of("validations", *variant)
         part = part[part["seed"].isin(finished_seeds(tables, variant))]
         ends.append(float(part.groupby("seed")["tokens"].max().min()) if len(part) else 0.0)
     return min(ends)
@@ -83,7 +78,7 @@ def curves(tables: Tables, grid: str, variant: str, seeds: Sequence[int], most: 
     at = np.linspace(0.0, most, POINTS)
     found = []
     for seed in seeds:
-        rows = of(tables["validations"], grid, variant, seed).sort_values("episode")
+        rows = tables.of("validations", grid, variant, seed).sort_values("episode")
         found.append(np.interp(at, rows["tokens"], rows["accuracy"]) if len(rows) else np.full(POINTS, math.nan))
     return np.array(found).reshape(len(found), POINTS)
 
@@ -100,15 +95,15 @@ def values(tables: Tables, measure: str, grid: str, variant: str, seeds: Sequenc
         found = _of_curves(curves(tables, grid, variant, seeds, most), rest).tolist()
     elif kind == "test" and rest.partition("/")[2] in TEST:
         mode, _, what = rest.partition("/")
-        rows = of(tables["tests"], grid, variant)
+        rows = tables.of("tests", grid, variant)
         rows = rows[rows["last"].astype(bool) & (rows["mode"] == mode)].set_index("seed")[what].astype(float)
         found = rows.reindex(list(seeds)).tolist()
     elif kind == "choice" and rest in CHOICE:
-        rows = of(tables["queries"], grid, variant)
+        rows = tables.of("queries", grid, variant)
         rows = rows[rows["last"].astype(bool) & (rows["mode"] == "plain")]
         found = [CHOICE[rest](rows[rows["seed"] == seed]) for seed in seeds]
     elif measure == "updates" or (kind in TRAINING and rest in ("start", "end", "ratio")):
-        found = [_training(of(tables["episodes"], grid, variant, seed), kind, rest, most) for seed in seeds]
+        found = [_training(tables.of("episodes", grid, variant, seed), kind, rest, most) for seed in seeds]
     else:
         raise ValueError(f"no measure {measure!r}; there are {', '.join(MEASURES)}; <training>: {', '.join(TRAINING)}")
     return pd.DataFrame({"value": found}, index=pd.Index(seeds, name="seed"), dtype=float)
@@ -141,7 +136,7 @@ def _training(rows: pd.DataFrame, column: str, what: str, most: float) -> float:
 
 def _by_query(tables: Tables, grid: str, variant: str, seeds: Sequence[int], mode: str) -> pd.DataFrame:
     """pass@1 of every query: seeds x queries."""
-    rows = of(tables["queries"], grid, variant)
+    rows = tables.of("queries", grid, variant)
     rows = rows[rows["last"].astype(bool) & (rows["mode"] == mode) & rows["seed"].isin(list(seeds))]
     shares = rows.assign(share=rows["correct"] / rows["samples"]).pivot(index="seed", columns="qid", values="share")
     return shares.reindex(list(seeds)).astype(float)

@@ -20,7 +20,8 @@ from rethinker.config.schema import ConfigError, build
 from rethinker.lab.evidence import series
 from rethinker.lab.evidence.claims import Claim, judge, read_claims
 from rethinker.lab.evidence.effects import MATCH, REACH, effect, variants_of
-from rethinker.lab.evidence.measures import NO_SHARE, Tables
+from rethinker.lab.evidence.measures import NO_SHARE
+from rethinker.lab.evidence.tables import Tables
 from rethinker.lab.figures import evidence as figures
 from rethinker.lab.figures.output import render
 from rethinker.lab.figures.style import THEMES, Drawing, NoData, Theme
@@ -322,7 +323,7 @@ FIGURES: dict[str, Callable[[Tables, str, GridPage, Theme], Drawing]] = {
 
 def write_all(root: Path) -> list[Path]:
     """Every figure, and the page; returns what was written. ``root``: of the repository."""
-    from rethinker.lab.evidence.collect import load
+    from rethinker.lab.evidence.tables import load
 
     folder, page = root / "experiments" / "evidence", root / "docs" / "evidence.md"
     tables, plan = load(folder / "results"), load_plan(folder / "evidence.yaml")

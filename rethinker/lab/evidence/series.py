@@ -10,7 +10,8 @@ import pandas as pd
 from rethinker.evaluation.statistics import over_seeds
 from rethinker.lab.evidence.bootstrap import mean_effect
 from rethinker.lab.evidence.effects import effect
-from rethinker.lab.evidence.measures import Tables, budget, curves, finished_seeds, of, values
+from rethinker.lab.evidence.measures import budget, curves, finished_seeds, values
+from rethinker.lab.evidence.tables import Tables
 
 BINS = 20  # of the token axis, for metrics of episodes
 LINE = ["variant", "tokens", "value", "low", "high", "seeds"]
@@ -36,7 +37,7 @@ def training_lines(tables: Tables, grid: str, variants: Sequence[str], column: s
         seeds, most = finished_seeds(tables, (grid, variant)), budget(tables, (grid, variant))
         found = []
         for seed in seeds if most else ():
-            part = of(tables["episodes"], grid, variant, seed)
+            part = tables.of("episodes", grid, variant, seed)
             spans = np.minimum(part["tokens"] / most * BINS, BINS - 1e-9).astype(int)
             found.append(part[column].astype(float).groupby(spans).mean().reindex(range(BINS)).to_numpy())
         if found:
@@ -74,7 +75,7 @@ def second_looks(tables: Tables, grid: str, variant: str, by: str = "category") 
 
     Columns ``by``, first ("wrong", "right"), value, low, high, seeds, looks (first looks of all seeds).
     """
-    rows = of(tables["queries"], grid, variant)
+    rows = tables.of("queries", grid, variant)
     rows = rows[rows["last"].astype(bool) & (rows["mode"] == "plain")]
     known = rows["samples"] - rows["unknown_first"]
     rows = rows.assign(wrong=known - rows["first_correct"], right=rows["first_correct"])
