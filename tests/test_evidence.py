@@ -265,6 +265,8 @@ def test_test_accuracy_is_paired_by_seed_and_query():
     assert found.low > 0
     itself = effect(tables, "test/forced/accuracy", "g", "a", "a", minus="test/plain/accuracy")
     assert itself.low <= itself.value <= itself.high and itself.value > 0
+    assert effect(tables, "test/plain/accuracy@a", "g", "a", "b") == found
+    assert effect(tables, "test/plain/accuracy@b", "g", "a", "b").seeds == 0
     ratio = effect(tables, "test/forced/tokens", "g", "a", "a", minus="test/plain/tokens", relative=True)
     assert ratio.value == pytest.approx(1.5) and ratio.low == pytest.approx(1.5)
     other = {name: table.assign(grid="h") for name, table in tables.items()}

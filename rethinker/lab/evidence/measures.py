@@ -86,21 +86,21 @@ def curves(tables: Tables, grid: str, variant: str, seeds: Sequence[int], most: 
 def values(tables: Tables, measure: str, grid: str, variant: str, seeds: Sequence[int], most: float) -> pd.DataFrame:
     """A measure of ``MEASURES`` of the runs of a variant: a row per seed; one column, for test accuracy one a query.
 
+    ``test/...`` and ``choice/...`` are those at the end of the run, or with ``@STAGE`` behind them at that stage's end.
     NaN where a run has none of it. Raises ValueError for an unknown measure.
     """
+    measure, _, stage = measure.partition("@")
     kind, _, rest = measure.partition("/")
     if kind == "test" and rest.endswith("/accuracy"):
-        return _by_query(tables, grid, variant, seeds, rest.removesuffix("/accuracy"))
+        return _by_query(_at(tables.of("queries", grid, variant), rest.removesuffix("/accuracy"), stage), seeds)
     if kind == "validation" and rest in ("end", "area", "fall"):
         found = _of_curves(curves(tables, grid, variant, seeds, most), rest).tolist()
     elif kind == "test" and rest.partition("/")[2] in TEST:
         mode, _, what = rest.partition("/")
-        rows = tables.of("tests", grid, variant)
-        rows = rows[rows["last"].astype(bool) & (rows["mode"] == mode)].set_index("seed")[what].astype(float)
-        found = rows.reindex(list(seeds)).tolist()
+        rows = _at(tables.of("tests", grid, variant), mode, stage)
+        found = rows.set_index("seed")[what].astype(float).reindex(list(seeds)).tolist()
     elif kind == "choice" and rest in CHOICE:
-        rows = tables.of("queries", grid, variant)
-        rows = rows[rows["last"].astype(bool) & (rows["mode"] == "plain")]
+        rows = _at(tables.of("queries", grid, variant), "plain", stage)
         found = [CHOICE[rest](rows[rows["seed"] == seed]) for seed in seeds]
     elif measure == "updates" or (kind in TRAINING and rest in ("start", "end", "ratio")):
         found = [_training(tables.of("episodes", grid, variant, seed), kind, rest, most) for seed in seeds]
@@ -134,10 +134,15 @@ def _training(rows: pd.DataFrame, column: str, what: str, most: float) -> float:
     return means["end"] / means["start"] if what == "ratio" else means[what]
 
 
-def _by_query(tables: Tables, grid: str, variant: str, seeds: Sequence[int], mode: str) -> pd.DataFrame:
+def _at(rows: pd.DataFrame, mode: str, stage: str) -> pd.DataFrame:
+    """The rows of a mode at the end of a stage; "": of the run."""
+    here = rows["label"] == stage if stage else rows["last"].astype(bool)
+    return rows[here & (rows["mode"] == mode)]
+
+
+def _by_query(rows: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
     """pass@1 of every query: seeds x queries."""
-    rows = tables.of("queries", grid, variant)
-    rows = rows[rows["last"].astype(bool) & (rows["mode"] == mode) & rows["seed"].isin(list(seeds))]
+    rows = rows[rows["seed"].isin(list(seeds))]
     shares = rows.assign(share=rows["correct"] / rows["samples"]).pivot(index="seed", columns="qid", values="share")
     return shares.reindex(list(seeds)).astype(float)
 

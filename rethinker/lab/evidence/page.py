@@ -152,16 +152,17 @@ def grid_part(name: str, grid: GridPage, tables: Tables, pictures: str) -> str:
         seeds = max((each.seeds for each in found.values()), default=0)
         cells = [in_words({"measure": measure, **each.__dict__}) for measure, each in found.items()]
         rows.append([variant, str(seeds), *cells])
-        if grid.against in variants and variant != grid.against:
+        if grid.against and variant != grid.against:
             paired = {measure: effect(tables, measure, name, variant, grid.against) for measure in grid.measures}
             seeds = max(each.seeds for each in paired.values())
             cells = [in_words({"measure": m, "against": grid.against, **e.__dict__}) for m, e in paired.items()]
-            differences.append([variant, str(seeds), *cells])
+            if seeds:
+                differences.append([variant, str(seeds), *cells])
     head = [HEADINGS.get(measure, f"`{measure}`") for measure in grid.measures]
-    blocks = [markdown(["variant", "seeds", *head], rows)]
+    blocks = [measured(["variant", "seeds", *head], rows)]
     if differences:
         blocks.append(f"Minus {grid.against}, paired by seed, at the pair's equal tokens:")
-        blocks.append(markdown(["variant", "pairs", *head], differences))
+        blocks.append(measured(["variant", "pairs", *head], differences))
     for kind in grid.figures:
         try:
             drawing = draw(tables, name, grid, kind)
@@ -248,6 +249,12 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A table."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def measured(head: list[str], rows: list[list[str]]) -> str:
+    """A table without the columns that nobody has measured."""
+    kept = [at for at in range(len(head)) if any(row[at] != "–" for row in rows)]
+    return markdown([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
 
 
 def anchor(title: str) -> str:
