@@ -7,6 +7,8 @@
 # make evidence set everything up, make the figures and tables of docs/evidence.md from experiments/evidence/results
 # make real     set everything up, download a pretrained model's weights (93 MB; MODEL=qwen: 1.1 GB), make a Qwen2.5-VL of
 #               them and check it: experiments/real/README.md
+# make foreign  set everything up, make two data sets of other people's pictures, show them, train the tiny model on each:
+#               experiments/foreign/README.md (ARGS="runs_dir=runs/seed-1 seed=1": again, elsewhere)
 # make test-real the tests with the smaller one of these models; downloads it where `make real` has not
 #
 # make train ARGS="name=seed-1 seed=1"                     settings, as `rethinker train` takes them; a new name for a new run
@@ -35,7 +37,7 @@ INSTALL := $(PYTHON) scripts/install.py --venv $(VENV) --extra $(EXTRA) --pip-ar
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev train test test-long test-portable notebooks bench evidence real test-real lint format doctor clean
+.PHONY: help setup setup-dev train test test-long test-portable notebooks bench evidence real foreign test-real lint format doctor clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -83,10 +85,14 @@ real: $(REAL_READY)
 	@$(BIN)/python experiments/real/make_vlm.py $(MODEL) --pip-args="$(PIP_ARGS)"
 	@$(BIN)/python experiments/real/check_vlm.py $(MODEL)
 
-test-evidence: $(RUN_READY)
-	@$(BIN)/python experiments/evidence/analyse.py
+foreign: $(DEV_READY)
+	@$(BIN)/python experiments/foreign/make_foreign.py
+	@$(BIN)/rethinker data inspect experiments/foreign/digits.yaml
+	@$(BIN)/rethinker data inspect experiments/foreign/easy_vqa.yaml
+	@$(BIN)/rethinker train experiments/foreign/digits.yaml $(ARGS)
+	@$(BIN)/rethinker train experiments/foreign/easy_vqa.yaml $(ARGS)
 
-real: $(REAL_READY)
+test-real: $(REAL_READY)
 	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -m real tests/test_real.py $(PYTEST_ARGS)
 
 lint: $(DEV_READY)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORTED = ((3, 11), (3, 12))
-DEV_EXTRAS = ("dev", "lab", "mega")
+DEV_EXTRAS = ("dev", "lab", "mega", "foreign")
 REAL_EXTRA = "real"
 # PyTorch's own index, with the CPU builds (version "...+cpu") for those whose pip does not know another place.
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"

@@ -19,8 +19,6 @@ FOLDER = Path(__file__).parents[1] / "experiments" / "foreign"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A few queries of both."""
-    pytest.importorskip("easy_vqa", reason="pip install -e '.[foreign]'")
-    pytest.importorskip("sklearn", reason="pip install -e '.[foreign]'")
     out = tmp_path_factory.mktemp("foreign")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))

@@ -8,7 +8,8 @@ so the possible answers are numbered behind the question. ``questions-<split>.pa
 these numbers; the pictures are in images.zip.
 
 digits/: two of scikit-learn's handwritten digits (8 x 8 pixels, enlarged) are to be added or subtracted, laid out as
-the visual-math world's sums. ``sums-<split>.parquet`` has them as bytes, as Hugging Face's data sets do.
+the visual-math world's sums. ``sums-<split>.parquet`` has them as bytes, as Hugging Face's data sets do; in
+``half-<split>.parquet`` one of both is printed, as in that world: a step on the way.
 
 Training, validation and test queries show different pictures: of easy-VQA the package's own two parts, of the digits
 three parts of the 1,797. The configs beside this file map the columns (``data.columns``).
@@ -86,8 +87,8 @@ def write_easy_vqa(folder: Path, rows: Rows) -> None:
         pq.write_table(pa.Table.from_pylist(part), folder / f"questions-{split}.parquet")
 
 
-def sums(split: str, size: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Rows of ``sums-<split>.parquet``."""
+def sums(split: str, size: int, rng: random.Random, half: bool = False) -> Iterator[dict[str, Any]]:
+    """Rows of ``sums-<split>.parquet`` or, where one of both is printed, of ``half-<split>.parquet``."""
     data = load_digits()
     places = range(*PARTS[split])
     for _ in range(size):
@@ -95,7 +96,11 @@ def sums(split: str, size: int, rng: random.Random) -> Iterator[dict[str, Any]]:
         sign = rng.choice("+-")
         first, second = sorted(chosen, key=lambda place: -data.target[place]) if sign == "-" else chosen
         image, pen = blank(rng)
+        printed = rng.choice((first, second)) if half else None
         for place, y in ((first, 16), (second, 46)):
+            if place == printed:
+                write(pen, 38 + jitter(rng), y + jitter(rng), str(data.target[place]), 16)
+                continue
             ink = 255 - (data.images[place] * (255 / 16)).astype(np.uint8)
             digit = Image.fromarray(ink).resize((DIGIT, DIGIT), Image.Resampling.BICUBIC)
             corner = (38 - DIGIT // 2 + jitter(rng), y - DIGIT // 2 + jitter(rng))
@@ -125,9 +130,10 @@ def main() -> None:
         (options.out / name).mkdir(parents=True, exist_ok=True)
     write_easy_vqa(options.out / "easy_vqa", easy_vqa_rows(sizes, random.Random(f"easy-vqa/{options.seed}")))
     for split, size in sizes.items():
-        rng = random.Random(f"digits/{options.seed}/{split}")
-        table = pa.Table.from_pylist(list(sums(split, size, rng)))
-        pq.write_table(table, options.out / "digits" / f"sums-{split}.parquet")
+        for name, half in (("sums", False), ("half", True)):
+            rng = random.Random(f"digits/{options.seed}/{split}" + "/half" * half)
+            table = pa.Table.from_pylist(list(sums(split, size, rng, half)))
+            pq.write_table(table, options.out / "digits" / f"{name}-{split}.parquet")
     print(f"written: {options.out / 'easy_vqa'}, {options.out / 'digits'}")
 
 
