@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from tiny_families import BUILDERS
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 
 from rethinker.cli import main
@@ -36,6 +37,7 @@ from rethinker.lab.plan.memory import (
 from rethinker.lab.plan.page import make_page
 from rethinker.lab.plan.shapes import KNOWN, Shape, find_shape, read_shape
 from rethinker.lab.plan.tokens import episode_tokens, micro_batches
+from rethinker.policy.families import FAMILIES
 from tests.fsdp_memory import model_config
 
 ROOT = Path(__file__).parent.parent
@@ -136,9 +138,32 @@ def test_a_model_that_cannot_be_planned_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ConfigError, match="model_type='llama' cannot be planned"):
         find_shape(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "internvl", "text_config": {"model_type": "none"}}')
+    with pytest.raises(ConfigError, match=r"config\.json: transformers makes no model of it"):
+        find_shape(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl", "vision_config": {}}')
     with pytest.raises(ConfigError, match="has no 'depth'"):
         find_shape(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_other_families_are_counted_in_their_own_modules(family, tmp_path):
+    model = BUILDERS[family]()[0]
+    model.config.save_pretrained(tmp_path)
+    shape, _ = find_shape(str(tmp_path))
+    assert shape.total == sum(p.numel() for p in model.parameters())
+    language = FAMILIES[family].language_model(model)
+    assert shape.layer == sum(p.numel() for p in language.layers[0].parameters())
+    assert shape.tower.depth == len(FAMILIES[family].tower_blocks(model)) and shape.tower.merge == 2
+    options = {"sharding": "full", "response_tokens": 50}
+    config = load_config(PAPER, typed=[*FULL, f"model.path={tmp_path}"])
+    if shape.tower.tokens == 0:
+        with pytest.raises(ConfigError, match=r"cut into tiles.*--prompt-tokens"):
+            make_case(config, "h100-80", 8, **options)
+        options["prompt_tokens"] = 500
+    found, _ = make_case(config, "h100-80", 8, **options)
+    assert found.prompt_tokens == {"gemma3": 130 + 4}.get(family, found.prompt_tokens) > 130
+    assert not failing(found)
 
 
 def test_adapters_are_counted_a_layer_and_target():

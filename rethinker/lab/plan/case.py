@@ -186,6 +186,13 @@ def make_case(
 
 
 def _usual_image(config: RunConfig, shape: Shape) -> int:
-    """Tokens of an image half-way between the pixel limits."""
+    """Tokens of an image half-way between the pixel limits. Raises ConfigError where tiles decide."""
+    if shape.tower and shape.tower.tokens is not None:
+        if not shape.tower.tokens:
+            raise ConfigError(
+                f"model.path={config.model.path}: images are cut into tiles, whose number depends on their sizes: give "
+                "--prompt-tokens, the mean of a prompt with its images (`rethinker data inspect --model` counts them)"
+            )
+        return shape.tower.tokens
     low, high = config.model.min_pixels or PIXELS[0], config.model.max_pixels or PIXELS[1]
     return (low + high) // 2 // shape.tower.side**2 if shape.tower else 0

@@ -154,12 +154,12 @@ def _gradients(case: Case, share: float) -> list[Part]:
 def layer_bytes(case: Case) -> float:
     """a: bytes a token that one decoder layer keeps for its backward pass.
 
-    Two norms (a float32 copy of the input, the normalised input, the output), queries, keys, values and attention's
+    Norms (each a float32 copy of the input, the normalised input, the output), queries, keys, values and attention's
     output, and four tensors of the MLP; what autocast and adapters cast is kept too.
     """
     shape, c = case.shape, case.computed
     h, i, q, k = shape.width, shape.mlp, shape.queries, shape.keys
-    kept = 2 * (4 * h + 2 * c * h) + c * (2 * q + 2 * k) + c * 4 * i + shape.qk_norm * (4 + 2 * c) * (q + k)
+    kept = shape.norms * (4 * h + 2 * c * h) + c * (2 * q + 2 * k) + c * 4 * i + shape.qk_norm * (4 + 2 * c) * (q + k)
     if c < case.stored and case.shards == 1:  # float32 between the layers, cast anew for each matrix
         kept += 18 * h
     if case.lora:

@@ -1,6 +1,7 @@
 """Sizes of the models that can be planned: of a checkpoint's config.json, or of a table of the published ones.
 
-All counts are of parameters, exact for Qwen2.5-VL and Qwen3-VL (dense), tested against transformers' own modules.
+All counts are of parameters, exact: by formulas for Qwen2.5-VL and Qwen3-VL (dense), tested against transformers' own
+modules; for other families those are counted (``counted``).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Tower:
     gated: bool = True
     positions: int = 0  # learned position embeddings
     deepstack: int = 0  # mergers beside the last one
+    tokens: int | None = None  # of every image; 0: so many as its tiles need; None: by its pixels
+    counted: int = 0  # parameters, where no formula gives them
 
     @property
     def side(self) -> int:
@@ -36,6 +39,8 @@ class Tower:
     @property
     def parameters(self) -> int:
         """All weights of the tower with its mergers."""
+        if self.counted:
+            return self.counted
         width, mlp, bias = self.width, self.mlp, not self.gated
         attention = 4 * width**2 + 4 * width
         norms = 2 * width * (1 + bias)
@@ -61,7 +66,8 @@ class Shape:
     tower: Tower | None
     head: int = 128  # size of a head
     biases: bool = True  # of the projections to queries, keys and values (Qwen2.5)
-    qk_norm: bool = False  # (Qwen3)
+    qk_norm: bool = False  # (Qwen3, Gemma 3)
+    norms: int = 2  # of a layer's inputs and outputs (Gemma 3: 4)
 
     @property
     def queries(self) -> int:
@@ -91,7 +97,8 @@ class Shape:
     def layer(self) -> int:
         """Parameters of one decoder layer."""
         matrices = sum(inputs * outputs for inputs, outputs in self.linears.values())
-        return matrices + self.biases * (self.queries + 2 * self.keys) + 2 * self.width + self.qk_norm * 2 * self.head
+        norms = self.norms * self.width + self.qk_norm * 2 * self.head
+        return matrices + self.biases * (self.queries + 2 * self.keys) + norms
 
     @property
     def lm_head(self) -> int:
@@ -187,11 +194,16 @@ def _cached(path: str) -> str | None:
 def read_shape(config: dict[str, Any], where: str) -> Shape:
     """The sizes that a config.json gives, with the language model's in ``text_config`` or (older files) at the top.
 
-    Raises ConfigError for a family other than Qwen2.5-VL and Qwen3-VL, and where a size is missing.
+    Raises ConfigError for a family that cannot be trained here, and where a size is missing.
     """
     family = config.get("model_type")
     if family not in ("qwen2_5_vl", "qwen3_vl"):
-        raise ConfigError(f"{where}: model_type={family!r} cannot be planned, only qwen2_5_vl and qwen3_vl")
+        from rethinker.lab.plan.counted import count_shape
+        from rethinker.policy.families import FAMILIES
+
+        if family not in FAMILIES:
+            raise ConfigError(f"{where}: model_type={family!r} cannot be planned, only {', '.join(FAMILIES)}")
+        return count_shape(config, where)
     text, vision = config.get("text_config", config), config["vision_config"]
     newer = family == "qwen3_vl"
     try:
