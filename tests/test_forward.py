@@ -16,6 +16,7 @@ from bounds import EXACT, LOGPROB, STEPS, in_float64, needs_bfloat16, rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_inputs import image_inputs, random_items
+from tiny_families import save_tiny
 from tiny_qwen3 import tiny_qwen3
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -329,9 +330,9 @@ class LargestRows(TorchDispatchMode):
 def liger(monkeypatch):
     """A liger-kernel that writes down what it is asked to patch."""
     calls = []
-    names = {"qwen2_5_vl": "apply_liger_kernel_to_qwen2_5_vl", "qwen3_vl": "apply_liger_kernel_to_qwen3_vl"}
     patch = types.ModuleType("liger_kernel.transformers.monkey_patch")
-    for family, name in names.items():
+    for family in ("qwen2_5_vl", "qwen3_vl", "qwen2", "gemma3_text"):
+        name = f"apply_liger_kernel_to_{family}"
         setattr(patch, name, lambda family=family, **options: calls.append((family, options)))
     for name in ("liger_kernel", "liger_kernel.transformers"):
         module = types.ModuleType(name)
@@ -350,6 +351,18 @@ def test_liger_patches_the_model_it_is_given(policy, qwen3, liger):
         family, options = liger.pop()
         assert family == each.model.config.model_type and options.pop("model") is each.model
         assert options == {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+
+
+def test_liger_patches_the_language_model_of_other_families_or_says_that_it_has_none(tmp_path, liger):
+    for name, family in (("internvl", "qwen2"), ("gemma3", "gemma3_text")):
+        model = load_policy(ModelConfig(path=str(save_tiny(name, tmp_path / name)))).model
+        use_liger(model)
+        found, options = liger.pop()
+        assert found == family and options["model"] is model.model.language_model
+    smolvlm = load_policy(ModelConfig(path=str(save_tiny("smolvlm", tmp_path / "smolvlm")))).model
+    with pytest.warns(UserWarning, match="liger-kernel has nothing for 'llama'"):  # the one of this test has not
+        use_liger(smolvlm)
+    assert not liger
 
 
 @pytest.mark.parametrize(("device", "wanted", "calls"), [("cpu", True, 0), ("cuda", True, 1), ("cuda", False, 0)])

@@ -4,6 +4,7 @@ families, ``families`` says."""
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,12 @@ from rethinker.policy.vision import ImageEncoder
 from rethinker.policy.weights import FILE_BYTES, save_merged
 
 Weights = Literal["here", "waiting", "none"]
+LIGER = {  # Liger's functions for language models, by model_type
+    "qwen2": "apply_liger_kernel_to_qwen2",
+    "qwen3": "apply_liger_kernel_to_qwen3",
+    "llama": "apply_liger_kernel_to_llama",
+    "gemma3_text": "apply_liger_kernel_to_gemma3_text",
+}
 
 
 def load_policy(
@@ -122,16 +129,21 @@ def _check_flash_attention(name: str, device: torch.device | str) -> None:
 
 
 def use_liger(model: PreTrainedModel) -> None:
-    """Liger's fused RMSNorm and SwiGLU in the language model of Qwen's families, in place; others are left as they are.
-    Needs liger-kernel; not run by us on a GPU.
+    """Liger's fused norms and MLPs in place: of Qwen's families in the whole model, of others in its language model.
+    Needs liger-kernel; not run by us on a GPU. Warns where Liger has none for a model.
 
     Its fused cross-entropy is left out: the log-probs here have a temperature and a ban, and are computed in chunks.
     """
     from liger_kernel.transformers import monkey_patch
 
-    if name := family_of(model).liger:
-        patch = getattr(monkey_patch, name)
-        patch(model=model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)
+    family = family_of(model)
+    kind = model.config.get_text_config().model_type
+    name, target = (family.liger, model) if family.liger else (LIGER.get(kind, ""), family.language_model(model))
+    patch = getattr(monkey_patch, name, None)
+    if patch is None:
+        warnings.warn(f"model.liger: liger-kernel has nothing for {kind!r}; trained without it", stacklevel=2)
+        return
+    patch(model=target, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def load_processor(config: ModelConfig) -> Any:

@@ -44,7 +44,7 @@ class Family:
     """Qwen's families; the methods say what others override.
 
     ``language``, ``tower`` and ``blocks``: names of the language model, of all that turns pixels into its inputs, and
-    of the tower's layers, below the whole model. ``liger``: Liger's function for the language model, if any.
+    of the tower's layers, below the whole model. ``liger``: Liger's function for the whole model, if any.
     ``sized``: images keep their shape within limits of their pixels (``model.min_pixels``, ``max_pixels``).
     ``interleaved``: other tokens may stand between those of one image. ``bidirectional``: the tokens of an image see
     each other, and layers may have sliding windows.
