@@ -40,7 +40,7 @@ from rethinker.policy.weights import merged_weights
 from rethinker.rundir.phases import Phases
 
 ROOT = Path(__file__).parents[1]
-TINY = str(ROOT / "data" / "tiny-vlm")
+MODEL = os.environ.get("SHARDED_MODEL", str(ROOT / "data" / "tiny-vlm"))
 DTYPE = torch.float64  # of what is compared
 LATER = ("ten_steps_hybrid", "ten_steps_bfloat16")  # where they are asked for
 CASES: dict[str, Callable[[], dict[str, Any]]] = {}
@@ -53,7 +53,7 @@ def case(function: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]
 
 def policy(seed: int = 0, **model: Any) -> Policy:
     torch.manual_seed(seed)
-    found = load_policy(ModelConfig(path=TINY, **model))
+    found = load_policy(ModelConfig(path=MODEL, **model))
     found.model.to(DTYPE)
     return found
 
@@ -82,7 +82,7 @@ def make_items(found: Policy, queries: int = 4, each: int = 2, text: int = 2, se
     """Random responses to questions with an image, and to some without."""
     rng = random.Random(seed)
     banned = {*found.banned_ids, found.eos_id}
-    allowed = [i for i in range(found.model.config.text_config.vocab_size) if i not in banned]
+    allowed = [i for i in range(found.model.config.get_text_config().vocab_size) if i not in banned]
     loaded = list(load_queries(str(ROOT / "data" / "visual_math" / "test.parquet"))[0][:queries])
     loaded += [replace(q, qid=f"text-{q.qid}", question="What is 3 + 4?", images=()) for q in loaded[:text]]
     return [
@@ -348,7 +348,7 @@ def loading():
     for name, model in options.items():
         plain = policy(**{**model, "sharding": "full"})
         torch.manual_seed(dist.get_rank())
-        config = ModelConfig(path=TINY, sharding="hybrid" if name == "hybrid" else "full", **model)
+        config = ModelConfig(path=MODEL, sharding="hybrid" if name == "hybrid" else "full", **model)
         found = load_policy(config, weights="waiting" if dist.get_rank() == 0 else "none")
         for each in (plain, found):
             fill_adapters(each)
@@ -363,7 +363,7 @@ def loading():
         assert trained == [name for name, parameter in found.model.named_parameters() if parameter.requires_grad]
         results[name] = {
             "meta": sum(tensor.is_meta for tensor in [*forward.parameters(), *forward.buffers()]),
-            "tied": found.model.lm_head.weight is found.model.model.language_model.embed_tokens.weight,
+            "tied": found.model.lm_head.weight is found.family.language_model(found.model).embed_tokens.weight,
             "gap": float((sharded - expected).abs().max()),
         }
     os.environ["LOCAL_WORLD_SIZE"] = here

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from bounds import EXACT, LOGPROB, STEPS, rounding
+from tiny_families import BUILDERS, save_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.numerics]
 
@@ -29,13 +30,14 @@ EXACT_CASES = (
 )
 
 
-def run_cases(folder: Path, *arguments: str) -> dict:
+def run_cases(folder: Path, *arguments: str, **variables: str) -> dict:
     """What tests/sharded.py finds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(HERE.parent), str(HERE)])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **variables}
     command += [str(HERE / "sharded.py"), str(folder), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -108,3 +110,17 @@ def test_every_option_in_float32(tmp_path):
         assert table[case]["gradient"] < 1e-6, (case, table[case])
     for case in ("ten_steps", "ten_steps_hybrid"):
         assert table[case]["weights"] < 1e-5, (case, table[case])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", BUILDERS)
+def test_other_families_in_shards(family, tmp_path):
+    """In float64: gradients, also of a rank whose queries have no image, and what an engine is sent."""
+    cases = ("full", "frozen_tower", "uneven_passes", "lora")
+    model = str(save_tiny(family, tmp_path / family))
+    table = run_cases(tmp_path, *cases, "streamed_weights", "loading", SHARDED_MODEL=model)
+    for case in cases:
+        assert table[case]["loss"] < EXACT and table[case]["gradient"] < EXACT, (case, table[case])
+    assert table["full"]["share"] < 0.52
+    assert table["streamed_weights"] == {"rank_0": 0.0, "rank_4": 0.0}
+    assert all(found == {"meta": 0, "tied": True, "gap": 0.0} for found in table["loading"].values()), table["loading"]
