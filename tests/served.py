@@ -44,10 +44,10 @@ def write_config(folder: Path, **settings: Any) -> Path:
 
 
 @contextmanager
-def serve(config: Path) -> Iterator[psutil.Popen]:
-    """`rethinker serve` with two servers; at the end it takes them with it."""
+def serve(config: Path, servers: int = 2) -> Iterator[psutil.Popen]:
+    """`rethinker serve`; at the end it takes its servers with it."""
     port = free_port()
-    words = ["serve", str(config), "--servers", "2", "--port", str(port)]
+    words = ["serve", str(config), "--servers", str(servers), "--port", str(port)]
     process = psutil.Popen([sys.executable, "-m", "rethinker.cli", *words])
     entry = ServersDir(load_config(config).rollout.servers).folder / f"127.0.0.1-{port}.json"
     deadline = time.monotonic() + 900
