@@ -50,7 +50,7 @@ def mean_effect(values: np.ndarray) -> Effect:
         return NOTHING
     if queries:
         weights, columns = _draws(seeds), _draws(queries, DRAWS, SEED + 1)
-        draws = ((weights @ table) * columns).sum(axis=1) / (seeds * queries)
+        draws = np.einsum("dq,dq->d", weights @ table.astype(np.float32), columns) / (seeds * queries)
     else:
         draws = _draws(seeds) @ table / seeds
     low, high = _ends(draws, seeds)

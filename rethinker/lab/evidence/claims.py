@@ -81,6 +81,11 @@ def judge(tables: Tables, claims: Sequence[Claim]) -> pd.DataFrame:
             ((side, bound),) = part.bounds.items()
             row: dict[str, Any] = {"claim": claim.id, "title": claim.title, "source": claim.source, "saw": claim.saw}
             row |= {"says": part.says, "grid": part.grid, "measure": part.measure, "of": part.of}
-            row |= {"against": part.against or "", "relative": part.relative, **found.__dict__}
+            row |= {
+                "against": part.against or "",
+                "minus": part.minus or "",
+                "relative": part.relative,
+                **found.__dict__,
+            }
             rows.append(row | {"side": side, "bound": bound, "verdict": says, "claim_verdict": all_of(verdicts)})
     return pd.DataFrame(rows)

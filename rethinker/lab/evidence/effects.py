@@ -38,6 +38,15 @@ def effect(
     difference of logarithms. Measures: ``measures.MEASURES``, ``tokens_to_match`` and ``tokens_to/<accuracy>``. NaN
     without a seed.
     """
+    key = (measure, grid, of, against, minus, relative)
+    if key not in tables.effects:
+        tables.effects[key] = _effect(tables, *key)
+    return tables.effects[key]
+
+
+def _effect(
+    tables: Tables, measure: str, grid: str, of: str, against: str | None, minus: str | None, relative: bool
+) -> Effect:
     first = (grid, of)
     second = parse(against, grid) if against is not None else first
     seeds = finished_seeds(tables, first, second)

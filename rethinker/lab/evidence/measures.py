@@ -33,7 +33,15 @@ TRAINING = (
     "entropy",
 )
 TEST = ("tokens", "reflection", "second", "rescued", "lost", "greedy")
-NO_SHARE = ("tokens", "length", "entropy", "ratio", "updates")  # a measure with such a part is not in [0, 1]
+NO_SHARE = (
+    "tokens",
+    "length",
+    "entropy",
+    "ratio",
+    "updates",
+    "auc",
+    "auc_within",
+)  # parts of what is no share
 
 MEASURES = {
     "validation/end": "greedy validation accuracy, mean over the last tenth of the budget",

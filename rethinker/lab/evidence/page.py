@@ -133,12 +133,19 @@ def claim(parts: pd.DataFrame) -> str:
     """What was measured for a claim, part by part, and its verdict."""
     rows = []
     for row in parts.to_dict("records"):
-        against = f" / {row['against']}" if row["relative"] or row["measure"] == MATCH else ""
-        against = against or (f" − {row['against']}" if row["against"] else "")
-        rows.append([row["says"], f"`{row['measure']}`, {row['grid']}: {row['of']}{against}", in_words(row)])
+        rows.append([row["says"], measured_words(row), in_words(row)])
         rows[-1] += [f"{row['seeds']}", bound_words(row), row["verdict"]]
     table = markdown(["statement", "measured", "value [95%]", "seeds", "claimed", "verdict"], rows)
     return f"**Verdict: {parts['claim_verdict'].iloc[0]}.**\n\n{table}"
+
+
+def measured_words(row: dict[str, Any]) -> str:
+    """Which number it is: "`validation/end`, bare: ssr − grpo"."""
+    sign = "/" if row["relative"] or row["measure"] == MATCH else "−"
+    words = f"`{row['measure']}`, {row['grid']}: {row['of']}"
+    if not row["against"]:
+        return words
+    return f"{words} {sign} {row['against']}{', `' + row['minus'] + '`' if row['minus'] else ''}"
 
 
 def grid_part(name: str, grid: GridPage, tables: Tables, pictures: str) -> str:
@@ -235,7 +242,7 @@ def in_words(row: dict[str, Any]) -> str:
     return text(value) if math.isnan(low) else f"{text(value)} [{text(low)}, {text(high)}]"
 
 
-NOT_A_SHARE = re.compile(rf"(?:^|/)(?:{'|'.join(NO_SHARE)})(?:$|/)")
+NOT_A_SHARE = re.compile(rf"(?:^|/)(?:{'|'.join(NO_SHARE)})(?:$|/|@)")
 
 
 def bound_words(row: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import io
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -77,6 +78,7 @@ class Tables(dict[str, pd.DataFrame]):
     def __init__(self, tables: Mapping[str, pd.DataFrame]) -> None:
         super().__init__(tables)
         self._rows = cache(self._find)
+        self.effects: dict[tuple[Any, ...], Any] = {}  # what ``effects.effect`` has found
 
     def of(self, name: str, grid: str, variant: str, seed: int | None = None) -> pd.DataFrame:
         """The rows of a variant in a table, or those of one run."""
