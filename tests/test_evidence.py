@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -160,6 +162,19 @@ def test_tables_are_the_same_when_read_again(collected, tmp_path):
     both = replace_grids(again, other)
     assert set(both["runs"]["grid"]) == {"main", "g"} and len(both["queries"]) == len(again["queries"]) + 4
     assert len(replace_grids(both, other)["queries"]) == len(both["queries"])
+
+
+def test_the_command_collects_and_checks(runs, tmp_path, monkeypatch, capsys):
+    script = str(ROOT / "experiments" / "evidence" / "tables.py")
+    arguments = [script, str(runs / "main.yaml"), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    runpy.run_path(script, run_name="__main__")
+    assert re.search(r"main +ssr +finished +2", capsys.readouterr().out)
+    assert "second_wrong" in (tmp_path / "README.md").read_text() and len(load(tmp_path)["runs"]) == 4
+    monkeypatch.setattr("sys.argv", [*arguments, "--check", "main", "ssr", "0"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert ended.value.code == 0
 
 
 def test_a_run_made_again_is_compared_row_by_row(collected):

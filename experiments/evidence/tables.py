@@ -43,7 +43,8 @@ def main() -> None:
         sys.exit("\n".join(found) if found else 0)
     tables = replace_grids(before, collect(grids))
     for path in save(tables, options.out):
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB, {len(tables[path.stem])} rows")
+        rows = f", {len(tables[path.stem])} rows" if path.stem in tables else ""
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB{rows}")
     states = pd.concat([tables["runs"], tables["sweeps"]])
     print(states.groupby(["grid", "variant", "state"]).size().to_string() if len(states) else "no run has begun")
 

@@ -130,13 +130,14 @@ def verdicts(judged: pd.DataFrame) -> str:
 
 
 def claim(parts: pd.DataFrame) -> str:
-    """What was measured for a claim, part by part, and its verdict."""
+    """What they saw, what was measured part by part, and the verdict."""
     rows = []
     for row in parts.to_dict("records"):
         rows.append([row["says"], measured_words(row), in_words(row)])
         rows[-1] += [f"{row['seeds']}", bound_words(row), row["verdict"]]
     table = markdown(["statement", "measured", "value [95%]", "seeds", "claimed", "verdict"], rows)
-    return f"**Verdict: {parts['claim_verdict'].iloc[0]}.**\n\n{table}"
+    first = parts.iloc[0]
+    return f"They ({first['source']}): {first['saw']}.\n\n{table}\n\n**Verdict: {first['claim_verdict']}.**"
 
 
 def measured_words(row: dict[str, Any]) -> str:
@@ -310,14 +311,21 @@ def _differences(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Dra
 
 def _frontier(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
     points = series.frontier_points(tables, name, shown(tables, name, grid))
-    caption = f"Grid {name}: held-out accuracy over tokens a response; bars: bootstrap over seeds and queries."
+    caption = (
+        f"Grid {name}: held-out accuracy over tokens a response; lines up and down: bootstrap over seeds and queries."
+    )
     return figures.frontier(points, caption, theme=theme)
 
 
-def _second_looks(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
-    parts = {variant: series.second_looks(tables, name, variant) for variant in shown(tables, name, grid)[:3]}
-    caption = f"Grid {name}: share of sampled held-out responses that take a second look, by kind and first look; "
-    return figures.second_looks(parts, "category", caption + "bars: bootstrap over seeds.", theme=theme)
+def _second_looks(by: str, what: str) -> Callable[[Tables, str, GridPage, Theme], Drawing]:
+    def draw_them(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+        parts = {variant: series.second_looks(tables, name, variant, by) for variant in shown(tables, name, grid)[:3]}
+        caption = (
+            f"Grid {name}: share of sampled held-out responses that take a second look, by {what} and first look; "
+        )
+        return figures.second_looks(parts, by, caption + "lines: bootstrap over seeds.", theme=theme)
+
+    return draw_them
 
 
 FIGURES: dict[str, Callable[[Tables, str, GridPage, Theme], Drawing]] = {
@@ -331,7 +339,8 @@ FIGURES: dict[str, Callable[[Tables, str, GridPage, Theme], Drawing]] = {
     ),
     "differences": _differences,
     "frontier": _frontier,
-    "second_looks": _second_looks,
+    "second_looks": _second_looks("category", "kind"),
+    "levels": _second_looks("level", "level"),
 }
 
 

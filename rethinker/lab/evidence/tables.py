@@ -99,7 +99,7 @@ def ordered(name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def save(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:
-    """Write ``<name>.csv`` or, for the large ones, ``<name>.parquet``; returns the paths."""
+    """Write ``<name>.csv`` or, for the large ones, ``<name>.parquet``, and what they hold; returns the paths."""
     written = []
     for name, table in tables.items():
         if name in PARQUET:
@@ -108,7 +108,21 @@ def save(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:
             written.append(atomic_write_bytes(folder / f"{name}.parquet", buffer.getvalue()))
         else:
             written.append(atomic_write_text(folder / f"{name}.csv", table.to_csv(index=False)))
-    return written
+    return [*written, atomic_write_text(folder / "README.md", _readme())]
+
+
+def _readme() -> str:
+    """What the tables hold."""
+    lines = [
+        "# Tables of the evidence",
+        "",
+        "Written by `experiments/evidence/tables.py`; read by `make evidence`.",
+        "",
+    ]
+    lines += ["| table | columns |", "|---|---|"]
+    lines += [f"| {name} | {', '.join(columns)} |" for name, columns in TABLES.items()]
+    lines += ["", "| column | meaning |", "|---|---|", *(f"| {name} | {words} |" for name, words in COLUMNS.items())]
+    return "\n".join(lines) + "\n"
 
 
 def load(folder: Path) -> Tables:

@@ -140,7 +140,7 @@ def frontier(points: pd.DataFrame, caption: str, *, theme: Theme) -> Drawing:
             axis.annotate(row["mode"], (row["tokens"], row["accuracy"]), (6, 5), textcoords="offset points", fontsize=8)
     axis.set_title("Held-out accuracy over tokens a response", pad=8)
     axis.set_xlabel("tokens a response")
-    axis.set_xlim(left=0)
+    axis.margins(x=0.12)
     low = points["low"].fillna(points["accuracy"]).min()
     share_axis(axis, min(1.0, 1.05 * float(points["high"].fillna(points["accuracy"]).max())))
     axis.set_ylim(bottom=max(0.0, float(low) - 0.08))
