@@ -19,6 +19,7 @@ from tiny_training import fresh_process, teach
 from rethinker.config import ConfigError, ModelConfig, load_config
 from rethinker.datasets.io import load_queries
 from rethinker.grpo import policy_loss
+from rethinker.lab.serve import arguments_of
 from rethinker.policy.families.tiled import Tiled
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.lengths import PromptRoom
@@ -323,6 +324,13 @@ def test_vllm_on_a_cpu_has_no_bidirectional_images(policy, folder):
     if policy.family.bidirectional:
         with pytest.raises(ConfigError, match=r"see each other.*rollout\.engine=transformers"):
             VllmEngine(policy, folder, max_new_tokens=16)
+
+
+def test_servers_that_cannot_run_a_family_are_not_started(policy, folder):
+    config = load_config(None, [f"model.path={folder}", "rollout.engine=server"])
+    if policy.family.bidirectional or policy.family.interleaved:
+        with pytest.raises(ConfigError, match=r"rollout\.engine=server.*set rollout\.engine=(vllm or )?transformers"):
+            arguments_of(config)
 
 
 @needs_vllm

@@ -18,9 +18,10 @@ from rethinker.evaluation.held_out import Split, most_images, read_split
 from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import load_outline
 from rethinker.rollout import vllm_available
+from rethinker.rollout.server.engine import check_images
 from rethinker.rollout.server.folder import Served, ServersDir
 from rethinker.rollout.server.start import STARTUP_S, Place, ServerProcess, check_host, check_plugin, command
-from rethinker.rollout.vllm_setup import engine_arguments
+from rethinker.rollout.vllm_setup import check_attention, engine_arguments
 
 RESTART_S = (1.0, 5.0, 30.0, 120.0)  # before a server that ended is started again, the next times in a row
 SETTLED_S = 600.0  # a server that ran so long has no row of failures behind it
@@ -110,8 +111,10 @@ def keep_up(processes: Sequence[ServerProcess], stop: threading.Event, say: Say)
 
 def arguments_of(config: RunConfig) -> tuple[dict[str, Any], int]:
     """vLLM's arguments for the servers of a run, and the images of a prompt, from all rows of its data; no weights are
-    loaded."""
+    loaded. Raises ConfigError for a family that servers cannot run."""
     policy = load_outline(config.model, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint)
+    check_images(policy)
+    check_attention(policy, gpu=torch.cuda.is_available(), engine="server")
     room = PromptRoom(policy, config.rollout.max_new_tokens)
     whole = replace(config, data=replace(config.data, train_limit=None, test_limit=None))
     uses: tuple[Split, ...] = ("train", "validation", "test")

@@ -33,7 +33,7 @@ from rethinker.processes import warn_of_nondeterminism
 from rethinker.rollout.base import Arrived
 from rethinker.rollout.requests import check_requests, token_budget
 from rethinker.rollout.vllm_inputs import VllmInputs, vllm_seed
-from rethinker.rollout.vllm_setup import engine_arguments, unchanged_process
+from rethinker.rollout.vllm_setup import check_attention, engine_arguments, unchanged_process
 from rethinker.types import Request, Response, Sampling
 
 PIXEL_BYTES = 2**32  # pixels of unfinished requests, about: as much as the image store keeps
@@ -79,11 +79,7 @@ class VllmEngine:
             raise ConfigError(
                 f"rollout.engine=vllm needs a processor with {missing_for_vllm()}: set rollout.engine=transformers"
             )
-        if policy.family.bidirectional and policy.device.type == "cpu":
-            raise ConfigError(
-                f"rollout.engine=vllm: the tokens of an image of {policy.model.config.model_type} see each other, "
-                "which vLLM's attention on CPUs does not compute: set rollout.engine=transformers"
-            )
+        check_attention(policy, gpu=policy.device.type != "cpu", engine="vllm")
         if not vllm_available():
             raise ImportError(
                 "rollout.engine=vllm, but vLLM is not installed; install the extra (pip install 'rethinker[cpu]' or "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rethinker.config.schema import ConfigError
 from rethinker.policy.policy import Policy
 
 CPU_KV_BYTES = 2**30  # KV cache on a CPU, at most: its pages are written when the engine starts, 2.6 s a GiB
@@ -22,6 +23,15 @@ CPU_SEQUENCES = 256  # parallel sequences that the KV cache on a CPU is made for
 USUAL_TEXT_TOKENS = 256  # text of a prompt that the KV cache on a CPU is made for; longer ones run fewer at a time
 PREFILL_TOKENS = 4096  # prompt tokens of one engine step on a CPU
 TEXT_TOKENS = 2048  # room in a prompt beside its images
+
+
+def check_attention(policy: Policy, *, gpu: bool, engine: str) -> None:
+    """Raises ConfigError for a family whose attention vLLM does not compute there."""
+    if policy.family.bidirectional and not gpu:
+        raise ConfigError(
+            f"rollout.engine={engine}: the tokens of an image of {policy.model.config.model_type} see each other, "
+            "which vLLM's attention on CPUs does not compute: set rollout.engine=transformers"
+        )
 
 
 def engine_arguments(

@@ -37,6 +37,15 @@ MODEL_NAME = "policy"  # that servers know the policy by
 GENERATE = "/inference/v1/generate"
 
 
+def check_images(policy: Policy) -> None:
+    """Raises ConfigError for a family whose images cannot be told to a server."""
+    if policy.family.interleaved:
+        raise ConfigError(
+            f"rollout.engine=server: vLLM's servers cannot be told where the image tokens of a "
+            f"{policy.model.config.model_type} stand; set rollout.engine=vllm or transformers"
+        )
+
+
 class ServerEngine:
     """Responses by the servers of ``fleet``, with the weights that ``transfer`` hands over.
 
@@ -54,11 +63,7 @@ class ServerEngine:
         sender: bool = True,
         lock: int | None = None,
     ) -> None:
-        if policy.family.interleaved:
-            raise ConfigError(
-                f"rollout.engine=server: vLLM's servers cannot be told where the image tokens of a "
-                f"{policy.model.config.model_type} stand; set rollout.engine=vllm or transformers"
-            )
+        check_images(policy)
         self.policy, self.fleet, self.transfer = policy, fleet, transfer
         self.dtype, self.sender, self.lock = dtype, sender, lock
         self.version = ""  # of the weights, unlike any other run's
