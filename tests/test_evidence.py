@@ -169,7 +169,7 @@ def test_the_command_collects_and_checks(runs, tmp_path, monkeypatch, capsys):
     arguments = [script, str(runs / "main.yaml"), "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", arguments)
     runpy.run_path(script, run_name="__main__")
-    assert re.search(r"main +ssr +finished +2", capsys.readouterr().out)
+    assert re.search(r"ssr +finished +2", capsys.readouterr().out)
     assert "second_wrong" in (tmp_path / "README.md").read_text() and len(load(tmp_path)["runs"]) == 4
     monkeypatch.setattr("sys.argv", [*arguments, "--check", "main", "ssr", "0"])
     with pytest.raises(SystemExit) as ended:
