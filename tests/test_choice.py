@@ -68,6 +68,8 @@ def test_the_first_look_is_what_stands_before_the_second():
     found = looks(evaluation())
     assert found["second"].tolist() == [False, True, True, True, True]
     np.testing.assert_array_equal(found["first_correct"], [1.0, 0.0, 1.0, np.nan, 0.0])
+    twice = looks(pd.concat([evaluation(), evaluation()]))
+    pd.testing.assert_frame_equal(twice, pd.concat([found, found], ignore_index=True))
     assert rates(found) == {"wrong": 1.0, "right": 0.5, "all": 0.75}
 
 

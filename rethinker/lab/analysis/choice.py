@@ -31,6 +31,7 @@ def looks(rows: pd.DataFrame) -> pd.DataFrame:
     ``rows``: of an evaluation (``evaluation.result.COLUMNS``), or of rollouts (``glossary.ROLLOUT_COLUMNS``), of which
     the first responses count, as mode "plain".
     """
+    rows = rows.reset_index(drop=True)  # of several files together, an index may repeat
     if "pass" in rows:
         nothing = pd.Series(None, index=rows.index, dtype="object")
         rows = rows[rows["pass"] == "first"].assign(mode="plain", trigger=nothing, first_text=rows["text"])
