@@ -22,7 +22,7 @@ from rethinker.lab.evidence import bootstrap, collect, measures, page, series
 from rethinker.lab.evidence.again import differences
 from rethinker.lab.evidence.bootstrap import FAILS, HOLDS, NOTHING, UNKNOWN, Effect, all_of, mean_effect, verdict
 from rethinker.lab.evidence.claims import Part
-from rethinker.lab.evidence.effects import comparison, effect
+from rethinker.lab.evidence.effects import effect
 from rethinker.lab.evidence.tables import TABLES, Tables, load, replace_grids, save
 from rethinker.lab.figures.style import NoData
 from rethinker.rundir.reader import load_evaluations, load_metrics
@@ -321,13 +321,11 @@ def test_unknown_measures_are_refused():
             effect(tables, name, "g", "a")
 
 
-def test_spread_and_comparison():
+def test_spread():
     tables = made_up({"a": 0.3, "b": 0.1})
     found = series.spread(tables, "g", ["a", "b"], "test/plain/accuracy").set_index("variant")
     rows = tables["tests"].query("mode == 'plain' and variant == 'a'")["accuracy"]
     assert found.loc["a", "sd"] == pytest.approx(rows.std()) and found.loc["a", "largest"] == pytest.approx(rows.max())
-    table = comparison(tables, "g", ["validation/area"], against="b")
-    assert table["variant"].tolist() == ["a", "b"] and table["difference"].iloc[0] == pytest.approx(0.1, abs=0.03)
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -367,6 +365,8 @@ def test_the_page_is_made_from_the_tables(plan):
     assert "**Verdict: holds.**" in made and "*No run of this grid is finished yet.*" in made
     found = effect(tables, "test/plain/accuracy", "g", "a", "b")
     assert f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] | 8 | above 0 | holds |" in made
+    reached = effect(tables, "tokens_to/0.6", "g", "a")
+    assert f"| {page.in_words({'measure': 'tokens_to/0.6', **reached.__dict__})} |" in made and "| not reached" in made
     assert page.make_page(made, tables, plan) == made
     for wrong in ("<!-- begin: nothing -->\n<!-- end: nothing -->", "<!-- begin: runs -->\n"):
         with pytest.raises(ValueError, match="generated part"):
@@ -417,6 +417,10 @@ def test_words_of_effects():
         page.in_words(share | {"measure": "test/plain/tokens", "against": "b", "relative": True}) == "0.50 [0.40, 0.60]"
     )
     assert page.in_words(share | {"value": math.nan}) == "–"
+    length = {"value": 20.26, "low": 18.0, "high": 21.0, "measure": "test/plain/tokens"}
+    assert page.in_words(length) == "20.3 [18.0, 21.0]"
+    assert page.in_words(length | {"measure": "updates", "against": "b"}) == "+20 [+18, +21]"
+    assert page.in_words(tokens | {"value": math.inf, "low": math.inf}) == "not reached"
 
 
 # -- what is committed ------------------------------------------------------------------------------------------------

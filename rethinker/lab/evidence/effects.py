@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 from rethinker.lab.evidence.bootstrap import NOTHING, Effect, curve_effect, mean_effect
 from rethinker.lab.evidence.measures import (
@@ -113,24 +112,3 @@ def variants_of(tables: Tables, grid: str) -> list[str]:
     """Variants of a grid that have a finished run, in order of their names."""
     runs = tables["runs"]
     return sorted(runs[(runs["grid"] == grid) & (runs["state"] == "finished")]["variant"].unique())
-
-
-def comparison(tables: Tables, grid: str, measures: list[str], against: str | None = None) -> pd.DataFrame:
-    """A row per variant and measure: value, low, high, seeds, queries; with ``against`` also the paired difference.
-
-    Values are cut at each variant's own budget, differences at that of the pair.
-    """
-    rows = []
-    for variant in variants_of(tables, grid):
-        for measure in measures:
-            found = effect(tables, measure, grid, variant)
-            row = {"grid": grid, "variant": variant, "measure": measure, **found.__dict__}
-            if against and variant != against:
-                paired = effect(tables, measure, grid, variant, against)
-                row |= {"difference": paired.value, "difference_low": paired.low, "difference_high": paired.high}
-                row |= {"pairs": paired.seeds}
-            rows.append(row)
-    columns = ["grid", "variant", "measure", "value", "low", "high", "seeds", "queries"]
-    return pd.DataFrame(
-        rows, columns=columns + ["difference", "difference_low", "difference_high", "pairs"][: 4 * bool(against)]
-    )

@@ -18,6 +18,7 @@ import yaml
 
 from rethinker.config.schema import ConfigError, build
 from rethinker.lab.evidence import series
+from rethinker.lab.evidence.bootstrap import Effect
 from rethinker.lab.evidence.claims import Claim, judge, read_claims
 from rethinker.lab.evidence.effects import MATCH, REACH, effect, variants_of
 from rethinker.lab.evidence.measures import NO_SHARE
@@ -35,6 +36,19 @@ HEADINGS = {
     "test/bound/accuracy": "bound",
     "test/plain/tokens": "tokens a response",
     "test/plain/reflection": "reflection",
+}
+
+MECHANISM = {
+    "effective/start": "effective queries, start",
+    "effective/end": "end",
+    "effective_after/end": "trained samples with a signal, end",
+    "batch_fill/end": "batch filled, end",
+    "reflection/start": "reflection, start",
+    "reflection/end": "end",
+    "length/end": "tokens of y1, end",
+    "updates": "updates",
+    "tokens_to/0.6": "tokens to 60 %",
+    "tokens_to/0.75": "tokens to 75 %",
 }
 
 
@@ -154,23 +168,25 @@ def grid_part(name: str, grid: GridPage, tables: Tables, pictures: str) -> str:
     variants = shown(tables, name, grid, every=True)
     if not variants:
         return "*No run of this grid is finished yet.*"
-    rows, differences = [], []
+    spreads = series.spread(tables, name, variants, "test/plain/accuracy").set_index("variant")["sd"]
+    rows, how, differences = [], [], []
     for variant in variants:
         found = {measure: effect(tables, measure, name, variant) for measure in grid.measures}
         seeds = max((each.seeds for each in found.values()), default=0)
-        cells = [in_words({"measure": measure, **each.__dict__}) for measure, each in found.items()]
-        rows.append([variant, str(seeds), *cells])
+        spread = f"{100 * spreads[variant]:.1f}" if pd.notna(spreads.get(variant)) else "–"
+        rows.append([variant, str(seeds), *_cells(found), spread])
+        how.append([variant, *_cells({measure: effect(tables, measure, name, variant) for measure in MECHANISM})])
         if grid.against and variant != grid.against:
             paired = {measure: effect(tables, measure, name, variant, grid.against) for measure in grid.measures}
-            seeds = max(each.seeds for each in paired.values())
-            cells = [in_words({"measure": m, "against": grid.against, **e.__dict__}) for m, e in paired.items()]
-            if seeds:
-                differences.append([variant, str(seeds), *cells])
+            if seeds := max(each.seeds for each in paired.values()):
+                differences.append([variant, str(seeds), *_cells(paired, grid.against)])
     head = [HEADINGS.get(measure, f"`{measure}`") for measure in grid.measures]
-    blocks = [measured(["variant", "seeds", *head], rows)]
+    blocks = [measured(["variant", "seeds", *head, "test: sd of seeds"], rows)]
     if differences:
         blocks.append(f"Minus {grid.against}, paired by seed, at the pair's equal tokens:")
         blocks.append(measured(["variant", "pairs", *head], differences))
+    blocks.append("How it went, in the first and last tenth of each variant's tokens:")
+    blocks.append(measured(["variant", *MECHANISM.values()], how))
     for kind in grid.figures:
         try:
             drawing = draw(tables, name, grid, kind)
@@ -178,6 +194,11 @@ def grid_part(name: str, grid: GridPage, tables: Tables, pictures: str) -> str:
             continue
         blocks += [picture(f"{name}-{kind}", drawing.caption, pictures), f"*{drawing.caption}*"]
     return "\n\n".join(blocks)
+
+
+def _cells(found: dict[str, Effect], against: str | None = None) -> list[str]:
+    """Effects of measures as text; ``against``: they are differences."""
+    return [in_words({"measure": name, "against": against, **each.__dict__}) for name, each in found.items()]
 
 
 def sweeps(tables: Tables) -> str:
@@ -237,12 +258,14 @@ def in_words(row: dict[str, Any]) -> str:
         if tokens:
             return figures.short_number(number)
         if ratio or row["measure"].startswith(REACH + "/") or NOT_A_SHARE.search(row["measure"]):
-            return f"{number:{'+' * (paired and not ratio)}.2f}"
+            digits = 2 if ratio or not (size := SIZE.search(row["measure"])) else 0 if size[0] == "updates" else 1
+            return f"{number:{'+' * (paired and not ratio)}.{digits}f}"
         return f"{100 * number:{'+' * paired}.1f}"
 
-    return text(value) if math.isnan(low) else f"{text(value)} [{text(low)}, {text(high)}]"
+    return text(value) if math.isnan(low) or low == math.inf else f"{text(value)} [{text(low)}, {text(high)}]"
 
 
+SIZE = re.compile("tokens|length|updates")
 NOT_A_SHARE = re.compile(rf"(?:^|/)(?:{'|'.join(NO_SHARE)})(?:$|/|@)")
 
 
