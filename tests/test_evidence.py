@@ -209,12 +209,23 @@ def test_queries_are_drawn_again_with_the_seeds():
     """Runs that agree to the last query: all of the interval is that of the queries; and the other way round."""
     row = (np.random.default_rng(2).random(50) < 0.5).astype(float)
     found = mean_effect(np.tile(row, (8, 1)))
-    spread = 1.96 * row.std() / math.sqrt(50)
-    assert found.high - found.value == pytest.approx(spread * 2.528 / 1.96, rel=0.15)  # 2.528: t(7) * sqrt(8 / 7)
+    spread = row.std(ddof=1) / math.sqrt(50)
+    assert found.high - found.value == pytest.approx(2.01 * spread, rel=0.05)  # t with 49 degrees of freedom
     assert found.queries == 50 and found.seeds == 8
     same = mean_effect(np.tile(np.arange(8.0)[:, None], (1, 50)))
     alone = mean_effect(np.arange(8.0))
     assert (same.low, same.high) == pytest.approx((alone.low, alone.high), abs=0.15)
+    assert mean_effect(np.full((8, 50), 0.25)).low == mean_effect(np.full((8, 50), 0.25)).high == 0.25
+
+
+def test_intervals_over_seeds_and_queries_cover_the_truth():
+    """500 crossed samples with effects of runs, of queries and of single answers; a miss by chance is below 1e-4."""
+    random, hits = np.random.default_rng(4), 0
+    for _ in range(500):
+        table = random.normal(0, 1, (8, 1)) + random.normal(0, 3, 60) + random.normal(0, 4, (8, 60))
+        found = mean_effect(table)
+        hits += found.low <= 0 <= found.high
+    assert 455 <= hits <= 494
 
 
 def test_the_interval_is_the_same_every_time_and_none_with_one_seed():

@@ -1,12 +1,15 @@
 """Intervals over few seeds, by bootstrap, and what follows from one.
 
-Runs are drawn again with replacement (a pair of variants keeps its seeds together) and, where every run answered the
-same queries, the queries too, independently of the runs: the two are crossed, not nested, so a draw takes whole rows
-and whole columns of the table (McCullagh 2000, "Resampling and exchangeable arrays"; Owen 2007, "The pigeonhole
-bootstrap", which says that the variance is then a little too large, never too small). With eight seeds a percentile
+Runs are drawn again with replacement; a pair of variants keeps its seeds together. With eight seeds a percentile
 interval is too narrow: its ends are moved outward to the quantiles that give Student's t interval for a mean of normal
-values (Hesterberg 2015, "What teachers should know about the bootstrap", the expanded percentile interval). Draws are
-seeded: the same numbers give the same interval.
+values (Hesterberg 2015, "What teachers should know about the bootstrap", the expanded percentile interval).
+
+Where every run answered the same queries, these are drawn again too, independently: runs and queries are crossed, not
+nested. Whole rows and columns drawn together (McCullagh 2000; Owen 2007, "The pigeonhole bootstrap") count what is
+neither a run's nor a query's, the chance of single answers, three times. So the means of runs and those of queries are
+drawn, scaled to the variance that two-way analysis of variance gives each (a reflated bootstrap of random effects,
+Carpenter, Goldstein and Rasbash 2003), and the ends are moved outward for the degrees of freedom of the sum
+(Satterthwaite 1946). Draws are seeded: the same numbers give the same interval.
 """
 
 from __future__ import annotations
@@ -48,13 +51,33 @@ def mean_effect(values: np.ndarray) -> Effect:
     seeds, queries = len(table), table.shape[1] if table.ndim == 2 else 0
     if not seeds:
         return NOTHING
-    if queries:
-        weights, columns = _draws(seeds), _draws(queries, DRAWS, SEED + 1)
-        draws = np.einsum("dq,dq->d", weights @ table.astype(np.float32), columns) / (seeds * queries)
-    else:
-        draws = _draws(seeds) @ table / seeds
+    if queries > 1 and seeds > 1:
+        return Effect(float(table.mean()), *_crossed(table), seeds, queries)
+    table = table.reshape(seeds, -1).mean(axis=1)
+    draws = _draws(seeds) @ table / seeds
     low, high = _ends(draws, seeds)
     return Effect(float(table.mean()), low, high, seeds, queries)
+
+
+def _crossed(table: np.ndarray) -> tuple[float, float]:
+    """The interval of the mean of seeds x queries; see the module."""
+    seeds, queries = table.shape
+    mean, rows, columns = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    rest = table - rows[:, None] - columns + mean
+    chance = (
+        float((rest**2).sum()) / ((seeds - 1) * (queries - 1)) / (seeds * queries)
+    )  # of the mean, by single answers
+    of_rows = float(rows.var(ddof=1)) / seeds  # of the mean, by runs and by single answers
+    by_columns = float(columns.var(ddof=1)) / queries
+    of_columns = max(0.0, by_columns - chance)
+    reach = math.sqrt(of_columns / by_columns * queries / (queries - 1)) if of_columns else 0.0
+    draws = mean + math.sqrt(seeds / (seeds - 1)) * (_draws(seeds) @ rows / seeds - mean)
+    draws += reach * (_draws(queries, DRAWS, SEED + 1) @ columns / queries - mean)
+    freedom = (of_rows + of_columns) ** 2
+    freedom /= max(of_rows**2 / (seeds - 1) + of_columns**2 / (queries - 1), 1e-300)
+    tail = NormalDist().cdf(-t95(max(1, int(freedom))))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def curve_effect(curves: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Effect:
