@@ -18,6 +18,7 @@ from rethinker.lab.analysis.choice import (
     rates,
     second_looks_by,
 )
+from rethinker.lab.figures.evidence import frontier as draw_frontier
 
 WAIT = "\n\nWait, let's double check\n"
 
@@ -141,6 +142,8 @@ def test_shares_and_frontier_by_hand():
     assert second_looks_by(table)["share"].tolist() == [pytest.approx(table["second"].mean())]
     table["policy"] = np.where(np.arange(len(table)) % 2, "a", "b")
     points = frontier(table, ["policy", "mode"]).set_index("policy")
+    drawn = draw_frontier(points.reset_index().rename(columns={"policy": "variant"}), "Two policies.")
+    assert len(drawn.figure.axes[0].get_legend().get_texts()) == 2
     for policy, part in table.groupby("policy"):
         expected = (part["correct"].mean(), part["tokens"].mean(), part["second"].mean(), len(part))
         assert points.loc[policy, ["accuracy", "tokens", "second", "n"]].tolist() == pytest.approx(expected)
