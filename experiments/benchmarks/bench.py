@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -17,8 +15,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +29,7 @@ from curves import (
     save_picture,
     summarise_curve,
 )
+from facts import facts_of_run
 from rich.console import Console
 from summary import compare, summarise
 from table import growth_table, trl_table
@@ -40,13 +37,13 @@ from transformers.utils.logging import disable_progress_bar
 from world import LEARNING_RATE, SEED, Point, build_model, write_queries
 
 from rethinker.rundir.atomic import atomic_write_text
-from rethinker.rundir.provenance import git_state
 
 SCENARIOS = (Point(pixels=112, queries=8, group=8, tokens=64), Point(pixels=448, queries=4, group=8, tokens=64))
 QUICK_SCENARIOS = (Point(pixels=56, queries=2, group=8, tokens=4),)
 WARM_UP = 1  # steps of each side and point that are not counted
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
+
+FILES = {"float32": "trl.json", "bfloat16": "trl-bfloat16.json"}
 
 Steps = dict[str, list[dict[str, Any]]]
 
@@ -70,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="rethinker-bench-") as folder:
             build_model(Path(folder) / "model")
             if options.only != "growth":
-                against_trl(options, Path(folder), console)
+                for dtype in options.dtypes:
+                    against_trl(dtype, options, Path(folder), console)
             if options.only != "trl":
                 grow(options, Path(folder), console)
     except WorkerFailed as error:
@@ -94,6 +92,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=["shared"],
         help="our sides by their forward; the first is the one that the ratios are taken to",
     )
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=tuple(FILES),
+        default=list(FILES),
+        help="of the arithmetic of both sides, on float32 weights, against TRL (default: both)",
+    )
     parser.add_argument("--peer-micro-batch", type=int, help="samples of a forward pass of TRL's; default: the batch")
     options = parser.parse_args(arguments)
     if options.quick and options.out == RESULTS:
@@ -106,17 +111,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def against_trl(options: argparse.Namespace, folder: Path, console: Console) -> None:
-    """Both sides, step by step in turn; writes trl.json."""
+def against_trl(dtype: str, options: argparse.Namespace, folder: Path, console: Console) -> None:
+    """Both sides, step by step in turn; writes the file of this type."""
     sides = sides_of(options.ours, console)
     scenarios = []
     for point in QUICK_SCENARIOS if options.quick else SCENARIOS:
-        steps, ready = in_turn(sides, point, options, folder, console)
+        steps, ready = in_turn(sides, point, dtype, options, folder, console)
         ours = steps[sides[0].name][WARM_UP:]
         counted = {name: of_side[WARM_UP:] for name, of_side in steps.items()}
-        summaries = {name: summarise(of_side, point) for name, of_side in counted.items()}
+        summaries = {name: summarise(counted[name], point, steps[name][0]["flops"]) for name in counted}
         ratios = {name: compare(of_side, ours, point) for name, of_side in counted.items() if name != sides[0].name}
-        console.print(trl_table(point, summaries, ratios))
+        console.print(trl_table(point, summaries, ratios, dtype))
         scenarios.append(
             {
                 "point": asdict(point),
@@ -127,7 +132,7 @@ def against_trl(options: argparse.Namespace, folder: Path, console: Console) -> 
                 "steps": steps,
             }
         )
-    write(options, "trl.json", {"sides": [asdict(side) for side in sides], "scenarios": scenarios})
+    write(options, FILES[dtype], dtype, {"sides": [asdict(side) for side in sides], "scenarios": scenarios})
 
 
 def sides_of(forwards: Sequence[str], console: Console) -> list[Side]:
@@ -141,7 +146,7 @@ def sides_of(forwards: Sequence[str], console: Console) -> list[Side]:
 
 
 def in_turn(
-    sides: Sequence[Side], point: Point, options: argparse.Namespace, folder: Path, console: Console
+    sides: Sequence[Side], point: Point, dtype: str, options: argparse.Namespace, folder: Path, console: Console
 ) -> tuple[Steps, dict[str, Any]]:
     """The steps of every side, warm-up first, and what the workers say of themselves.
 
@@ -155,7 +160,9 @@ def in_turn(
         workers = {
             side.name: stack.enter_context(
                 Worker(
-                    side.script, job(side, [point], files, options, folder), folder / f"{point.name}-{side.name}.log"
+                    side.script,
+                    job(side, [point], files, options, folder, dtype),
+                    folder / f"{point.name}-{dtype}-{side.name}.log",
                 )
             )
             for side in sides
@@ -163,12 +170,12 @@ def in_turn(
         ready = {name: worker.start() for name, worker in workers.items()}
         for number in range(total):
             for name, worker in workers.items():
-                steps[name].append(worker.step(point.name))
+                steps[name].append(worker.step(point.name, count=number == 0))
             check_prompts(
                 {name: of_side[-1]["prompts"] for name, of_side in steps.items()}, f"{point.name}, step {number}"
             )
             seconds = "  ".join(f"{name} {of_side[-1]['wall']:.2f} s" for name, of_side in steps.items())
-            console.print(f"{point.name}  {'warm-up' if number < WARM_UP else f'step {number}'}  {seconds}")
+            console.print(f"{point.name}  {dtype}  {'warm-up' if number < WARM_UP else f'step {number}'}  {seconds}")
     return dict(steps), ready
 
 
@@ -181,12 +188,18 @@ def check_prompts(prompts: Mapping[str, list[str]], where: str) -> None:
 
 
 def job(
-    side: Side, points: Sequence[Point], files: Mapping[str, Path], options: argparse.Namespace, folder: Path
+    side: Side,
+    points: Sequence[Point],
+    files: Mapping[str, Path],
+    options: argparse.Namespace,
+    folder: Path,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """What a worker is told."""
     return {
         "model": str(folder / "model"),
-        "folder": str(folder / f"{points[0].name}-{len(points)}-{side.name}"),
+        "folder": str(folder / f"{points[0].name}-{len(points)}-{dtype}-{side.name}"),
+        "dtype": dtype,
         "points": [asdict(point) for point in points],
         "queries": {name: str(file) for name, file in files.items()},
         "forward": side.forward,
@@ -220,6 +233,7 @@ def grow(options: argparse.Namespace, folder: Path, console: Console) -> None:
     write(
         options,
         "growth.json",
+        "float32",
         {
             "forward": side.forward,
             "worker": ready,
@@ -231,38 +245,21 @@ def grow(options: argparse.Namespace, folder: Path, console: Console) -> None:
     save_picture(draw(curves, summaries), options.out)
 
 
-def write(options: argparse.Namespace, name: str, results: Mapping[str, Any]) -> None:
+def write(options: argparse.Namespace, name: str, dtype: str, results: Mapping[str, Any]) -> None:
     """The results with where and how they were measured."""
-    facts = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "platform": platform.platform(),
-            "processor": processor_name(),
-            "cores": os.cpu_count(),
-            "load_average_1min": os.getloadavg()[0],
-        },
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
-        "git": git_state(Path(__file__).parent),
+    facts = facts_of_run() | {
         "settings": {
             "quick": options.quick,
             "measured_steps": options.steps,
             "warm_up_steps": WARM_UP,
             "threads": int(ENVIRONMENT["OMP_NUM_THREADS"]),
-            "dtype": "float32",
+            "dtype": dtype,
             "seed": SEED,
             "learning_rate": LEARNING_RATE,
             "peer_micro_batch": options.peer_micro_batch,
         },
     }
     atomic_write_text(options.out / name, json.dumps({**facts, **results}, indent=1))
-
-
-def processor_name() -> str:
-    """The CPU's name, as far as the system says."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

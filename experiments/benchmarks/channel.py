@@ -62,9 +62,9 @@ class Worker:
         """Load the model; returns what the worker says of itself."""
         return self._ask(self._job)
 
-    def step(self, name: str) -> dict[str, Any]:
-        """One step of the point ``name``; returns what was measured."""
-        return self._ask({"step": name})
+    def step(self, name: str, count: bool = False) -> dict[str, Any]:
+        """One step of the point ``name``; returns what was measured. ``count``: floating-point operations, too."""
+        return self._ask({"step": name, "count": count})
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 PARTS = ("generation", "logprobs", "forward", "backward", "optimiser")
 ALWAYS = ("generation", "forward", "backward", "optimiser")  # parts that no step goes without
@@ -20,7 +21,8 @@ ALWAYS = ("generation", "forward", "backward", "optimiser")  # parts that no ste
 class Meter:
     """Measures steps: ``start()``, the step, ``stop()``.
 
-    A part that runs inside another counts to the outer one, so the parts never add up to more than the step.
+    A part that runs inside another counts to the outer one, so the parts never add up to more than the step. A step
+    that was begun by ``start(count=True)`` says how many floating-point operations its parts make, too, and is slow.
     """
 
     def __init__(self) -> None:
@@ -28,14 +30,17 @@ class Meter:
         self._part_start = (0.0, 0.0)
         self.loaded_mb = 0.0
         self._preprocessed = 0
+        self._counter: FlopCounterMode | None = None
 
     def loaded(self) -> None:
         """The model is in memory: peaks are counted from here."""
         self.loaded_mb = rss_mb()
         reset_peak()
 
-    def start(self) -> None:
+    def start(self, count: bool = False) -> None:
         """A step begins."""
+        self._flops: Counter[str] = Counter()
+        self._counter = flop_counter().__enter__() if count else None
         self._wall: dict[str, float] = defaultdict(float)
         self._cpu: dict[str, float] = defaultdict(float)
         self._images: Counter[str] = Counter()
@@ -49,6 +54,9 @@ class Meter:
         Raises RuntimeError where a part never ran: the stopwatches no longer fit the code.
         """
         wall, cpu = since(self._step_start)
+        if self._counter:
+            self._counter.__exit__(None, None, None)
+        counted = {"flops": {part: self._flops[part] for part in PARTS}} if self._counter else {}
         missing = [part for part in ALWAYS if part not in self._wall]
         if missing:
             raise RuntimeError(f"{', '.join(missing)}: never ran in this step, or its stopwatch was by-passed")
@@ -61,6 +69,7 @@ class Meter:
             "vision_calls": dict(self._calls),
             "preprocessed": self._preprocessed,
             "peak_mb": peak_mb() - self.loaded_mb,
+            **counted,
         }
 
     @contextmanager
@@ -105,6 +114,7 @@ class Meter:
     def _begin(self, name: str) -> None:
         self._open.append(name)
         if len(self._open) == 1:
+            self._flops_before = self._counter.get_total_flops() if self._counter else 0
             self._part_start = now()
 
     def _end(self) -> None:
@@ -113,12 +123,28 @@ class Meter:
             wall, cpu = since(self._part_start)
             self._wall[name] += wall
             self._cpu[name] += cpu
+            if self._counter:
+                self._flops[name] += self._counter.get_total_flops() - self._flops_before
 
     def _encoded(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         grid_thw = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
         part = self._open[0] if self._open else "rest"
         self._images[part] += len(grid_thw)
         self._calls[part] += 1
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter of matrix products, taught the CPU's attention: a whole rectangle, masked or not."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    gradient = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    known = {attention: attention_flops, gradient: lambda _, *shapes, **__: 5 * attention_flops(*shapes) // 2}
+    return FlopCounterMode(display=False, custom_mapping=known)
+
+
+def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Operations of attention's two products, of shapes [batch, heads, rows, size]; its backward pass has five."""
+    batch, heads, rows, size = query
+    return 2 * batch * heads * rows * key[-2] * (size + value[-1])
 
 
 def scoring_part() -> str:

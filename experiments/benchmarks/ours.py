@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from channel import Driver, digest
 from meter import Meter, scoring_part
+from rates import machine_rates
 from world import LEARNING_RATE, SEED, Point, check_lengths, grade_by_parity, never_sampled
 
 from rethinker.config import RunConfig, load_config
@@ -33,6 +34,7 @@ def run_config(point: Point, job: Mapping[str, Any]) -> RunConfig:
             f"seed={SEED}",
             f"model.path={job['model']}",
             f"model.forward={job['forward']}",
+            f"model.autocast={str(job['dtype'] == 'bfloat16').lower()}",
             f"data.train={job['queries'][point.name]}",
             f"queries_per_episode={point.queries}",
             "rollout.engine=transformers",
@@ -53,7 +55,7 @@ class MeasuredRun(TrainingRun):
 
     def __init__(self, point: Point, job: Mapping[str, Any], meter: Meter) -> None:
         super().__init__(run_config(point, job))
-        self.point = point
+        self.point, self.dtype = point, getattr(torch, job["dtype"])
         self.meter = meter
         self.prompts: list[str] = []
         self.trainer = self.make_trainer(0, self.config.for_stage(0))
@@ -75,14 +77,15 @@ class MeasuredRun(TrainingRun):
         self.prompts = [digest(self.policy.prompt(request.query).ids) for request in requests]
         return found
 
-    def step(self) -> dict[str, Any]:
-        """One episode."""
-        self.meter.start()
+    def step(self, count: bool) -> dict[str, Any]:
+        """One episode; ``count`` its floating-point operations."""
+        self.meter.start(count)
         metrics = self.trainer.episode()
         measured = self.meter.stop()
         # By the trainer's own clock: everything after roll-out and grading that grows with the samples.
         training = metrics["time/logprobs"] + metrics["time/train"]
-        return {**measured, "training": training, "prompts": self.prompts}
+        rates = machine_rates(self.policy.model, self.point.samples, self.dtype)
+        return {**measured, "training": training, "prompts": self.prompts, "rates": rates}
 
 
 def main() -> None:
@@ -99,7 +102,7 @@ def main() -> None:
     meter.loaded()
     driver.send({"parameters": policy.model.num_parameters(), "loaded_mb": meter.loaded_mb})
     while command := driver.receive():
-        driver.send(runs[command["step"]].step())
+        driver.send(runs[command["step"]].step(command["count"]))
 
 
 if __name__ == "__main__":

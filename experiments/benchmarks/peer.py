@@ -5,7 +5,7 @@ Its ``train()`` is one loop that does not return; a callback at the end of a ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,20 @@ from channel import Driver, digest
 from datasets import Dataset, Image
 from datasets import Sequence as ListOf
 from meter import Meter, scoring_part
+from rates import machine_rates
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from world import LEARNING_RATE, SEED, Point, check_lengths, grade_by_parity, never_sampled, queries_in_order
+
+from rethinker.looks import GradeMany
+from rethinker.types import Query
 
 
 class StepByStep(TrainerCallback):
     """Makes a step whenever the driver asks for one."""
 
-    def __init__(self, driver: Driver, meter: Meter, ready: dict[str, Any]) -> None:
-        self.driver, self.meter, self.ready = driver, meter, ready
+    def __init__(self, driver: Driver, meter: Meter, ready: dict[str, Any], rates: Callable[[], Any]) -> None:
+        self.driver, self.meter, self.ready, self.rates = driver, meter, ready, rates
         self.prompts: list[str] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
@@ -34,23 +38,32 @@ class StepByStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A step is done: batch fetched, responses generated and scored, forward, backward, update."""
-        self._wait({**self.meter.stop(), "prompts": self.prompts}, control)
+        measured = self.meter.stop()
+        self._wait({**measured, "prompts": self.prompts, "rates": self.rates()}, control)
 
     def _wait(self, answer: dict[str, Any], control: Any) -> None:
         self.driver.send(answer)
-        if self.driver.receive() is None:
+        command = self.driver.receive()
+        if command is None:
             control.should_training_stop = True
-        self.meter.start()
+        else:
+            self.meter.start(command["count"])
 
 
-def rewards(completions: Sequence[Any], answer: Sequence[str], question: Sequence[str], **_: Any) -> list[float]:
-    """Our side's grader and verdicts as a reward function of TRL's."""
-    texts = [completion[0]["content"] for completion in completions]
-    return [float(grade.correct) for grade in grade_by_parity(list(zip(texts, answer, question, strict=True)))]
+def reward_function(grade: GradeMany) -> Callable[..., list[float]]:
+    """A grader of ours and its verdicts as a reward function of TRL's."""
+
+    def correctness(
+        completions: Sequence[Any], answer: Sequence[str], question: Sequence[str], **_: Any
+    ) -> list[float]:
+        texts = [completion[0]["content"] for completion in completions]
+        return [float(verdict.correct) for verdict in grade(list(zip(texts, answer, question, strict=True)))]
+
+    return correctness
 
 
-def data_set(file: Path) -> Dataset:
-    """The queries in our side's order; images are files that are decoded when a batch is fetched."""
+def data_set(queries: Iterable[Query]) -> Dataset:
+    """The queries in their order; images are files that are decoded when a batch is fetched."""
     rows = [
         {
             "prompt": [{"role": "user", "content": query.question.removeprefix("<image>")}],
@@ -58,38 +71,45 @@ def data_set(file: Path) -> Dataset:
             "answer": query.answer,
             "question": query.question,
         }
-        for query in queries_in_order(file)
+        for query in queries
     ]
     return Dataset.from_list(rows).cast_column("images", ListOf(Image()))
 
 
-def settings(point: Point, micro_batch: int, banned: list[int], job: Mapping[str, Any]) -> GRPOConfig:
-    """float32, no checkpointing, no vLLM, no KL: the step that our side makes."""
+def plain_settings(**own: Any) -> GRPOConfig:
+    """No checkpointing, no vLLM, no KL, no files: what both sides leave out. ``own``: the rest."""
     return GRPOConfig(
-        output_dir=job["folder"],
-        seed=SEED,
         use_cpu=True,
-        bf16=False,
         fp16=False,
         gradient_checkpointing=False,
+        use_vllm=False,
+        loss_type="grpo",
+        beta=0.0,
+        shuffle_dataset=False,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        **own,
+    )
+
+
+def settings(point: Point, micro_batch: int, banned: list[int], job: Mapping[str, Any]) -> GRPOConfig:
+    """The step that our side makes."""
+    return plain_settings(
+        output_dir=job["folder"],
+        seed=SEED,
+        bf16=job["dtype"] == "bfloat16",
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=point.samples // micro_batch,
         num_generations=point.group,
         max_completion_length=point.tokens,
         temperature=1.0,
         generation_kwargs={"suppress_tokens": banned},
-        use_vllm=False,
-        loss_type="grpo",
-        beta=0.0,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
-        shuffle_dataset=False,
         max_steps=job["steps"],
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
         logging_steps=1,
     )
 
@@ -107,12 +127,12 @@ def main() -> None:
     model = AutoModelForImageTextToText.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="sdpa")
     meter.loaded()
     ready = {"parameters": model.num_parameters(), "loaded_mb": meter.loaded_mb, "trl": trl.__version__}
-    steps = StepByStep(driver, meter, ready)
+    steps = StepByStep(driver, meter, ready, lambda: machine_rates(model, point.samples, getattr(torch, job["dtype"])))
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=rewards,
+        reward_funcs=reward_function(grade_by_parity),
         args=settings(point, micro_batch, never_sampled(processor.tokenizer), job),
-        train_dataset=data_set(Path(job["queries"][point.name])),
+        train_dataset=data_set(queries_in_order(Path(job["queries"][point.name]))),
         processing_class=processor,
         callbacks=[steps],
     )

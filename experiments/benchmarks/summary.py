@@ -16,10 +16,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def measures(step: Step, point: Point) -> dict[str, float]:
+SHARES = ("generation", "logprobs", "forward", "backward")  # parts that are matrix products for the most part
+
+
+def measures(step: Step, point: Point, flops: Mapping[str, int] | None = None) -> dict[str, float]:
     """All figures of a step: seconds, counts, MB and rates.
 
-    ``orchestration_s`` is what is neither generation nor forward, backward or optimiser.
+    ``orchestration_s`` is what is neither generation nor forward, backward or optimiser. ``flops``: the operations of
+    each part of such a step, of which ``<part>_gflop`` and the part's rate as a share of the machine's own
+    (``<part>_percent``) come, by CPU seconds.
     """
     parts: Mapping[str, float] = step["parts"]
     orchestration = step["wall"] - sum(parts.values())
@@ -35,14 +40,28 @@ def measures(step: Step, point: Point) -> dict[str, float]:
         "images_preprocessed": step["preprocessed"],
         "samples_per_s": point.samples / step["wall"],
         "tokens_per_s": point.samples * point.tokens / parts["generation"],
+        **(shares(step, flops) if flops else {}),
     }
 
 
-def summarise(steps: Sequence[Step], point: Point) -> dict[str, dict[str, float]]:
-    """The spread of every figure over the steps. Raises ValueError without steps."""
+def shares(step: Step, flops: Mapping[str, int]) -> dict[str, float]:
+    """What each part makes of the rate at which this process multiplied large matrices just after the step; GFLOP/s."""
+    rates: Mapping[str, float] = step["rates"]
+    found = {f"{name}_gflops": rates[name] / 1e9 for name in ("large", "training", "decoding")}
+    for part in SHARES:
+        seconds = step["parts_cpu"][part]
+        found[f"{part}_gflop"] = flops[part] / 1e9
+        found[f"{part}_percent"] = 100 * flops[part] / seconds / rates["large"] if seconds else 0.0
+    return found
+
+
+def summarise(
+    steps: Sequence[Step], point: Point, flops: Mapping[str, int] | None = None
+) -> dict[str, dict[str, float]]:
+    """The spread of every figure over the steps; ``flops``: see ``measures``. Raises ValueError without steps."""
     if not steps:
         raise ValueError(f"{point.name}: no measured steps")
-    rows = [measures(step, point) for step in steps]
+    rows = [measures(step, point, flops) for step in steps]
     return {name: spread([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -20,6 +20,17 @@ ROWS = (
     ("optimiser_s", "  optimiser, s"),
     ("orchestration_s", "  rest, s"),
     ("orchestration_percent", "  rest, %"),
+    ("large_gflops", "large matrix products, GFLOP/s"),
+    ("training_gflops", "  of the model's sizes, 2,048 rows"),
+    ("decoding_gflops", "  of the model's sizes, a row a response"),
+    ("generation_percent", "generation, % of the large rate"),
+    ("logprobs_percent", "log-probs, %"),
+    ("forward_percent", "forward, %"),
+    ("backward_percent", "backward, %"),
+    ("generation_gflop", "generation, GFLOP"),
+    ("logprobs_gflop", "log-probs, GFLOP"),
+    ("forward_gflop", "forward, GFLOP"),
+    ("backward_gflop", "backward, GFLOP"),
     ("peak_mb", "peak above model, MB"),
     ("images_encoded", "images encoded"),
     ("vision_calls", "vision calls"),
@@ -33,10 +44,13 @@ def trl_table(
     point: Point,
     summaries: Mapping[str, Mapping[str, Mapping[str, float]]],
     ratios: Mapping[str, Mapping[str, Mapping[str, float] | None]],
+    dtype: str = "float32",
 ) -> Table:
     """Median (smallest to largest) a side, and how many times ours the others are."""
     size = f"{point.queries} queries x {point.group} responses x {point.tokens} tokens"
-    table = Table(title=f"{point.pixels} px, {size}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"{point.pixels} px, {size}, {dtype}", title_justify="left", title_style="bold", box=SIMPLE_HEAD
+    )
     table.add_column("a step", no_wrap=True)
     for name in summaries:
         table.add_column(name, justify="right")
@@ -44,7 +58,7 @@ def trl_table(
         table.add_column(f"{name} / ours", justify="right")
     for figure, label in ROWS:
         cells = [_spread(summary[figure]) for summary in summaries.values()]
-        table.add_row(label, *cells, *(_ratio(ratio[figure]) for ratio in ratios.values()))
+        table.add_row(label, *cells, *(_ratio(ratio.get(figure)) for ratio in ratios.values()))
     return table
 
 

@@ -1,0 +1,79 @@
+"""The figure and the table of a race from results/race.csv: results/race.svg, race.png, race.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import beside  # noqa: F401
+import matplotlib
+import numpy as np
+import pandas as pd
+import records
+from entrants import ENTRANTS
+from matplotlib.axes import Axes
+
+from rethinker.lab.figures.output import render
+from rethinker.lab.figures.style import LIGHT, Drawing, legend, panels, settings
+from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
+
+THRESHOLDS = (0.6, 0.75)
+CLOCKS = (("cpu_s", "CPU seconds of training"), ("wall_s", "wall seconds of training"), ("tokens", "tokens generated"))
+LOOKS = {
+    "trl-grpo": (LIGHT.orange, (0, (4, 2))),
+    "grpo": (LIGHT.blue, "-"),
+    "ssr": (LIGHT.green, (0, (1, 1))),
+    "ssr-rethink": (LIGHT.purple, "-"),
+    "ssr-rethink-vllm": (LIGHT.sky_line, (0, (5, 1, 1, 1))),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "results")
+    folder = parser.parse_args(arguments).folder
+    table = records.read(folder / "race.csv")
+    if table.empty:
+        print(f"{folder / 'race.csv'}: no finished runs yet", file=sys.stderr)
+        return 1
+    text = records.summary(table, {name: entrant.title for name, entrant in ENTRANTS.items()}, THRESHOLDS)
+    atomic_write_text(folder / "race.md", text)
+    for kind in ("svg", "png"):
+        atomic_write_bytes(folder / f"race.{kind}", render(draw(table), kind))
+    print(text)
+    return 0
+
+
+def draw(table: pd.DataFrame) -> Drawing:
+    """Validation accuracy over each clock: thin lines are seeds, a thick one their mean where all have been."""
+    with matplotlib.rc_context(settings(LIGHT)):
+        figure, axes = panels(len(CLOCKS), height=3.2)
+        for axis, (clock, label) in zip(axes, CLOCKS, strict=True):
+            for method, (color, dash) in LOOKS.items():
+                _lines(axis, table[table["method"] == method], clock, color, dash, ENTRANTS[method].title)
+            for threshold in THRESHOLDS:
+                axis.axhline(threshold, color=LIGHT.muted, linewidth=0.8)
+            axis.set_xlabel(label)
+            axis.set_ylim(0, 1)
+        axes[0].set_ylabel("validation accuracy, greedy")
+        legend(axes[0], loc="lower right")
+    queries = int(table["queries"][table["split"] == "validation"].iloc[0])
+    return Drawing(figure, f"Greedy accuracy on {queries} validation queries; thin lines are seeds, thick ones means.")
+
+
+def _lines(axis: Axes, table: pd.DataFrame, clock: str, color: str, dash: object, title: str) -> None:
+    runs = [rows for _, rows in records.validations(table)]
+    if not runs:
+        return
+    for rows in runs:
+        axis.plot(rows[clock], rows["accuracy"], color=color, linewidth=0.7, alpha=0.5)
+    grid = np.linspace(0, min(rows[clock].max() for rows in runs), 100)
+    mean = np.mean([np.interp(grid, rows[clock], rows["accuracy"]) for rows in runs], axis=0)
+    axis.plot(grid, mean, color=color, linestyle=dash, linewidth=2, label=title)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
