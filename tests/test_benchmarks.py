@@ -26,11 +26,15 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def results(tmp_path_factory) -> Path:
     """The folder of a run with everything in it, at tiny sizes; about 40 seconds."""
     out = tmp_path_factory.mktemp("bench")
-    options = ["--quick", "--steps", "1", "--ours", "shared", "plain", "--out", str(out)]
-    command = [sys.executable, str(FOLDER / "bench.py"), *options]
+    run_bench(out, "--ours", "shared", "plain", "--dtypes", "float32")
+    return out
+
+
+def run_bench(out: Path, *options: str) -> None:
+    """A run at tiny sizes."""
+    command = [sys.executable, str(FOLDER / "bench.py"), "--quick", "--steps", "1", *options, "--out", str(out)]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stdout + run.stderr
-    return out
 
 
 def a_step(wall: float, *, images: int = 6) -> dict[str, Any]:
@@ -57,6 +61,58 @@ def test_measures_of_a_step():
     assert found["images_encoded"] == 12 and found["vision_calls"] == 2
     assert found["samples_per_s"] == pytest.approx(6.0)
     assert found["tokens_per_s"] == pytest.approx(150.0)  # 60 tokens in 0.4 s
+
+
+def test_the_share_of_the_machines_rate_is_by_cpu_seconds():
+    from summary import measures
+    from world import Point
+
+    step = a_step(1.0) | {
+        "parts_cpu": {"generation": 0.2, "logprobs": 0.0, "forward": 0.1, "backward": 0.4},
+        "rates": {"large": 50e9, "training": 40e9, "decoding": 20e9},
+    }
+    flops = {"generation": 2_000_000_000, "logprobs": 0, "forward": 4_000_000_000, "backward": 8_000_000_000}
+    found = measures(step, Point(), flops)
+    assert [found[f"{part}_percent"] for part in flops] == pytest.approx([20.0, 0.0, 80.0, 40.0])
+    assert found["forward_gflop"] == 4.0 and found["decoding_gflops"] == 20.0
+
+
+def test_operations_are_counted_in_their_parts():
+    import torch
+    from meter import Meter
+
+    layer = torch.nn.Linear(8, 4)
+    query, key = torch.randn(1, 2, 6, 8, requires_grad=True), torch.randn(1, 2, 10, 8)
+    meter = Meter()
+    meter.start(count=True)
+    with meter.part("generation"), torch.no_grad():
+        layer(torch.randn(3, 8))
+    with meter.part("forward"):
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, key)
+    with meter.part("backward"):
+        attended.sum().backward()
+    with meter.part("optimiser"):
+        pass
+    attention = 2 * 2 * 6 * 10 * (8 + 8)  # two products of two heads
+    assert meter.stop()["flops"] == {
+        **{"generation": 2 * 3 * 8 * 4, "logprobs": 0, "optimiser": 0},
+        **{"forward": attention, "backward": 5 * attention // 2},
+    }
+    meter.start()
+    for part in ("generation", "forward", "backward", "optimiser"):
+        with meter.part(part):
+            layer(torch.randn(3, 8))
+    assert "flops" not in meter.stop()
+
+
+def test_the_machines_rates_are_of_the_language_models_layers():
+    import torch
+    from rates import linear_layers, machine_rates
+
+    model = torch.nn.ModuleDict({"visual": torch.nn.Linear(3, 5), "layer": torch.nn.Linear(4, 6)})
+    assert list(linear_layers(model)) == [(4, 6)]
+    found = machine_rates(model, 2, torch.float32)
+    assert set(found) == {"large", "training", "decoding"} and min(found.values()) > 0
 
 
 def test_medians_and_their_ratio():
@@ -193,7 +249,11 @@ def test_the_peer_makes_the_same_step_with_each_image_once_a_response(results):
         assert 0 < sum(theirs["parts"].values()) < theirs["wall"]
         assert theirs["peak_mb"] > 0
     assert scenario["ratios_to_ours"].keys() == {"plain", "TRL"}
-    assert scenario["summary"]["ours"].keys() == scenario["ratios_to_ours"]["TRL"].keys()
+    summary = scenario["summary"]
+    assert summary["ours"].keys() == summary["TRL"].keys() > scenario["ratios_to_ours"]["TRL"].keys()
+    for part in ("generation", "forward", "backward"):  # a prompt is read once a query, or once a response
+        ours, theirs = (summary[side][f"{part}_gflop"]["median"] for side in ("ours", "TRL"))
+        assert 0 < ours < theirs, part
 
 
 @pytest.mark.slow
@@ -205,3 +265,14 @@ def test_growth_has_every_point_and_a_picture(results):
         assert all(len(found["steps"][name]) == 2 for name in line["points"])
     assert (results / "growth.svg").read_text().startswith("<?xml")
     assert (results / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="the peer, trl, is not installed")
+def test_bfloat16_on_both_sides(tmp_path: Path):
+    run_bench(tmp_path, "--only", "trl", "--dtypes", "bfloat16")
+    found = json.loads((tmp_path / "trl-bfloat16.json").read_text())
+    assert found["settings"]["dtype"] == "bfloat16" and not (tmp_path / "trl.json").exists()
+    (scenario,) = found["scenarios"]
+    assert scenario["summary"].keys() == {"ours", "TRL"}
+    assert all(side["forward_percent"]["median"] > 0 for side in scenario["summary"].values())
