@@ -143,7 +143,8 @@ def test_shares_and_frontier_by_hand():
     table["policy"] = np.where(np.arange(len(table)) % 2, "a", "b")
     points = frontier(table, ["policy", "mode"]).set_index("policy")
     drawn = draw_frontier(points.reset_index().rename(columns={"policy": "variant"}), "Two policies.")
-    assert len(drawn.figure.axes[0].get_legend().get_texts()) == 2
+    legend = drawn.figure.axes[0].get_legend()
+    assert sorted(text.get_text() for text in legend.get_texts()) == ["a", "b", "plain"]
     for policy, part in table.groupby("policy"):
         expected = (part["correct"].mean(), part["tokens"].mean(), part["second"].mean(), len(part))
         assert points.loc[policy, ["accuracy", "tokens", "second", "n"]].tolist() == pytest.approx(expected)

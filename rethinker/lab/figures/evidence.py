@@ -137,14 +137,16 @@ def frontier(points: pd.DataFrame, caption: str, *, theme: Theme) -> Drawing:
                 axis.plot([row["tokens"]] * 2, [row["low"], row["high"]], color=color, linewidth=1.4)
             label = name if number == 0 else None
             axis.plot([row["tokens"]], [row["accuracy"]], MODES[row["mode"]], color=color, markersize=7, label=label)
-            axis.annotate(row["mode"], (row["tokens"], row["accuracy"]), (6, 5), textcoords="offset points", fontsize=8)
+    for mode, mark in MODES.items():
+        if mode in set(points["mode"]):
+            axis.plot([], [], mark, color=theme.muted, label=mode)
     axis.set_title("Held-out accuracy over tokens a response", pad=8)
     axis.set_xlabel("tokens a response")
     axis.margins(x=0.12)
     low = points["low"].fillna(points["accuracy"]).min()
     share_axis(axis, min(1.0, 1.05 * float(points["high"].fillna(points["accuracy"]).max())))
     axis.set_ylim(bottom=max(0.0, float(low) - 0.08))
-    legend_below(axis, 3, lines=2)
+    legend_below(axis, 4, lines=2)
     return Drawing(figure, caption)
 
 
