@@ -6,10 +6,13 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from rethinker.lab import base, benchmarks  # noqa: F401  register their commands, as the next ones do
+from rethinker.lab import base as _base  # noqa: F401  register their commands, as the next ones do
+from rethinker.lab import benchmarks as _benchmarks  # noqa: F401
+from rethinker.lab.benchmark_inputs import DATA, NAMES, PROTOCOL, config_of, load_tasks
 from rethinker.lab.command_line import CONFIG, FOLDER, FOLDERS, RESUME, command, option, run_command, settings
 from rethinker.lab.compare import command as _compare  # noqa: F401
 from rethinker.lab.export import command as _export  # noqa: F401
@@ -78,22 +81,45 @@ def train(file: str, overrides: list[str], resume: bool, traceback: bool) -> int
 @command(
     "serve",
     "Start vLLM servers for runs with rollout.engine=server, until Ctrl-C; what ends is started again.",
-    CONFIG,
+    option("file", metavar="config", help="YAML file, e.g. experiments/tiny.yaml; with --benchmarks also a model"),
     settings("the run's own, e.g. rollout.servers=FOLDER"),
     option("--servers", type=int, default=1, help="on this machine (default: %(default)s)"),
     option("--port", type=int, default=8100, help="of the first, the next ones follow (default: %(default)s)"),
     option("--host", default="127.0.0.1", help="this machine's private address (default: %(default)s)"),
+    NAMES,
+    PROTOCOL,
+    *DATA,
 )
-def serve(file: str, overrides: list[str], servers: int, port: int, host: str) -> int:
+def serve(
+    file: str,
+    overrides: list[str],
+    servers: int,
+    port: int,
+    host: str,
+    benchmarks: str | None,
+    protocol: Literal["official", "boxed"] | None,
+    data: list[str] | None,
+    data_root: Path | None,
+) -> int:
     from rethinker.config import load_config
     from rethinker.lab.jobs.preflight import check_model, make_missing
+    from rethinker.lab.serve import of_benchmarks, of_run
     from rethinker.lab.serve import serve as run_servers
 
-    config = load_config(file, typed=overrides)
-    check_model(config)
-    make_missing([config], print)
+    if benchmarks is None:
+        if protocol or data or data_root:
+            raise ValueError("--protocol, --data and --data-root are for benchmarks: add --benchmarks mathvision,...")
+        config = load_config(file, typed=overrides)
+        check_model(config)
+        make_missing([config], print)
+        look = partial(of_run, config)
+    else:
+        config, _ = config_of(file, overrides)
+        check_model(config)
+        chosen = protocol or "boxed"
+        look = partial(of_benchmarks, config, chosen, load_tasks(benchmarks, chosen, data, data_root))
     try:
-        run_servers(config, servers=servers, host=host, port=port, say=lambda text: print(text, flush=True))
+        run_servers(config, look, servers=servers, host=host, port=port, say=lambda text: print(text, flush=True))
     except RuntimeError as error:  # a server that does not come up, with the end of its log
         print(f"rethinker serve: {error}", file=sys.stderr)
         return 1

@@ -44,12 +44,14 @@ def write_config(folder: Path, **settings: Any) -> Path:
 
 
 @contextmanager
-def serve(config: Path, servers: int = 2) -> Iterator[psutil.Popen]:
-    """`rethinker serve`; at the end it takes its servers with it."""
+def serve(config: Path, *words: str, servers: int = 2, folder: Path | None = None) -> Iterator[psutil.Popen]:
+    """`rethinker serve`; at the end it takes its servers with it. ``folder``: where they are found, if the config does
+    not say it."""
     port = free_port()
-    words = ["serve", str(config), "--servers", str(servers), "--port", str(port)]
-    process = psutil.Popen([sys.executable, "-m", "rethinker.cli", *words])
-    entry = ServersDir(load_config(config).rollout.servers).folder / f"127.0.0.1-{port}.json"
+    command = ["serve", str(config), "--servers", str(servers), "--port", str(port), *words]
+    process = psutil.Popen([sys.executable, "-m", "rethinker.cli", *command])
+    folder = folder or ServersDir(load_config(config).rollout.servers).folder
+    entry = folder / f"127.0.0.1-{port}.json"
     deadline = time.monotonic() + 900
     try:
         while not entry.exists():

@@ -18,7 +18,7 @@ from rethinker.benchmarks import checkpoint
 from rethinker.benchmarks.registry import BENCHMARKS
 from rethinker.benchmarks.tasks import load_task
 from rethinker.datasets.io import load_queries
-from rethinker.lab.benchmarks import _model
+from rethinker.lab.benchmark_inputs import config_of, load_tasks
 from rethinker.policy.families import FAMILIES
 from rethinker.rollout import vllm_available
 from rethinker.rundir.atomic import read_json
@@ -169,14 +169,14 @@ def test_what_is_refused_is_one_line(tiny_folder, maths, tmp_path, capsys, monke
 
 
 def test_a_bare_checkpoint_has_the_papers_settings_and_a_config_its_own(tmp_path: Path) -> None:
-    config, folder = _model("Qwen/Qwen2.5-VL-7B-Instruct", ["rollout.max_new_tokens=100"])
+    config, folder = config_of("Qwen/Qwen2.5-VL-7B-Instruct", ["rollout.max_new_tokens=100"])
     assert folder == Path("runs") / "Qwen2.5-VL-7B-Instruct" and config.model.path == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert (config.model.min_pixels, config.model.max_pixels) == (256 * 28 * 28, 1280 * 28 * 28)
     assert config.rollout.max_new_tokens == 100 and config.data.prompt_suffix == checkpoint.SUFFIX
-    assert _model("m", [])[0].rollout.max_new_tokens == 8192
-    assert _model("m", ["data.prompt_suffix=x"])[0].data.prompt_suffix == "x"
-    assert _model("runs/a/checkpoints/best/model", [])[1].name == "a-best"
-    config, folder = _model(str(ROOT / "experiments" / "tiny.yaml"), [])
+    assert config_of("m", [])[0].rollout.max_new_tokens == 8192
+    assert config_of("m", ["data.prompt_suffix=x"])[0].data.prompt_suffix == "x"
+    assert config_of("runs/a/checkpoints/best/model", [])[1].name == "a-best"
+    config, folder = config_of(str(ROOT / "experiments" / "tiny.yaml"), [])
     assert config.rollout.max_new_tokens == 140 and config.data.prompt_suffix == "" and folder.name == "tiny"
 
 
@@ -185,11 +185,11 @@ def test_the_papers_pixel_limits_are_for_families_that_have_some(tmp_path: Path)
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps({"model_type": name}))
-        model = _model(str(folder), [])[0].model
+        model = config_of(str(folder), [])[0].model
         limits = (256 * 28 * 28, 1280 * 28 * 28) if name.startswith("qwen") else (None, None)
         assert (model.min_pixels, model.max_pixels) == limits, name
         assert family.sized == name.startswith("qwen")
-        assert _model(str(folder), ["model.max_pixels=300000"])[0].model.max_pixels == 300000
+        assert config_of(str(folder), ["model.max_pixels=300000"])[0].model.max_pixels == 300000
 
 
 @pytest.mark.long
@@ -228,6 +228,28 @@ def test_checkpoints_are_told_apart(tiny_folder: Path, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     assert checkpoint.model_identity(str(other))["digest"] != first["digest"]
+
+
+def test_images_in_rows_are_files_once_and_it_says_where(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    benchmark_schemas.write_all(tmp_path / "data")
+    cache = tmp_path / "cache" / "rethinker" / "images"
+
+    def read() -> dict[Path, int]:
+        (task,) = load_tasks("mathvista", "boxed", None, tmp_path / "data")
+        images = {Path(path) for item in task.items for path in item.images}
+        assert all(path.parent == cache for path in images) and set(cache.iterdir()) == images
+        text = f"mathvista-testmini: {len(images)} images of its rows are files in {cache} (0 MB)\n"
+        assert capsys.readouterr().err.endswith(text)
+        return {path: path.stat().st_mtime_ns for path in images}
+
+    found = read()
+    assert read() == found  # none is written again
+    damaged, *others = found
+    content = damaged.read_bytes()
+    damaged.write_bytes(b"")
+    again = read()
+    assert damaged.read_bytes() == content and [again[path] for path in others] == [found[path] for path in others]
 
 
 def test_the_page_of_benchmarks_is_current() -> None:

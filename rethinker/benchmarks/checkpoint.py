@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from rethinker.benchmarks.asking import Asking, find_skipped, query_of
+from rethinker.benchmarks.asking import Asking, find_skipped
 from rethinker.benchmarks.base import Protocol
 from rethinker.benchmarks.running import Skipped
 from rethinker.benchmarks.tasks import Task
@@ -104,25 +104,36 @@ def start(config: RunConfig, how: Asking, tasks: Sequence[Task]) -> tuple[Policy
     torch.set_num_threads(config.launch.threads)
     if config.launch.deterministic:
         use_deterministic_algorithms()
-    suffix, hint = prompt_texts(config, how.protocol)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = replace(config, model=replace(config.model, lora_rank=0))  # fresh adapters would change nothing
     if engine_name(config) == "vllm":  # it has weights of its own
-        policy = load_outline(config.model, prompt_suffix=suffix, prompt_hint=hint)
+        policy = outline(config, how.protocol)
         policy.device = device
     else:
+        suffix, hint = prompt_texts(config, how.protocol)
         policy = load_policy(config.model, device, prompt_suffix=suffix, prompt_hint=hint)
     policy.images.capacity = IMAGE_BYTES
-    room = PromptRoom(policy, config.rollout.max_new_tokens)
-    skipped = {task.name: find_skipped(task, how.protocol, room) for task in tasks}
+    skipped, images, longest = look_at(policy, config, how.protocol, tasks)
     for task in tasks:
         say_skipped(task, skipped[task.name])
-    queries = [query_of(task, item, how.protocol) for task in tasks for item in task.items]
-    images = max((1, *(len(query.images) for query in queries)))
-    engine = make_engine(config, policy, max_images=images, max_prompt=room.longest)
+    engine = make_engine(config, policy, max_images=images, max_prompt=longest)
     if config.rollout.engine == "server":
         engine.sync_weights(policy.model)
     return policy, engine, skipped
+
+
+def look_at(policy: Policy, config: RunConfig, protocol: Protocol, tasks: Sequence[Task]) -> tuple[Skipped, int, int]:
+    """What cannot be asked, the most images of a prompt, and the tokens of the longest one."""
+    room = PromptRoom(policy, config.rollout.max_new_tokens)
+    skipped = {task.name: find_skipped(task, protocol, room) for task in tasks}
+    images = max((1, *(len(item.images) for task in tasks for item in task.items)))
+    return skipped, images, room.longest
+
+
+def outline(config: RunConfig, protocol: Protocol) -> Policy:
+    """The policy without weights: for prompts and their lengths."""
+    suffix, hint = prompt_texts(config, protocol)
+    return load_outline(config.model, prompt_suffix=suffix, prompt_hint=hint)
 
 
 def say_skipped(task: Task, skipped: dict[str, str]) -> None:

@@ -147,12 +147,18 @@ def _check_columns(names: Iterable[str], where: str, mapped: ColumnMap | None) -
         raise ValueError(f"{where}: no column {', '.join(missing)}; there are {', '.join(names)}{hint}")
 
 
+def stored_images() -> Path:
+    """The folder of ``stored_image``. Nothing removes files there: whoever is short of space may, and what is missing
+    is written again."""
+    return cache_folder() / "images"
+
+
 def stored_image(data: bytes) -> Path:
     """Images that a Hugging Face data set holds as bytes become files (named by content): queries refer to paths."""
-    cache = cache_folder() / "images"
+    cache = stored_images()
     suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg" if data.startswith(b"\xff\xd8") else ".img"
     path = cache / (hashlib.sha256(data).hexdigest() + suffix)
-    if not path.exists():
+    if not path.exists() or path.stat().st_size != len(data):  # a power failure may have left an empty file
         cache.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         temporary.write_bytes(data)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rethinker.lab.benchmark_inputs import DATA, NAMES, PROTOCOL, best_of_run, config_of, load_tasks
 from rethinker.lab.command_line import command, option, settings
 from rethinker.rundir.paths import RunDir
 
 if TYPE_CHECKING:
     from rethinker.benchmarks.judge import Judge
-    from rethinker.config import RunConfig
 
 MODES = ("plain", "forced", "bound")
 CHUNK = 256  # items
@@ -48,19 +47,12 @@ JUDGE = (
         "--out", type=Path, help="folder for evaluation/<label>.json, or of --benchmarks; default: the run's folder"
     ),
     option("--label", help="name of the results (default: evaluation; of --benchmarks: the protocol)"),
-    option(
-        "--benchmarks", metavar="LIST", help="e.g. mathvision,mathvista or mathvision:testmini (docs/benchmarks.md)"
-    ),
-    option(
-        "--protocol",
-        choices=("official", "boxed"),
-        help="the benchmark's own prompt and rule, or the paper's prompt and our grader (default: boxed)",
-    ),
+    NAMES,
+    PROTOCOL,
     option("--mode", metavar="LIST", help="plain, forced and bound (default: plain)"),
     option("--engine", choices=("auto", "transformers", "vllm", "server"), help="as rollout.engine"),
     option("--samples", type=int, metavar="N", help="sampled responses beside the greedy one (default: 0)"),
-    option("--data", action="append", metavar="NAME=PLACE", help="a benchmark's files: a folder, or owner/name"),
-    option("--data-root", type=Path, metavar="FOLDER", help="where each benchmark has a folder of its name"),
+    *DATA,
     option("--limit", type=int, metavar="N", help="the first items only, to try things out"),
     option("--chunk", type=int, metavar="N", help=f"items that are asked, and scored, together (default: {CHUNK})"),
     *JUDGE,
@@ -80,7 +72,7 @@ def _on_test(file: str, overrides: list[str], out: Path | None, label: str) -> i
     from rethinker.config import DataConfig, check_name, load_config
     from rethinker.lab.jobs.preflight import check_data, check_model, make_missing
 
-    config, folder = _of_run(load_config(file, typed=overrides), Path(file), overrides)
+    config, folder = best_of_run(load_config(file, typed=overrides), Path(file), overrides)
     folder = out or folder
     check_name("--label", label)
     if RunDir(folder).evaluation(label).exists():
@@ -96,19 +88,6 @@ def _on_test(file: str, overrides: list[str], out: Path | None, label: str) -> i
     print(json.dumps(result.summary(), indent=1))
     print(f"written: {path}", file=sys.stderr)
     return 0
-
-
-def _of_run(config: RunConfig, file: Path, overrides: Iterable[str]) -> tuple[RunConfig, Path]:
-    """The config with the best checkpoint of the run whose config ``file`` is, and the folder for results."""
-    from rethinker.rundir.folder import best_model
-
-    run = file.parent
-    if file.name != "config.yaml" or not RunDir(run).checkpoints.is_dir():
-        return config, config.folder
-    if not any(item.startswith("model.path=") for item in overrides):
-        config = replace(config, model=replace(config.model, path=str(best_model(run))))
-        print(f"evaluating {config.model.path}", file=sys.stderr)
-    return config, run
 
 
 def _on_benchmarks(
@@ -140,27 +119,13 @@ def _on_benchmarks(
     _check_effect(overrides, protocol)
     label = label or protocol
     check_name("--label", label)
-    places = dict(_place(item) for item in data or ())
     judging = _judge(judge, judge_model)
-    config, folder = _model(file, [*overrides, *([f"rollout.engine={engine}"] if engine else [])])
+    config, folder = config_of(file, [*overrides, *([f"rollout.engine={engine}"] if engine else [])])
     folder = out or folder / "benchmarks" / label
     check_model(config)
     from rethinker.benchmarks import checkpoint, running
-    from rethinker.benchmarks.registry import BENCHMARKS
-    from rethinker.benchmarks.tasks import load_task
 
-    for name in places:
-        if name not in BENCHMARKS:
-            raise ValueError(f"--data {name}=...: no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
-    tasks = [load_task(text, places, data_root, limit) for text in dict.fromkeys(benchmarks.split(","))]
-    for task in tasks:
-        if protocol not in task.benchmark.protocols:
-            raise ValueError(
-                f"{task.benchmark.name} has no protocol {protocol!r}: run it by itself with --protocol official"
-            )
-        published = task.benchmark.splits[task.split]
-        if limit is None and len(task.items) != published:
-            print(f"warning: {task.name}: {len(task.items)} items, {published} are published", file=sys.stderr)
+    tasks = load_tasks(benchmarks, protocol, data, data_root, limit)
     how = checkpoint.asking(config, protocol, modes, samples)
     try:
         summary = running.run_tasks(
@@ -177,27 +142,6 @@ def _on_benchmarks(
         return 130
     _print(summary, folder)
     return 0
-
-
-def _model(file: str, typed: list[str]) -> tuple[RunConfig, Path]:
-    """The config of a YAML file, of a run's folder, or of a bare checkpoint with the paper's settings; and where its
-    results belong."""
-    from rethinker.benchmarks.checkpoint import SUFFIX, paper_settings
-    from rethinker.config import load_config
-
-    place = Path(file)
-    if place.is_dir() and not (place / "config.json").is_file() and (place / "config.yaml").is_file():
-        place = place / "config.yaml"
-    if place.suffix in (".yaml", ".yml"):
-        return _of_run(load_config(place, typed=typed), place, typed)
-    names = [part for part in Path(file).parts if part not in ("model", "checkpoints", "..", ".", "/")]
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", "-".join(names[-2:] if "checkpoints" in place.parts else names[-1:]))
-    config = load_config(
-        None, [f"name={name.lstrip('.') or 'model'}", *paper_settings(file)], [f"model.path={file}", *typed]
-    )
-    if not any(item.startswith("data.prompt_suffix=") for item in typed):
-        config = replace(config, data=replace(config.data, prompt_suffix=SUFFIX))
-    return config, config.folder
 
 
 def _check_effect(overrides: Iterable[str], protocol: str) -> None:
@@ -219,13 +163,6 @@ def _modes(text: str) -> list[str]:
         if word not in MODES:
             raise ValueError(f"--mode {text}: {word!r} is none of {', '.join(MODES)}")
     return [mode for mode in MODES if mode in words]
-
-
-def _place(text: str) -> tuple[str, str]:
-    name, equals, place = text.partition("=")
-    if not (name and equals and place):
-        raise ValueError(f"--data {text}: is written NAME=PLACE, e.g. mathvision=data/MATH-V")
-    return name, str(Path(place).expanduser())  # the shell leaves a ~ behind "=" alone
 
 
 def _judge(url: str | None, model: str | None) -> Judge | None:

@@ -1,4 +1,5 @@
-"""``rethinker serve``: vLLM servers for a run with ``rollout.engine=server``, until they are told to stop."""
+"""``rethinker serve``: vLLM servers for a run with ``rollout.engine=server``, or for an evaluation on benchmarks, until
+they are told to stop."""
 
 from __future__ import annotations
 
@@ -12,11 +13,15 @@ from typing import Any
 
 import torch
 
+from rethinker.benchmarks.base import Protocol
+from rethinker.benchmarks.checkpoint import look_at, outline
+from rethinker.benchmarks.tasks import Task
 from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
 from rethinker.evaluation.held_out import Split, most_images, read_split
 from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import load_outline
+from rethinker.policy.policy import Policy
 from rethinker.rollout import vllm_available
 from rethinker.rollout.server.engine import check_images
 from rethinker.rollout.server.folder import Served, ServersDir
@@ -27,11 +32,21 @@ RESTART_S = (1.0, 5.0, 30.0, 120.0)  # before a server that ended is started aga
 SETTLED_S = 600.0  # a server that ran so long has no row of failures behind it
 
 Say = Callable[[str], None]
+Prompts = tuple[Policy, int, int]  # without weights; the most images of a prompt, tokens of the longest one
 
 
-def serve(config: RunConfig, *, servers: int, host: str, port: int, say: Say, startup_s: float = STARTUP_S) -> None:
+def serve(
+    config: RunConfig,
+    look: Callable[[], Prompts],
+    *,
+    servers: int,
+    host: str,
+    port: int,
+    say: Say,
+    startup_s: float = STARTUP_S,
+) -> None:
     """Start ``servers`` servers, tell runs of them in ``rollout.servers`` when all are up, and start again what ends,
-    until SIGINT or SIGTERM.
+    until SIGINT or SIGTERM. ``look``: ``of_run`` or ``of_benchmarks``.
 
     Raises ConfigError for an address that is not private, more servers than GPUs, or without vLLM; RuntimeError, with
     the end of its log, for a server that does not come up.
@@ -43,7 +58,7 @@ def serve(config: RunConfig, *, servers: int, host: str, port: int, say: Say, st
     folder = ServersDir(config.rollout.servers)
     shares = gpu_shares(servers, config, torch.cuda.device_count())
     places = [Place(host, port + index, gpus) for index, gpus in enumerate(shares)]
-    arguments, images = arguments_of(config)
+    arguments = arguments_of(config, look())
     processes = [
         ServerProcess(
             command(config.model.path, place, arguments, config.rollout.weight_transfer),
@@ -72,7 +87,7 @@ def serve(config: RunConfig, *, servers: int, host: str, port: int, say: Say, st
                     arguments["dtype"],
                     config.rollout.weight_transfer,
                     arguments["max_model_len"],
-                    images,
+                    arguments["limit_mm_per_prompt"]["image"],
                 ),
             )
             say(f"{servers} servers are up: {', '.join(place.url for place in places)}; written: {entry}")
@@ -109,27 +124,38 @@ def keep_up(processes: Sequence[ServerProcess], stop: threading.Event, say: Say)
             failures[process], started[process] = failures[process] + 1, time.monotonic()
 
 
-def arguments_of(config: RunConfig) -> tuple[dict[str, Any], int]:
-    """vLLM's arguments for the servers of a run, and the images of a prompt, from all rows of its data; no weights are
-    loaded. Raises ConfigError for a family that servers cannot run."""
+def of_run(config: RunConfig) -> Prompts:
+    """The prompts of a run: of all rows of its data."""
     policy = load_outline(config.model, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint)
-    check_images(policy)
-    check_attention(policy, gpu=torch.cuda.is_available(), engine="server")
     room = PromptRoom(policy, config.rollout.max_new_tokens)
     whole = replace(config, data=replace(config.data, train_limit=None, test_limit=None))
     uses: tuple[Split, ...] = ("train", "validation", "test")
     images = max(most_images(read_split(whole, use, room)[0]) for use in uses)
-    arguments = engine_arguments(
+    return policy, images, room.longest
+
+
+def of_benchmarks(config: RunConfig, protocol: Protocol, tasks: Sequence[Task]) -> Prompts:
+    """The prompts of an evaluation on benchmarks."""
+    policy = outline(config, protocol)
+    _, images, longest = look_at(policy, config, protocol, tasks)
+    return policy, images, longest
+
+
+def arguments_of(config: RunConfig, prompts: Prompts) -> dict[str, Any]:
+    """vLLM's arguments for the servers of ``config``. Raises ConfigError for a family that servers cannot run."""
+    policy, images, longest = prompts
+    check_images(policy)
+    check_attention(policy, gpu=torch.cuda.is_available(), engine="server")
+    return engine_arguments(
         policy,
         gpu=torch.cuda.is_available(),
         dtype=config.model.dtype if config.rollout.dtype == "auto" else config.rollout.dtype,
         max_images=images,
-        max_prompt=room.longest,
+        max_prompt=longest,
         max_new_tokens=config.rollout.max_new_tokens,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
         tensor_parallel_size=config.rollout.tensor_parallel_size,
     )
-    return arguments, images
 
 
 def gpu_shares(servers: int, config: RunConfig, gpus: int) -> list[tuple[int, ...]]:

@@ -250,4 +250,7 @@ def _check_served(served: Served, dtype: str, transfer: str, images: int, tokens
         problem = f"have a context of {served.context} tokens, and a prompt with its response may have {tokens}"
     if problem:
         urls = ", ".join(url for url, _ in served.servers)
-        raise ConfigError(f"rollout.servers: {urls} {problem}: start them with this run's config")
+        raise ConfigError(
+            f"rollout.servers: {urls} {problem}: start them with this run's config, and for benchmarks with the same "
+            "--benchmarks (rethinker serve)"
+        )
