@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -101,6 +102,18 @@ def test_images_are_bytes_or_paths_beside_the_rows(tmp_path: Path, monkeypatch: 
     for nothing in (None, "", {"bytes": None, "path": None}, 7):
         with pytest.raises(ValueError, match="neither bytes nor a path"):
             source.image(nothing)
+
+
+def test_pictures_in_rows_do_not_pile_up_in_memory(tmp_path: Path) -> None:
+    pictures = [os.urandom(20_000) for _ in range(400)]
+    table = pa.table({"pid": [str(number) for number in range(400)], "decoded_image": [{"bytes": p} for p in pictures]})
+    pq.write_table(table, tmp_path / "test.parquet", row_group_size=20)
+    del table
+    before, most = pa.total_allocated_bytes(), 0
+    for row, picture in zip(Source(str(tmp_path)).rows("test"), pictures, strict=True):
+        assert row["decoded_image"]["bytes"] == picture
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 4e6  # of 8 million bytes; more than the 0.4 of a row group, as Arrow keeps copies of what it reads
 
 
 def test_columns_are_texts_or_say_what_they_are() -> None:

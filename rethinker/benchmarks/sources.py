@@ -87,7 +87,7 @@ def _parquet_files(folder: Path, split: str, configs: Sequence[str]) -> list[Pat
 
 def _file_rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".parquet":
-        with pq.ParquetFile(path, buffer_size=BUFFER) as file:
+        with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:  # else all that was read stays
             for batch in file.iter_batches(batch_size=BATCH):
                 yield from batch.to_pylist()
     elif path.suffix == ".jsonl":
