@@ -19,7 +19,7 @@ from tiny_training import fresh_process, teach
 from rethinker.config import ConfigError, ModelConfig, load_config
 from rethinker.datasets.io import load_queries
 from rethinker.grpo import policy_loss
-from rethinker.lab.serve import arguments_of
+from rethinker.lab.serve import of_run
 from rethinker.policy.families.tiled import Tiled
 from rethinker.policy.forward import PolicyForward, token_logprobs
 from rethinker.policy.lengths import PromptRoom
@@ -330,7 +330,7 @@ def test_servers_that_cannot_run_a_family_are_not_started(policy, folder):
     config = load_config(None, [f"model.path={folder}", "rollout.engine=server"])
     if policy.family.bidirectional or policy.family.interleaved:
         with pytest.raises(ConfigError, match=r"rollout\.engine=server.*set rollout\.engine=(vllm or )?transformers"):
-            arguments_of(config)
+            of_run(config)
 
 
 @needs_vllm

@@ -125,8 +125,9 @@ def keep_up(processes: Sequence[ServerProcess], stop: threading.Event, say: Say)
 
 
 def of_run(config: RunConfig) -> Prompts:
-    """The prompts of a run: of all rows of its data."""
+    """The prompts of a run: of all rows of its data. Raises ConfigError for a family that servers cannot run."""
     policy = load_outline(config.model, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint)
+    _check_family(policy)
     room = PromptRoom(policy, config.rollout.max_new_tokens)
     whole = replace(config, data=replace(config.data, train_limit=None, test_limit=None))
     uses: tuple[Split, ...] = ("train", "validation", "test")
@@ -135,17 +136,21 @@ def of_run(config: RunConfig) -> Prompts:
 
 
 def of_benchmarks(config: RunConfig, protocol: Protocol, tasks: Sequence[Task]) -> Prompts:
-    """The prompts of an evaluation on benchmarks."""
+    """The prompts of an evaluation on benchmarks. Raises as ``of_run`` does."""
     policy = outline(config, protocol)
+    _check_family(policy)
     _, images, longest = look_at(policy, config, protocol, tasks)
     return policy, images, longest
 
 
-def arguments_of(config: RunConfig, prompts: Prompts) -> dict[str, Any]:
-    """vLLM's arguments for the servers of ``config``. Raises ConfigError for a family that servers cannot run."""
-    policy, images, longest = prompts
+def _check_family(policy: Policy) -> None:
     check_images(policy)
     check_attention(policy, gpu=torch.cuda.is_available(), engine="server")
+
+
+def arguments_of(config: RunConfig, prompts: Prompts) -> dict[str, Any]:
+    """vLLM's arguments for the servers of ``config``."""
+    policy, images, longest = prompts
     return engine_arguments(
         policy,
         gpu=torch.cuda.is_available(),
