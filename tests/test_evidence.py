@@ -388,7 +388,7 @@ def test_without_runs_nothing_can_be_said(plan):
     empty = Tables({name: pd.DataFrame(columns=list(columns)) for name, columns in TABLES.items()})
     text = "\n".join(f"<!-- begin: {x} -->\n<!-- end: {x} -->" for x in ("verdicts", "claim worse", "grid g"))
     made = page.make_page(text, empty, plan)
-    assert "nan" not in made and made.count("**cannot be said**") == 2 and "holds**" not in made
+    assert "nan" not in made and made.count("**cannot be said: not run yet**") == 2 and "holds**" not in made
     for kind in page.FIGURES:
         with pytest.raises(NoData):
             page.draw(empty, "g", plan.grids["g"], kind)

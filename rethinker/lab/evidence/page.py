@@ -138,9 +138,15 @@ def verdicts(judged: pd.DataFrame) -> str:
         words = ", ".join(
             f"{word}: {counts[word]}" for word in ("holds", "does not hold", "cannot be said") if word in counts
         )
-        rows.append([f"[{row['title']}](#{anchor(row['title'])})", row["source"], f"**{row['claim_verdict']}**"])
+        rows.append([f"[{row['title']}](#{anchor(row['title'])})", row["source"], f"**{claim_verdict(parts)}**"])
         rows[-1].append(words if len(parts) > 1 else "")
     return markdown(["claim", "source", "verdict here", "its parts"], rows)
+
+
+def claim_verdict(parts: pd.DataFrame) -> str:
+    """The claim's verdict, and why nothing can be said where nothing was run."""
+    verdict = str(parts["claim_verdict"].iloc[0])
+    return verdict if parts["seeds"].any() else f"{verdict}: not run yet"
 
 
 def claim(parts: pd.DataFrame) -> str:
@@ -151,7 +157,7 @@ def claim(parts: pd.DataFrame) -> str:
         rows[-1] += [f"{row['seeds']}", bound_words(row), row["verdict"]]
     table = markdown(["statement", "measured", "value [95%]", "seeds", "claimed", "verdict"], rows)
     first = parts.iloc[0]
-    return f"They ({first['source']}): {first['saw']}.\n\n{table}\n\n**Verdict: {first['claim_verdict']}.**"
+    return f"They ({first['source']}): {first['saw']}.\n\n{table}\n\n**Verdict: {claim_verdict(parts)}.**"
 
 
 def measured_words(row: dict[str, Any]) -> str:
