@@ -5,11 +5,12 @@
 
 easy_vqa/: questions about one coloured shape, from the package easy-vqa (MIT licence). The tiny VLM writes digits only,
 so the possible answers are numbered behind the question. ``questions-<split>.parquet`` has the package's words and
-these numbers; the pictures are in images.zip.
+these numbers; the pictures are in images.zip. ``colours-<split>.parquet`` are those about colours.
 
 digits/: two of scikit-learn's handwritten digits (8 x 8 pixels, enlarged) are to be added or subtracted, laid out as
 the visual-math world's sums. ``sums-<split>.parquet`` has them as bytes, as Hugging Face's data sets do; in
-``half-<split>.parquet`` one of both is printed, as in that world: a step on the way.
+``half-<split>.parquet`` one of both is printed, as in that world; in ``one-<split>.parquet`` a printed 0 is added to
+one, so that all ten results are equally common.
 
 Training, validation and test queries show different pictures: of easy-VQA the package's own two parts, of the digits
 three parts of the 1,797. The configs beside this file map the columns (``data.columns``).
@@ -85,21 +86,26 @@ def write_easy_vqa(folder: Path, rows: Rows) -> None:
             archive.write(paths[part][int(number)], f"images/{name}.png")
     for split, part in rows.items():
         pq.write_table(pa.Table.from_pylist(part), folder / f"questions-{split}.parquet")
+        colours = [row for row in part if row["kind"] == "colour"]
+        pq.write_table(pa.Table.from_pylist(colours), folder / f"colours-{split}.parquet")
 
 
-def sums(split: str, size: int, rng: random.Random, half: bool = False) -> Iterator[dict[str, Any]]:
-    """Rows of ``sums-<split>.parquet`` or, where one of both is printed, of ``half-<split>.parquet``."""
+def sums(kind: str, split: str, size: int, rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Rows of ``<kind>-<split>.parquet``: "sums", "half" or "one"."""
     data = load_digits()
     places = range(*PARTS[split])
     for _ in range(size):
         chosen = rng.sample(places, 2)
-        sign = rng.choice("+-")
+        sign = "+" if kind == "one" else rng.choice("+-")
         first, second = sorted(chosen, key=lambda place: -data.target[place]) if sign == "-" else chosen
         image, pen = blank(rng)
-        printed = rng.choice((first, second)) if half else None
+        values = {place: int(data.target[place]) for place in chosen}
+        printed = rng.choice((first, second)) if kind == "half" else second if kind == "one" else None
+        if kind == "one":
+            values[second] = 0
         for place, y in ((first, 16), (second, 46)):
             if place == printed:
-                write(pen, 38 + jitter(rng), y + jitter(rng), str(data.target[place]), 16)
+                write(pen, 38 + jitter(rng), y + jitter(rng), str(values[place]), 16)
                 continue
             ink = 255 - (data.images[place] * (255 / 16)).astype(np.uint8)
             digit = Image.fromarray(ink).resize((DIGIT, DIGIT), Image.Resampling.BICUBIC)
@@ -109,7 +115,7 @@ def sums(split: str, size: int, rng: random.Random, half: bool = False) -> Itera
         write(pen, 12 + jitter(rng), 31 + jitter(rng), sign, 16)
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
-        a, b = int(data.target[first]), int(data.target[second])
+        a, b = values[first], values[second]
         yield {
             "picture": {"bytes": buffer.getvalue(), "path": None},
             "digits": [a, b],
@@ -130,10 +136,10 @@ def main() -> None:
         (options.out / name).mkdir(parents=True, exist_ok=True)
     write_easy_vqa(options.out / "easy_vqa", easy_vqa_rows(sizes, random.Random(f"easy-vqa/{options.seed}")))
     for split, size in sizes.items():
-        for name, half in (("sums", False), ("half", True)):
-            rng = random.Random(f"digits/{options.seed}/{split}" + "/half" * half)
-            table = pa.Table.from_pylist(list(sums(split, size, rng, half)))
-            pq.write_table(table, options.out / "digits" / f"{name}-{split}.parquet")
+        for kind in ("sums", "half", "one"):
+            rng = random.Random(f"digits/{options.seed}/{split}" + ("" if kind == "sums" else f"/{kind}"))
+            table = pa.Table.from_pylist(list(sums(kind, split, size, rng)))
+            pq.write_table(table, options.out / "digits" / f"{kind}-{split}.parquet")
     print(f"written: {options.out / 'easy_vqa'}, {options.out / 'digits'}")
 
 
