@@ -13,7 +13,7 @@ import pytest
 from rethinker import cli
 from rethinker.config import load_config, to_yaml
 from rethinker.config.schema import ConfigError
-from rethinker.datasets.world.visual_math import make_data
+from rethinker.datasets.world.visual_math import KINDS, make_data
 from rethinker.evaluation import held_out
 from rethinker.lab import command_line, jobs
 from rethinker.lab.jobs import commands
@@ -130,6 +130,7 @@ def test_make_data(tmp_path, capsys):
 def test_the_default_data_are_those_of_the_shipped_configs():
     made = {name: each.default for name, each in inspect.signature(make_data).parameters.items() if name != "out"}
     typed = vars(command_line.parse(["make-data"]))
+    assert typed["kinds"] is None and made.pop("kinds") == KINDS
     assert list(made.values()) == [typed[name] for name in ("train", "validation", "test", "seed")]
     assert load_config(CONFIG).data.train.endswith(f"{typed['out']}/train.parquet")
 
