@@ -204,7 +204,7 @@ def test_a_small_race_of_both_sides(data: list[str], tmp_path: Path):
     for method in ("trl-grpo", "grpo", "ssr", "ssr-rethink"):
         rows = table[table["method"] == method]
         assert rows["split"].iloc[-1] == "test" and set(rows["split"].iloc[:-1]) == {"validation"}
-        assert rows["cpu_s"].iloc[-1] >= 0.2 and rows["tokens"].iloc[-1] > 0 and rows["step"].iloc[-1] >= 4
+        assert rows["cpu_s"].iloc[-1] >= 0.2 and rows["tokens"].iloc[-1] > 0 and rows["episode"].iloc[-1] >= 1
     assert table[table["episode"] == 0]["accuracy"].nunique() == 1  # the same base, by the same evaluation
     assert json.loads((tmp_path / "race.json").read_text())["options"]["seeds"] == [5]
     again = subprocess.run(command, capture_output=True, text=True)
