@@ -62,7 +62,7 @@ def test_items_prompts_and_rules(place: Path) -> None:
         golds=("C",),
         images=choice.images,
         options=tuple(CHOICE["options"]),
-        groups={"subject": ("combinatorics",), "level": ("1",)},
+        groups={"subject": ("combinatorics",), "level": ("1",), "subject_level": ("combinatorics, level 1",)},
     )
     assert [Path(item.images[0]).read_bytes() for item in (choice, drawn, free)] == [picture(n) for n in range(3)]
     head = 'Please solve the problem step by step and put your answer in one "\\boxed{}". If it is a multiple choice '

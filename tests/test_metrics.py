@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from builders import make_query, make_sample
 
+from rethinker.lab.evidence.measures import MEASURES, TRAINING
 from rethinker.rethink import keep, mark_kept
 from rethinker.rundir.glossary import EPISODE, RECORDS, ROLLOUT_COLUMNS
 from rethinker.rundir.metrics import (
@@ -124,9 +125,12 @@ def test_every_name_is_explained():
 
 
 def test_every_metric_that_the_code_reads_exists():
-    """Tables, figures and W&B name metrics in strings: a metric that is renamed must be renamed there."""
-    known = {name for names in RECORDS.values() for name in names}
-    kinds = "|".join(sorted({name.partition("/")[0] for name in known}))
+    """Tables, figures and W&B name metrics in strings: a metric that is renamed must be renamed there. What the
+    evidence makes of them has names of the same form."""
+    metrics = {name for names in RECORDS.values() for name in names}
+    made = {f"{kind}/{place}" for kind in (*TRAINING, "validation") for place in ("start", "end", "ratio")}
+    known = metrics | made | set(MEASURES)
+    kinds = "|".join(sorted({name.partition("/")[0] for name in metrics}))
     literal = re.compile(rf'"((?:{kinds})/[a-z_][a-z_]+)"')
     sources = [path for path in (Path(__file__).parents[1] / "rethinker").rglob("*.py") if path.name != "glossary.py"]
     found = {name: path.name for path in sources for name in literal.findall(path.read_text(encoding="utf-8"))}
