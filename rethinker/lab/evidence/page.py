@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,15 @@ from rethinker.config.schema import ConfigError, build
 from rethinker.lab.evidence import series
 from rethinker.lab.evidence.bootstrap import Effect
 from rethinker.lab.evidence.claims import Claim, judge, read_claims
-from rethinker.lab.evidence.effects import MATCH, REACH, effect, variants_of
+from rethinker.lab.evidence.drawings import FIGURES, draw
+from rethinker.lab.evidence.effects import MATCH, REACH, effect
+from rethinker.lab.evidence.grids import HEADINGS, GridPage, shown
 from rethinker.lab.evidence.measures import NO_SHARE
 from rethinker.lab.evidence.tables import Tables
-from rethinker.lab.figures import evidence as figures
+from rethinker.lab.figures.evidence import short_number
 from rethinker.lab.figures.output import render
-from rethinker.lab.figures.style import THEMES, Drawing, NoData, Theme
+from rethinker.lab.figures.style import THEMES, NoData
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
-
-HEADINGS = {
-    "validation/end": "validation, end",
-    "validation/area": "validation, area",
-    "test/plain/accuracy": "test, plain",
-    "test/forced/accuracy": "forced",
-    "test/bound/accuracy": "bound",
-    "test/plain/tokens": "tokens a response",
-    "test/plain/reflection": "reflection",
-}
 
 MECHANISM = {
     "effective/start": "effective queries, start",
@@ -50,17 +41,6 @@ MECHANISM = {
     "tokens_to/0.6": "tokens to 60 %",
     "tokens_to/0.75": "tokens to 75 %",
 }
-
-
-@dataclass(frozen=True)
-class GridPage:
-    """How a grid is shown: which variants, in which order, against which one, with which figures."""
-
-    title: str = ""
-    against: str | None = None
-    variants: tuple[str, ...] = ()  # in figures, and first in tables; (): all, by name
-    figures: tuple[str, ...] = ()  # keys of FIGURES
-    measures: tuple[str, ...] = tuple(HEADINGS)
 
 
 @dataclass(frozen=True)
@@ -84,14 +64,6 @@ def load_plan(path: Path) -> Plan:
         return Plan(grids, read_claims(values["claims"], set(grids)))
     except (ConfigError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def shown(tables: Tables, name: str, grid: GridPage, *, every: bool = False) -> list[str]:
-    """The variants of a grid that have a finished run: those that figures show, in the plan's order (and ``every``
-    other one behind them)."""
-    there = variants_of(tables, name)
-    first = [variant for variant in grid.variants if variant in there] if grid.variants else there
-    return first + [variant for variant in there if every and variant not in first]
 
 
 def make_page(text: str, tables: Tables, plan: Plan, pictures: str = "../experiments/evidence/figures") -> str:
@@ -237,7 +209,7 @@ def runs(tables: Tables, plan: Plan) -> str:
                 name,
                 str(variant),
                 f"{len(done)} of {len(part_)}",
-                figures.short_number(float(some["tokens"].mean())),
+                short_number(float(some["tokens"].mean())),
             ]
             rows.append([*cells, f"{some['steps'].mean():.0f}", f"{some['episodes'].mean():.0f}", setting(some)])
     head = ["grid", "variant", "finished", "tokens", "updates", "episodes", "settings that set it apart"]
@@ -262,7 +234,7 @@ def in_words(row: dict[str, Any]) -> str:
         if math.isinf(number):
             return "not reached"
         if tokens:
-            return figures.short_number(number)
+            return short_number(number)
         if ratio or row["measure"].startswith(REACH + "/") or NOT_A_SHARE.search(row["measure"]):
             digits = 2 if ratio or not (size := SIZE.search(row["measure"])) else 0 if size[0] == "updates" else 1
             return f"{number:{'+' * (paired and not ratio)}.{digits}f}"
@@ -305,72 +277,6 @@ def picture(name: str, alt: str, folder: str) -> str:
         f'<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.svg">\n'
         f'  <img alt="{alt.replace(chr(34), chr(39))}" src="{folder}/{name}-light.svg">\n</picture>'
     )
-
-
-def draw(tables: Tables, name: str, grid: GridPage, kind: str, theme: Theme = THEMES["light"]) -> Drawing:
-    """Figure ``kind`` of ``FIGURES`` of a grid. Raises NoData where no run is finished."""
-    return FIGURES[kind](tables, name, grid, theme)
-
-
-def _validation(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
-    lines = series.validation_lines(tables, name, shown(tables, name, grid))
-    caption = f"Grid {name}: greedy validation accuracy over generated tokens."
-    return figures.over_tokens({"Validation accuracy": lines}, caption, theme=theme)
-
-
-def _training(columns: dict[str, str], what: str) -> Callable[[Tables, str, GridPage, Theme], Drawing]:
-    def draw_them(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
-        variants = shown(tables, name, grid)
-        parts = {title: series.training_lines(tables, name, variants, column) for title, column in columns.items()}
-        return figures.over_tokens(parts, f"Grid {name}: {what}, over generated tokens.", theme=theme)
-
-    return draw_them
-
-
-def _differences(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
-    rows = []
-    for variant in shown(tables, name, grid, every=True):
-        if grid.against and variant != grid.against:
-            found = effect(tables, "test/plain/accuracy", name, variant, grid.against)
-            rows.append({"label": f"{variant} ({found.seeds})", **found.__dict__})
-    title = f"Held-out accuracy minus {grid.against}, in points"
-    caption = f"Grid {name}: {title.lower()}; paired by seed (number in brackets), bootstrap over seeds and queries."
-    return figures.forest(pd.DataFrame(rows, columns=["label", "value", "low", "high"]), title, caption, theme=theme)
-
-
-def _frontier(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
-    points = series.frontier_points(tables, name, shown(tables, name, grid))
-    caption = (
-        f"Grid {name}: held-out accuracy over tokens a response; lines up and down: bootstrap over seeds and queries."
-    )
-    return figures.frontier(points, caption, theme=theme)
-
-
-def _second_looks(by: str, what: str) -> Callable[[Tables, str, GridPage, Theme], Drawing]:
-    def draw_them(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
-        parts = {variant: series.second_looks(tables, name, variant, by) for variant in shown(tables, name, grid)[:3]}
-        caption = (
-            f"Grid {name}: share of sampled held-out responses that take a second look, by {what} and first look; "
-        )
-        return figures.second_looks(parts, by, caption + "lines: bootstrap over seeds.", theme=theme)
-
-    return draw_them
-
-
-FIGURES: dict[str, Callable[[Tables, str, GridPage, Theme], Drawing]] = {
-    "validation": _validation,
-    "signal": _training(
-        {"Effective queries": "effective", "Trained samples with a signal": "effective_after", "Batch": "batch_fill"},
-        "where the signal is",
-    ),
-    "reflection": _training(
-        {"Spontaneous reflection": "reflection", "Accuracy of first responses": "accuracy"}, "reflection and accuracy"
-    ),
-    "differences": _differences,
-    "frontier": _frontier,
-    "second_looks": _second_looks("category", "kind"),
-    "levels": _second_looks("level", "level"),
-}
 
 
 def write_all(root: Path) -> list[Path]:

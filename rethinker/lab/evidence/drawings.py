@@ -1,0 +1,80 @@
+"""The figures of a grid, by name, from the committed tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from rethinker.lab.evidence import series
+from rethinker.lab.evidence.effects import effect
+from rethinker.lab.evidence.grids import GridPage, shown
+from rethinker.lab.evidence.tables import Tables
+from rethinker.lab.figures import evidence as figures
+from rethinker.lab.figures.style import THEMES, Drawing, Theme
+
+
+def draw(tables: Tables, name: str, grid: GridPage, kind: str, theme: Theme = THEMES["light"]) -> Drawing:
+    """Figure ``kind`` of ``FIGURES`` of a grid. Raises NoData where no run is finished."""
+    return FIGURES[kind](tables, name, grid, theme)
+
+
+def _validation(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+    lines = series.validation_lines(tables, name, shown(tables, name, grid))
+    caption = f"Grid {name}: greedy validation accuracy over generated tokens."
+    return figures.over_tokens({"Validation accuracy": lines}, caption, theme=theme)
+
+
+def _training(columns: dict[str, str], what: str) -> Callable[[Tables, str, GridPage, Theme], Drawing]:
+    def draw_them(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+        variants = shown(tables, name, grid)
+        parts = {title: series.training_lines(tables, name, variants, column) for title, column in columns.items()}
+        return figures.over_tokens(parts, f"Grid {name}: {what}, over generated tokens.", theme=theme)
+
+    return draw_them
+
+
+def _differences(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+    rows = []
+    for variant in shown(tables, name, grid, every=True):
+        if grid.against and variant != grid.against:
+            found = effect(tables, "test/plain/accuracy", name, variant, grid.against)
+            rows.append({"label": f"{variant} ({found.seeds})", **found.__dict__})
+    title = f"Held-out accuracy minus {grid.against}, in points"
+    caption = f"Grid {name}: {title.lower()}; paired by seed (number in brackets), bootstrap over seeds and queries."
+    return figures.forest(pd.DataFrame(rows, columns=["label", "value", "low", "high"]), title, caption, theme=theme)
+
+
+def _frontier(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+    points = series.frontier_points(tables, name, shown(tables, name, grid))
+    caption = (
+        f"Grid {name}: held-out accuracy over tokens a response; lines up and down: bootstrap over seeds and queries."
+    )
+    return figures.frontier(points, caption, theme=theme)
+
+
+def _second_looks(by: str, what: str) -> Callable[[Tables, str, GridPage, Theme], Drawing]:
+    def draw_them(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+        parts = {variant: series.second_looks(tables, name, variant, by) for variant in shown(tables, name, grid)[:3]}
+        caption = (
+            f"Grid {name}: share of sampled held-out responses that take a second look, by {what} and first look; "
+        )
+        return figures.second_looks(parts, by, caption + "lines: bootstrap over seeds.", theme=theme)
+
+    return draw_them
+
+
+FIGURES: dict[str, Callable[[Tables, str, GridPage, Theme], Drawing]] = {
+    "validation": _validation,
+    "signal": _training(
+        {"Effective queries": "effective", "Trained samples with a signal": "effective_after", "Batch": "batch_fill"},
+        "where the signal is",
+    ),
+    "reflection": _training(
+        {"Spontaneous reflection": "reflection", "Accuracy of first responses": "accuracy"}, "reflection and accuracy"
+    ),
+    "differences": _differences,
+    "frontier": _frontier,
+    "second_looks": _second_looks("category", "kind"),
+    "levels": _second_looks("level", "level"),
+}
