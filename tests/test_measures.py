@@ -56,8 +56,8 @@ def test_every_share_by_hand(policy) -> None:
     assert measures.right_to_wrong_resampled == 1
     assert (measures.reflection, measures.finished) == (0, 1)
     assert measures.table.values.tolist() == [["sum", 1, 1, 0.25, 1.0, 1.0], ["sum", 2, 1, 0.0, 0.0, 0.0]]
-    card = model_card(measures, command="make it", seed=3, made="in a minute", data="two queries")
-    assert "    make it\n" in card
+    card = model_card(measures, shape="three parameters", command="make it", seed=3, made="at once", data="two queries")
+    assert "architecture with three parameters, its" in card and "    make it\n" in card
     assert "| wrong → right, forced (independent second sample) | 0.429 (0.143) |" in card
     assert "| sum | 0.25 → 1.00 | 0.00 → 0.00 |" in card
 
@@ -88,10 +88,10 @@ def test_the_command_writes_the_card_too(tiny_folder, tmp_path, monkeypatch, cap
     monkeypatch.setattr(pretrain, "pretrain_tiny", copy)
     monkeypatch.setattr(base, "TEST_QUERIES", 18)
     out = tmp_path / "made"
-    assert cli.main(["pretrain-tiny", "--out", str(out), "--steps", "7", "--threads", "1"]) == 0
-    assert [settings.steps for settings in made] == [7]
+    assert cli.main(["pretrain-tiny", "--out", str(out), "--size", "4m", "--steps", "7", "--threads", "1"]) == 0
+    assert [(settings.size, settings.steps) for settings in made] == [("4m", 7)]
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert f"\n    rethinker pretrain-tiny --out {out} --steps 7 --seed 0 --threads 1\n" in card
+    assert f"\n    rethinker pretrain-tiny --out {out} --size 4m --steps 7 --seed 0 --threads 1\n" in card
     assert "Seed 0, 7 steps in 0 minutes on 1 CPU thread." in card
     assert "Measured on the 18 test queries" in card
     assert "(1 queries per cell)" in card

@@ -60,6 +60,20 @@ def model(processor):
     return tiny_model(processor.tokenizer, seed=0)
 
 
+@pytest.mark.parametrize(("size", "millions"), [("250k", 0.29), ("1m", 0.92), ("4m", 4.5), ("15m", 15.1)])
+def test_sizes_are_what_they_are_called_and_share_the_shape_of_heads(processor, size, millions) -> None:
+    model = tiny_model(processor.tokenizer, 0, size)
+    text, vision = model.config.text_config, model.config.vision_config
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, rel=0.02)
+    assert text.hidden_size // text.num_attention_heads == vision.hidden_size // vision.num_heads == 32
+    assert text.num_attention_heads == 2 * text.num_key_value_heads
+
+
+def test_a_size_that_is_none_is_named(processor) -> None:
+    with pytest.raises(ValueError, match="size='7b': must be one of 250k, 1m, 4m, 15m"):
+        tiny_model(processor.tokenizer, 0, "7b")
+
+
 @pytest.fixture
 def batches(processor):
     return TraceBatches(processor, PretrainSettings(batch_size=10))

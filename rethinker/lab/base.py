@@ -40,11 +40,12 @@ def make_data(
     "pretrain-tiny",
     "Pretrain and measure the tiny VLM that the default experiment starts from.",
     option("--out", type=Path, default=Path("data/tiny-vlm"), help="folder (default: %(default)s)"),
+    option("--size", default="1m", help="250k, 1m, 4m or 15m parameters (default: %(default)s, the committed one's)"),
     option("--steps", type=int, help="optimizer steps (default: those of the committed checkpoint)"),
     option("--seed", type=int, default=0),
     option("--threads", type=int, default=2, help="CPU threads (default: %(default)s)"),
 )
-def pretrain_tiny(out: Path, steps: int | None, seed: int, threads: int) -> int:
+def pretrain_tiny(out: Path, size: str, steps: int | None, seed: int, threads: int) -> int:
     import torch
 
     from rethinker.tiny import pretrain
@@ -53,14 +54,14 @@ def pretrain_tiny(out: Path, steps: int | None, seed: int, threads: int) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
-    settings = PretrainSettings(seed=seed)
+    settings = PretrainSettings(size=size, seed=seed)
     if steps is not None:
         settings = replace(settings, steps=steps)
     started = time.monotonic()
     pretrain.pretrain_tiny(out, settings)
     minutes = (time.monotonic() - started) / 60
     plural = "s" if threads > 1 else ""
-    options = {"out": out, "steps": steps, "seed": seed, "threads": threads}
+    options = {"out": out, "size": size, "steps": steps, "seed": seed, "threads": threads}
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     measures = document_base(
         out,

@@ -43,6 +43,7 @@ CYCLES = (_FIRST, _SECOND, replace(_SECOND, begin=3800, learning_rate=1e-3, hold
 class PretrainSettings:
     """All ours. Defaults are those of the committed checkpoint."""
 
+    size: str = "1m"  # one of tiny.model.SIZES
     steps: int = 4000  # of all cycles
     cycles: tuple[Cycle, ...] = CYCLES
     seed: int = 0

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from transformers import PreTrainedModel
 
 from rethinker.config.settings import ModelConfig, RethinkConfig
 from rethinker.datasets.io import load_queries
@@ -126,16 +127,25 @@ def _by_kind(plain: pd.DataFrame, forced: pd.DataFrame, plain_greedy: pd.DataFra
     return table.reset_index()
 
 
-def model_card(measures: BaseMeasures, *, command: str, seed: int, made: str, data: str) -> str:
+def model_card(measures: BaseMeasures, *, shape: str, command: str, seed: int, made: str, data: str) -> str:
     """The README of a base checkpoint (Markdown with the hub's header).
 
-    command: what makes the checkpoint. made: how long that took and where. data: the queries it was measured on.
+    shape: parameters and layers. command: what makes the checkpoint. made: how long that took and where. data: the
+    queries it was measured on.
     """
     m = measures
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers", "pillow"))
     kinds = list(dict.fromkeys(m.table["category"]))
     lines = [f"| {kind} | {' | '.join(_cells(m.table, kind))} |" for kind in kinds]
     return _CARD.format(
+        what=textwrap.fill(
+            f"Qwen2.5-VL's architecture with {shape}, its tokenizer rules and special tokens (vocabulary of 448) and "
+            "its chat format without the default system turn. Trained from nothing on the visual-math world of this "
+            "repository, as a starting point for reinforcement learning: it answers fast and is often wrong, never "
+            'takes a second look by itself, and derives carefully when a trigger ("Wait, ...") is forced upon it. It '
+            "knows nothing but this world's six kinds of question.",
+            width=120,
+        ),
         command=command,
         origin=textwrap.fill(
             f"Seed {seed}, {made}. Python {platform.python_version()}, {versions}. The same command on another machine "
@@ -165,6 +175,16 @@ def _cells(table: pd.DataFrame, kind: str) -> list[str]:
     return [f"{first:.2f} → {forced:.2f}" for first, forced in zip(rows["first"], rows["forced"], strict=True)]
 
 
+def shape_in_words(model: PreTrainedModel) -> str:
+    """Parameters, layers and widths of a tiny VLM, as its card says them."""
+    text, vision = model.config.text_config, model.config.vision_config
+    return (
+        f"{model.num_parameters() / 1e6:.2f} million parameters (text: {text.num_hidden_layers} layers of "
+        f"{text.hidden_size}; vision: {vision.depth} layers of {vision.hidden_size}, patches of {vision.patch_size} "
+        f"pixels, a 64x64 image is {(64 // vision.patch_size // vision.spatial_merge_size) ** 2} tokens)"
+    )
+
+
 def document_base(folder: str | Path, *, command: str, seed: int, made: str) -> BaseMeasures:
     """Measure the checkpoint in ``folder`` on drawn test queries and write its ``README.md`` (see ``model_card``).
 
@@ -175,9 +195,9 @@ def document_base(folder: str | Path, *, command: str, seed: int, made: str) -> 
         queries, _ = load_queries(make_data(Path(place) / "data", 0, 0, TEST_QUERIES, seed=0), "test")
         measures = measure_base(TransformersEngine(policy), policy, queries)
     data = f"the {TEST_QUERIES} test queries of the visual-math world with seed 0"
-    atomic_write_text(
-        Path(folder) / "README.md", model_card(measures, command=command, seed=seed, made=made, data=data)
-    )
+    shape = shape_in_words(policy.model)
+    card = model_card(measures, shape=shape, command=command, seed=seed, made=made, data=data)
+    atomic_write_text(Path(folder) / "README.md", card)
     return measures
 
 
@@ -189,11 +209,7 @@ pipeline_tag: image-text-to-text
 ---
 # tiny-vlm: a fast-thinking base
 
-Qwen2.5-VL's architecture with 0.92 million parameters (text: 3 layers of 128; vision: 2 layers of 96, patches of 8
-pixels, a 64x64 image is 16 tokens), its tokenizer rules and special tokens (vocabulary of 448) and its chat format
-without the default system turn. Trained from nothing on the visual-math world of this repository, as a starting point
-for reinforcement learning: it answers fast and is often wrong, never takes a second look by itself, and derives
-carefully when a trigger ("Wait, ...") is forced upon it. It knows nothing but this world's six kinds of question.
+{what}
 
 ## How it was made
 

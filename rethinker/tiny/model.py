@@ -1,4 +1,5 @@
-"""The tiny VLM: Qwen2.5-VL's architecture, tokenizer rules, chat format and processor at 0.9 million parameters.
+"""The tiny VLM: Qwen2.5-VL's architecture, tokenizer rules, chat format and processor at 0.9 million parameters, or
+another of ``SIZES``.
 
 It is built so that whatever works with it works with the real models: the folder that ``save_policy`` writes opens with
 ``AutoProcessor``, ``Qwen2_5_VLForConditionalGeneration`` and vLLM. Sizes are ours (measured: the smallest that learns
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,31 @@ PATCH = 8  # pixels
 MERGE = 2  # patches a side that become one token
 CONTEXT = 1024  # tokens
 MIN_PIXELS, MAX_PIXELS = 32 * 32, 128 * 128
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Widths and depths of the two towers: of the language model ("text") and of the vision tower.
+
+    Heads have 32 dimensions everywhere, and half as many key-value heads as heads, so that M-RoPE's sections and vLLM's
+    kernels are the same for all sizes.
+    """
+
+    text_layers: int
+    text_width: int
+    text_inner: int  # of the feed-forward layers
+    vision_layers: int
+    vision_width: int
+    vision_inner: int
+
+
+HEAD = 32  # dimensions
+SIZES = {  # by their parameters: 0.29, 0.92, 4.5 and 15 million
+    "250k": Size(2, 64, 128, 2, 64, 128),
+    "1m": Size(3, 128, 256, 2, 96, 192),  # that of data/tiny-vlm
+    "4m": Size(4, 256, 512, 3, 192, 384),
+    "15m": Size(6, 384, 1024, 4, 288, 576),
+}
 
 _MEAN = np.array(OPENAI_CLIP_MEAN, np.float32)
 _STD = np.array(OPENAI_CLIP_STD, np.float32)
@@ -115,8 +142,15 @@ def tiny_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
     )
 
 
-def tiny_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """A new model (float32, weights drawn from ``seed``) for ``tokenizer``."""
+def tiny_model(tokenizer: Qwen2Tokenizer, seed: int, size: str = "1m") -> Qwen2_5_VLForConditionalGeneration:
+    """A new model (float32, weights drawn from ``seed``) of one of ``SIZES`` for ``tokenizer``.
+
+    Raises:
+        ValueError: no such size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size={size!r}: must be one of {', '.join(SIZES)}")
+    shape = SIZES[size]
     token_id = tokenizer.convert_tokens_to_ids
     ids = {
         "bos_token_id": token_id("<|endoftext|>"),
@@ -125,28 +159,28 @@ def tiny_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditional
     }
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "hidden_size": shape.text_width,
+        "intermediate_size": shape.text_inner,
+        "num_hidden_layers": shape.text_layers,
+        "num_attention_heads": shape.text_width // HEAD,
+        "num_key_value_heads": shape.text_width // HEAD // 2,
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-6,
-        # The three sections share half of a head's 32 dimensions: time, height, width.
+        # The three sections share half of a head's dimensions: time, height, width.
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
         **ids,
     }
     vision = {
-        "depth": 2,
-        "hidden_size": 96,
-        "num_heads": 3,
-        "intermediate_size": 192,
+        "depth": shape.vision_layers,
+        "hidden_size": shape.vision_width,
+        "num_heads": shape.vision_width // HEAD,
+        "intermediate_size": shape.vision_inner,
         "patch_size": PATCH,
         "temporal_patch_size": 2,
         "spatial_merge_size": MERGE,
         "window_size": 64,
-        "out_hidden_size": 128,
-        "fullatt_block_indexes": [0, 1],
+        "out_hidden_size": shape.text_width,
+        "fullatt_block_indexes": list(range(shape.vision_layers)),
     }
     config = Qwen2_5_VLConfig(
         text_config=text,

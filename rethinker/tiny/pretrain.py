@@ -35,7 +35,7 @@ def pretrain_tiny(out: str | Path, settings: PretrainSettings | None = None) -> 
     same machine give the same weights.
 
     Raises:
-        ValueError: ``steps`` or ``batch_size`` is not positive, or the first cycle does not begin at 0.
+        ValueError: ``steps`` or ``batch_size`` is not positive, the first cycle does not begin at 0, or no such size.
     """
     settings = settings or PretrainSettings()
     if settings.steps < 1 or settings.batch_size < 1:
@@ -44,7 +44,7 @@ def pretrain_tiny(out: str | Path, settings: PretrainSettings | None = None) -> 
         raise ValueError(f"the first cycle must begin at step 0, not {settings.cycles[0].begin}")
     folder = Path(out)
     processor = tiny_processor(train_tokenizer(tokenizer_corpus(settings.tokenizer_traces, settings.seed)))
-    model = tiny_model(processor.tokenizer, settings.seed)
+    model = tiny_model(processor.tokenizer, settings.seed, settings.size)
     log.info("%d parameters, %d tokens of vocabulary", model.num_parameters(), len(processor.tokenizer))
     batches = TraceBatches(processor, settings)
     for cycle, end in cycle_ends(settings):
