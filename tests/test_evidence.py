@@ -384,6 +384,14 @@ def test_the_page_is_made_from_the_tables(plan):
             page.make_page(wrong, tables, plan)
 
 
+def test_the_best_rate_is_that_of_the_end_and_of_equal_ones_that_of_the_whole_run():
+    rows = [(1e-4, 0.6, 0.4), (2e-4, 0.6, 0.5), (4e-4, 0.5, 0.9)]
+    table = pd.DataFrame(rows, columns=["lr", "accuracy", "mean"]).assign(grid="s", variant="v", state="finished")
+    assert "| s | v | 0.0001: 60.0 (1), **0.0002: 60.0 (1)**, 0.0004: 50.0 (1) |" in page.sweeps(
+        Tables({"sweeps": table})
+    )
+
+
 def test_without_runs_nothing_can_be_said(plan):
     empty = Tables({name: pd.DataFrame(columns=list(columns)) for name, columns in TABLES.items()})
     text = "\n".join(f"<!-- begin: {x} -->\n<!-- end: {x} -->" for x in ("verdicts", "claim worse", "grid g"))

@@ -180,16 +180,19 @@ def _cells(found: dict[str, Effect], against: str | None = None) -> list[str]:
 
 
 def sweeps(tables: Tables) -> str:
-    """Learning rates that were tried: mean validation accuracy over seeds, the best of each variant in bold."""
+    """Learning rates that were tried: mean validation accuracy over seeds, the best of each variant in bold.
+
+    Of rates that are equal in it the one with the higher mean over the whole run.
+    """
     table = tables["sweeps"]
     table = table[table["state"] == "finished"]
     if table.empty:
         return "*No run of a sweep is finished yet.*"
     rows = []
     for (grid, variant), runs_ in table.groupby(["grid", "variant"], sort=False):
-        means = runs_.groupby("lr")["accuracy"].agg(["mean", "size"])
+        means = runs_.groupby("lr").agg(mean=("accuracy", "mean"), whole=("mean", "mean"), size=("lr", "size"))
         texts = {lr: f"{lr:g}: {100 * row['mean']:.1f} ({row['size']:.0f})" for lr, row in means.iterrows()}
-        best = means["mean"].idxmax()
+        best = means.sort_values(["mean", "whole"]).index[-1]
         cells = [f"**{text}**" if lr == best else text for lr, text in texts.items()]
         rows.append([grid, variant, ", ".join(cells)])
     return markdown(["sweep", "variant", "rate: validation accuracy, last three validations (seeds)"], rows)
