@@ -359,6 +359,33 @@ claims:
 """
 
 
+def test_what_second_looks_gain_and_cost_by_hand():
+    """Two kinds; `always` looks twice at all and mends 4 of 8 of kind a; `some` at kind a only."""
+    runs = [{"variant": name, "seed": 0, "state": "finished", "settings": f"reward.token_price={price} x=1"}
+            for name, price in (("always", "0"), ("some", "1e-2"))]  # fmt: skip
+    queries = [
+        ("always", "a", 8, 6, 2, 8, 0),
+        ("always", "b", 8, 7, 6, 8, 1),  # one reflects before it answers: 6 of 7 first looks are right
+        ("some", "a", 8, 5, 3, 8, 0),
+        ("some", "b", 8, 8, 8, 0, 0),
+    ]
+    columns = ("variant", "category", "samples", "correct", "first_correct", "second", "unknown_first")
+    about = {"grid": "g", "seed": 0, "last": True, "mode": "plain", "level": 1, "qid": "q", "label": "x"}
+    tests = [{"variant": "always", "tokens": 40.0, "second": 1.0}, {"variant": "some", "tokens": 22.0, "second": 0.5}]
+    made = {
+        "runs": pd.DataFrame([{"grid": "g"} | run for run in runs]),
+        "queries": pd.DataFrame([about | dict(zip(columns, row, strict=True)) for row in queries]),
+        "tests": pd.DataFrame([about | row | {"accuracy": 0.5} for row in tests]),
+        "validations": pd.DataFrame(columns=list(TABLES["validations"])),
+    }
+    tables = Tables(made)
+    found = series.gains(tables, "g", "some", "always").set_index("category")
+    assert found["gain"].tolist() == pytest.approx([4 / 8, 7 / 8 - 6 / 7])
+    assert found["second"].tolist() == [1.0, 0.0] and found["first"].tolist() == [3 / 8, 1.0]
+    assert series.cost_of_second_look(tables, "g", "some", "always") == pytest.approx(0.01 * 18 / 0.5)
+    assert math.isnan(series.cost_of_second_look(tables, "g", "always", "always"))
+
+
 @pytest.fixture
 def plan(tmp_path):
     (tmp_path / "evidence.yaml").write_text(PLAN)

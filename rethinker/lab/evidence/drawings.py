@@ -11,7 +11,7 @@ from rethinker.lab.evidence.effects import effect
 from rethinker.lab.evidence.grids import GridPage, shown
 from rethinker.lab.evidence.tables import Tables
 from rethinker.lab.figures import evidence as figures
-from rethinker.lab.figures.style import THEMES, Drawing, Theme
+from rethinker.lab.figures.style import THEMES, Drawing, NoData, Theme
 
 
 def draw(tables: Tables, name: str, grid: GridPage, kind: str, theme: Theme = THEMES["light"]) -> Drawing:
@@ -53,6 +53,22 @@ def _frontier(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawin
     return figures.frontier(points, caption, theme=theme)
 
 
+def _pays(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+    variants = shown(tables, name, grid)
+    chosen = [variant for variant in variants if variant != grid.against]
+    if grid.against not in variants or not chosen:
+        raise NoData("No run of this figure is finished yet.")
+    cells = series.gains(tables, name, chosen[0], grid.against)
+    cost = series.cost_of_second_look(tables, name, chosen[0], grid.against)
+    points = series.frontier_points(tables, name, variants)
+    caption = (
+        f"Grid {name}: left, share of held-out responses of {chosen[0]} that take a second look, a mark per kind and "
+        f"level (larger: harder), over what second looks gain in {grid.against}; right, held-out accuracy over "
+        "tokens a response; lines up and down: bootstrap over seeds and queries."
+    )
+    return figures.pays(cells, cost, points, "Second looks, where they pay and where not", caption, theme=theme)
+
+
 def _second_looks(by: str, what: str) -> Callable[[Tables, str, GridPage, Theme], Drawing]:
     def draw_them(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
         parts = {variant: series.second_looks(tables, name, variant, by) for variant in shown(tables, name, grid)[:3]}
@@ -75,6 +91,7 @@ FIGURES: dict[str, Callable[[Tables, str, GridPage, Theme], Drawing]] = {
     ),
     "differences": _differences,
     "frontier": _frontier,
+    "pays": _pays,
     "second_looks": _second_looks("category", "kind"),
     "levels": _second_looks("level", "level"),
 }

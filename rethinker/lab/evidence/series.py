@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -90,6 +91,46 @@ def second_looks(tables: Tables, grid: str, variant: str, by: str = "category") 
                 line = {by: key, "first": first, "value": share.value, "low": share.low, "high": share.high}
                 found.append(line | {"seeds": share.seeds, "looks": int(counts[first].sum())})
     return pd.DataFrame(found, columns=[by, "first", "value", "low", "high", "seeds", "looks"])
+
+
+def gains(tables: Tables, grid: str, variant: str, always: str) -> pd.DataFrame:
+    """Per kind and level: what second looks gain where they are always taken, and how often ``variant`` takes them.
+
+    Columns category, level, gain (accuracy of ``always`` minus that of its own first looks), second (share of the
+    variant's sampled responses), first (accuracy of its first looks). Means over all finished seeds of each, plain.
+    """
+    keys = list(CHOICE)
+    found = []
+    for name in (always, variant):
+        rows = tables.of("queries", grid, name)
+        rows = rows[rows["last"].astype(bool) & (rows["mode"] == "plain")]
+        rows = rows.assign(known=rows["samples"] - rows["unknown_first"])
+        found.append(rows.groupby(keys)[["samples", "known", "correct", "first_correct", "second"]].sum())
+    there, here = found
+    table = pd.DataFrame(
+        {
+            "gain": there["correct"] / there["samples"] - there["first_correct"] / there["known"],
+            "second": here["second"] / here["samples"],
+            "first": here["first_correct"] / here["known"],
+        }
+    )
+    return table.dropna().reset_index()
+
+
+def cost_of_second_look(tables: Tables, grid: str, variant: str, always: str) -> float:
+    """Reward that a second look costs ``variant``: its price of a token times the tokens that each one not taken saves.
+
+    The tokens: difference of mean lengths by difference of shares of second looks, between ``always`` and the variant.
+    NaN without a price or where both take as many second looks.
+    """
+    settings = " ".join(tables.of("runs", grid, variant)["settings"].astype(str))
+    price = re.search(r"reward\.token_price=([\d.e-]+)", settings)
+    more, fewer = (
+        {name: effect(tables, f"test/plain/{name}", grid, each).value for name in ("tokens", "second")}
+        for each in (always, variant)
+    )
+    shares = more["second"] - fewer["second"]
+    return float(price[1]) * (more["tokens"] - fewer["tokens"]) / shares if price and shares > 0 else np.nan
 
 
 def spread(tables: Tables, grid: str, variants: Sequence[str], measure: str) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from rethinker.lab.figures.style import (
 )
 
 MODES = {"plain": "o", "forced": "^", "bound": "s"}
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def themed(draw: Callable[..., Drawing]) -> Callable[..., Drawing]:
@@ -126,8 +127,13 @@ def frontier(points: pd.DataFrame, caption: str, *, theme: Theme) -> Drawing:
     """Accuracy over tokens a response: a colour per variant, a mark per mode (``series.frontier_points``)."""
     if points.empty:
         raise NoData("No run of this figure is finished yet.")
-    look = styles(list(dict.fromkeys(points["variant"])), theme)
     figure, (axis,) = panels(1, 4.2)
+    _frontier(axis, points, theme)
+    return Drawing(figure, caption)
+
+
+def _frontier(axis: Axes, points: pd.DataFrame, theme: Theme) -> None:
+    look = styles(list(dict.fromkeys(points["variant"])), theme)
     for name, part in points.groupby("variant", sort=False):
         part = part.sort_values("tokens")
         axis.plot(part["tokens"], part["accuracy"], alpha=0.45, linewidth=1, **look[name])
@@ -147,6 +153,31 @@ def frontier(points: pd.DataFrame, caption: str, *, theme: Theme) -> Drawing:
     share_axis(axis, min(1.0, 1.05 * float(points["high"].fillna(points["accuracy"]).max())))
     axis.set_ylim(bottom=max(0.0, float(low) - 0.08))
     legend_below(axis, 4, lines=2)
+
+
+@themed
+def pays(cells: pd.DataFrame, cost: float, points: pd.DataFrame, title: str, caption: str, *, theme: Theme) -> Drawing:
+    """Left: share of second looks over what they gain, a mark per kind and level (``series.gains``), with a line at
+    what one costs; right: accuracy over tokens (``series.frontier_points``)."""
+    if cells.empty or points.empty:
+        raise NoData("No run of this figure is finished yet.")
+    shades = colors(theme)
+    figure, (left, right) = panels(2, 3.8)
+    for at, (kind, part) in enumerate(cells.groupby("category", sort=False)):
+        shade, mark, area = shades[at % len(shades)], MARKS[at % len(MARKS)], 26 + 20 * part["level"]
+        where = part["gain"], part["second"]
+        left.scatter(*where, area, shade, marker=mark, edgecolors=theme.paper, label=kind, zorder=3)
+    if not math.isnan(cost):
+        left.axvline(cost, color=theme.muted, linewidth=1.2, linestyle="--")
+        left.annotate("what it costs", (cost, 0.5), (4, 0), textcoords="offset points", color=theme.muted, fontsize=8)
+    left.axvline(0, color=theme.grid, linewidth=1)
+    left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if value else "0"))
+    left.set_xlabel("points that a second look gains")
+    left.set_title(title, pad=8)
+    share_axis(left, 1.04)
+    left.set_ylim(bottom=-0.04)  # marks at 0 are whole
+    legend_below(left, 3, lines=2)
+    _frontier(right, points, theme)
     return Drawing(figure, caption)
 
 
