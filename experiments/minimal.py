@@ -1,6 +1,6 @@
 """VL-Rethinker in one file: GRPO + Selective Sample Replay + Forced Rethinking on the tiny VLM, one process.
 
-    .venv/bin/python experiments/minimal.py                    # both stages of experiments/tiny.yaml, about 5 minutes
+    .venv/bin/python experiments/minimal.py                    # stages 1 and 2 of experiments/tiny.yaml, 5 minutes
     .venv/bin/python experiments/minimal.py --episodes 5 5
 
 It stands on the pure modules (grpo, replay, rethink), the transformers engine and ``token_logprobs``; it leaves out

@@ -352,6 +352,14 @@ def test_every_experiment_loads(path):
     assert load_config(path, ["seed=1"]).seed == 1
 
 
+def test_the_default_runs_last_stage_prices_tokens_and_forces_nothing():
+    config = load_config(ROOT / "experiments" / "tiny.yaml")
+    reasoner, rethinker, chooser = (config.for_stage(index) for index in range(3))
+    assert [part.reward.token_price for part in (reasoner, rethinker, chooser)] == [0, 0, 0.008]
+    assert chooser.rethink == reasoner.rethink == config.rethink and rethinker.rethink.fraction == 0.5
+    assert chooser.optim == rethinker.optim and config.rethink.fraction == 0
+
+
 def test_imitation_alone_needs_something_to_imitate():
     assert message("grpo.policy_coef=0") == (
         "grpo.policy_coef=0 leaves the imitation of kept second looks, which needs rethink.fraction and "

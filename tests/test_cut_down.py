@@ -34,7 +34,7 @@ def test_what_is_given_is_set(tmp_path):
         seed=5,
         overrides="rethink.nll_coef=0.5 seed=6",
     )
-    assert run.folder == tmp_path / "small" and [stage.episodes for stage in run.stages] == [3, 3]
+    assert run.folder == tmp_path / "small" and [stage.episodes for stage in run.stages] == [3, 3, 3]
     assert (run.launch.processes, run.rollout.engine, run.rollout.group_size) == (1, "transformers", 2)
     assert (run.queries_per_episode, run.optim.train_batch_size, run.evaluation.every) == (4, 8, 7)
     assert (run.rethink.nll_coef, run.seed) == (0.5, 6)  # the overrides have the last word

@@ -86,6 +86,12 @@ def test_groups_that_are_all_right_are_too_easy():
     assert [cause.partition(":")[0] for cause in found.causes] == ["8 of 8 groups are all right"]
 
 
+def test_with_a_price_of_tokens_groups_that_are_all_right_are_no_finding():
+    right = {"queries__all_correct": 0.875}
+    assert names(episode(**right)) == ["too easy"]
+    assert names(episode(**right), settings=settings_with("reward.token_price=0.008")) == []
+
+
 def test_a_cold_policy_answers_alike():
     cold = settings_with("rollout.temperature=0.1")
     assert (

@@ -91,6 +91,7 @@ def test_the_grid_file_alone_is_full_scale():
     file = "experiments/ablations/grid.yaml"
     grid = execute("07", 2, grid_file=file)["grid"]
     assert len(grid.runs) == 12 and {run.config.seed for run in grid.runs} == {0, 1, 2} and grid.slots == 1
+    assert {run.config.episodes for run in grid.runs} == {100}  # the paper's stages: no price on tokens
     assert len(execute("07", 2)["grid"].runs) == 4  # the smoke grid's own two seeds
 
 

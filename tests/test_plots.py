@@ -11,6 +11,7 @@ import pytest
 from synthetic_run import write_run
 
 from rethinker import cli
+from rethinker.evaluation.result import load
 from rethinker.lab.analysis import diagnostics
 from rethinker.lab.figures import catalogue as plots
 
@@ -40,7 +41,9 @@ def test_a_run_of_one_episode(tmp_path: Path, name: str) -> None:
     try:
         caption = plots.draw(run, name).caption
     except plots.NoData as error:
-        assert name in ("rethinking", "pays", "words") and str(error).endswith(("yet.", "yet)."))
+        assert name in ("rethinking", "pays", "words", "second_looks", "frontier") and str(error).endswith(
+            ("yet.", "yet).")
+        )
     else:
         assert "nan" not in caption
 
@@ -68,6 +71,44 @@ def test_forced_responses_are_counted(run: Path) -> None:
     caption = plots.draw(run, "rethinking").caption
     assert f"n\u00a0=\u00a0{len(forced)} forced in" in caption
     assert f"turned {wrong['correct'].mean():.0%} (95% interval " in caption and "of wrong answers right" in caption
+
+
+def test_where_it_thinks_twice(run: Path) -> None:
+    """Counted again from the rows of the two evaluations around the last stage; greedy responses are not among them."""
+    shares = []
+    for label in ("reasoner", "rethinker"):
+        rows = load(run, label).rows
+        rows = rows[(rows["mode"] == "plain") & ~rows["greedy"]]
+        first = rows["text"].str.partition("}")[0].str.rpartition("{")[2] == rows["gold"]
+        shares.append(
+            (rows["reflects"].mean(), rows.loc[~first, "reflects"].mean(), rows.loc[first, "reflects"].mean())
+        )
+    drawing = plots.draw(run, "second_looks")
+    for label, (every, wrong, right) in zip(("reasoner", "rethinker"), shares, strict=True):
+        words = (
+            f"a second look after {label}, {every:.0%} ({wrong:.0%} after wrong first looks, {right:.0%} after right"
+        )
+        assert words in drawing.caption
+    kinds, _, verdicts = drawing.figure.axes
+    heights = [bar.get_height() for bar in verdicts.patches]
+    assert heights == pytest.approx([*shares[0][1:], *shares[1][1:]])
+    assert [text.get_text() for text in verdicts.get_xticklabels()] == ["wrong", "right"]
+    assert len(kinds.patches) == 2 * len(load(run, "start").rows["category"].unique())
+
+
+def test_the_frontier_has_a_point_for_every_evaluation_and_mode(run: Path) -> None:
+    drawing = plots.draw(run, "frontier")
+    points = [
+        tuple(xy)
+        for line in drawing.figure.axes[0].get_lines()
+        if line.get_marker() in "o^s"
+        for xy in line.get_xydata()
+    ]
+    rows = load(run, "rethinker").rows
+    rows = rows[(rows["mode"] == "forced") & ~rows["greedy"]]
+    assert len(points) == 9 and any(
+        point == pytest.approx((rows["tokens"].mean(), rows["correct"].mean())) for point in points
+    )
 
 
 def test_stage_boundary_is_marked(run: Path) -> None:

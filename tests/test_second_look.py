@@ -88,11 +88,13 @@ def test_mistakes_are_named(looks, query):
         kept_table(looks.written(query, "7").samples)
 
 
-def test_settings_are_those_of_the_last_stage(guesser, query):
+def test_settings_are_those_of_the_last_stage_that_forces(guesser, query):
     sets = ["rethink.skip_reflective=true", "rollout.temperature=0.7", "rollout.max_new_tokens=64", "seed=5"]
     sets += ["data.prompt_suffix=' In a box.'", "grpo.advantage_scale=none", "rethink.temperature=0.5"]
     last = "{name: two, overrides: {rethink: {fraction: 0.5, min_second_look_tokens: 8}, rollout: {top_p: 0.9}}}"
-    looks = SecondLooks.load(load_config(None, [*sets, f"stages=[{{name: one}}, {last}]"]), str(guesser))
+    looks = SecondLooks.load(
+        load_config(None, [*sets, f"stages=[{{name: one}}, {last}, {{name: three}}]"]), str(guesser)
+    )
     assert (looks.sampling.temperature, looks.sampling.top_p, looks.sampling.max_new_tokens) == (0.7, 0.9, 64)
     assert looks.options == RethinkConfig(0.5, temperature=0.5, min_second_look_tokens=8, skip_reflective=True)
     assert (

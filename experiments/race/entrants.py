@@ -14,8 +14,8 @@ ENDLESS = 1_000_000  # episodes: the clock ends a run
 
 @dataclass(frozen=True)
 class Entrant:
-    """A method: its name in tables, the script that runs it, its lines of config. ``rethinks``: it has both stages of
-    tiny.yaml (GRPO-SSR, then Forced Rethinking), else one stage until the clock ends it."""
+    """A method: its name in tables, the script that runs it, its lines of config. ``rethinks``: it has the first two
+    stages of tiny.yaml (GRPO-SSR, then Forced Rethinking), else one stage until the clock ends it."""
 
     title: str
     script: str
@@ -54,6 +54,6 @@ def race_config(name: str, seed: int, lr: float, folder: str, overrides: Sequenc
             *overrides,
         ],
     )
-    first, last = config.stages
+    first, last = config.stages[:2]
     stages = (first, replace(last, episodes=ENDLESS)) if entrant.rethinks else (replace(first, episodes=ENDLESS),)
     return replace(config, stages=stages)

@@ -224,7 +224,7 @@ def counts(episode: Episode, options: Settings) -> Counter[str]:
         firsts=firsts,
         groups=groups,
         wrong_groups=wrong if boxed >= LIKELY * responses else 0,  # else the lack of answers says it all
-        right_groups=right,
+        right_groups=0 if options["reward"]["token_price"] else right,  # with a price they differ in length, and learn
         unanimous=wrong + right,
         all_wrong=wrong,
         alike_groups=wrong + right if options["rollout"]["temperature"] < COLD else 0,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib
 
-from rethinker.lab.figures import evaluation, reflection, training, vanishing
+from rethinker.lab.figures import choice, evaluation, reflection, training, vanishing
 from rethinker.lab.figures.output import finish, render, save_drawings
 from rethinker.lab.figures.style import DARK, LIGHT, THEMES, Drawing, NoData, Theme, settings
 from rethinker.rundir.reader import run_seed
@@ -23,6 +23,8 @@ FIGURES: dict[str, Callable[[Path, Theme], Drawing]] = {
     "validation": training.validation,
     "fig7": evaluation.fig7,
     "kinds": evaluation.kinds,
+    "second_looks": choice.second_looks,
+    "frontier": choice.frontier,
     "vanishing": vanishing.vanishing,
     "vanishing_kinds": vanishing.vanishing_kinds,
     "vanishing_map": vanishing.vanishing_map,

@@ -19,7 +19,6 @@ from rethinker.config.schema import ConfigError
 GENERATED = Path("data", "generated")  # in the repository: where what is missing is drawn
 DRAWN = ("train.parquet", "validation.parquet", "test.parquet")  # if it has these names, which make_data writes
 LEAST_FREE = 200 * 2**20  # bytes; a run of the tiny VLM takes some 50 MB
-CHECKPOINTS = 3  # that a run of two stages has beside the newest ones: best, the end of a stage, the one being written
 STATES = 3  # weights and AdamW's two moments
 
 
@@ -142,8 +141,9 @@ def check_disk(config: RunConfig, weights: int | None) -> Iterator[str]:
             f"runs_dir={config.runs_dir}: {_size(free)} free on the disk of {there}, a run needs at least "
             f"{_size(LEAST_FREE)}; make room, or give another runs_dir=..."
         )
+    others = len(config.stages) + 1  # beside the newest: best, the ends of stages but the last, the one being written
     trained = STATES if not config.model.lora_rank else 1
-    need = LEAST_FREE + (CHECKPOINTS + config.tracking.keep_last) * trained * (weights or 0)
+    need = LEAST_FREE + (others + config.tracking.keep_last) * trained * (weights or 0)
     if free < need:
         yield (
             f"{_size(free)} free on the disk of {there}; the checkpoints of this run may take {_size(need)}: "

@@ -1,7 +1,7 @@
 """Finished runs for notebooks: a small one that is made once, and any config's.
 
-``demo_run`` is the default experiment in miniature: both stages, fewer and smaller episodes, a higher learning rate. It
-is long enough for reflection to appear, and too small for its numbers to mean anything else.
+``demo_run`` is the default experiment's first two stages in miniature: fewer and smaller episodes, a higher learning
+rate. It is long enough for reflection to appear, and too small for its numbers to mean anything else.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ SETTINGS = (
     "evaluation.samples=2",
     "tracking.save_every=0",
     "launch.processes=2",
-    "stages.0.episodes=4",
-    "stages.1.episodes=24",
+    "stages=[{name: vl-reasoner, episodes: 4},"
+    "{name: vl-rethinker, episodes: 24, overrides: {rethink: {fraction: 0.5}}}]",
 )
 
 

@@ -54,12 +54,14 @@ class SecondLooks:
 
     @classmethod
     def load(cls, config: RunConfig, model: str = "", *, seed: int = 0) -> SecondLooks:
-        """The policy of ``config`` on the CPU with the transformers engine, asked and forced as in its last stage.
+        """The policy of ``config`` on the CPU with the transformers engine, asked and forced as in its last stage that
+        forces (without one: its last stage).
 
         ``model``: another checkpoint folder (or hub id) in the place of ``config.model``, with its own image sizes.
         """
         disable_progress_bar()  # one for 68 small tensors
-        last = config.for_stage(len(config.stages) - 1)
+        stages = [config.for_stage(index) for index in range(len(config.stages))]
+        last = next((stage for stage in reversed(stages) if stage.rethink.fraction), stages[-1])
         weights = ModelConfig(path=model) if model else last.model
         policy = load_policy(weights, "cpu", prompt_suffix=last.data.prompt_suffix, prompt_hint=last.data.prompt_hint)
         rollout = last.rollout
