@@ -164,6 +164,11 @@ def test_the_folder_of_a_run_is_no_place_for_a_table(tmp_path):
         load_grid(path)
 
 
+def test_the_runs_that_go_wrong():
+    grid = load_grid(ROOT / "experiments" / "ablations" / "bad_runs.yaml")
+    assert len(grid.runs) == 4 and {run.config.episodes for run in grid.runs} == {6}
+
+
 @pytest.mark.parametrize(("name", "labels", "seeds"), [("smoke", 2, 2), ("grid", 4, 3), ("grid_7b", 4, 3)])
 def test_the_grids_of_the_repository(name, labels, seeds, monkeypatch):
     monkeypatch.chdir(ROOT)

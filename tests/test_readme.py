@@ -60,19 +60,39 @@ def numbers(text: str) -> list[str]:
 
 @pytest.mark.parametrize("run", RUNS, ids=run_name)
 def test_results_of_the_default_runs(run: dict):
-    """Accuracy before and after each stage with its interval, reflection before and after; Fig. 7 of the first run."""
+    """Accuracy before and after each stage with its interval, reflection and tokens before, after stage 2 and after
+    stage 3 where it was run; Fig. 7 of the first run."""
     plain = [modes["plain"] for modes in run["evaluations"].values()]
     expected = [f"{part:.3f}" for evaluation in plain for part in evaluation["pass@1"]]
-    expected += [f"{plain[0]['reflection']:.3f}", f"{plain[-1]['reflection']:.3f}"]
+    told = [plain[0], *plain[2:]]
+    expected += [f"{values['reflection']:.3f}" for values in told]
+    expected += [f"{values['tokens']:.0f}" for values in told if "tokens" in values]
     assert numbers(RESULTS[run_name(run)]) == expected
     if run_name(run) == "vLLM | 0":
         for modes in run["evaluations"].values():
             assert " / ".join(f"{modes[mode]['pass@1'][0]:.3f}" for mode in ("plain", "forced", "bound")) in WORDS
 
 
+def test_where_the_first_run_thinks_twice():
+    """Second looks after wrong and right first answers, after stages 2 and 3; of clocks, and of the kind that has least
+    besides; tokens saved."""
+    rethinker, chooser = (RUNS[0]["evaluations"][label]["plain"] for label in ("vl-rethinker", "vl-chooser"))
+    for values in (rethinker, chooser):
+        assert f"{values['second_looks']['wrong']:.2f} / {values['second_looks']['right']:.2f}" in WORDS
+    assert f"{100 * (1 - chooser['tokens'] / rethinker['tokens']):.0f} % fewer tokens" in WORDS
+    before, clocks, right = (
+        f"{part['clock']:.2f}"
+        for part in (rethinker["second_looks"], chooser["second_looks"], chooser["right_first_looks"])
+    )
+    assert f"whose first look is right in {right}, get a second one in {clocks} (before: {before})" in WORDS
+    others = min(chooser["second_looks"][kind] for kind in chooser["right_first_looks"] if kind != "clock")
+    assert f"other kinds in {others:.2f} or more" in WORDS
+
+
 def test_every_default_run_has_its_numbers():
     assert sorted(RESULTS) == sorted(map(run_name, RUNS))
     assert f"{max(run['gap_max'] for run in RUNS):.1e}".replace("e-0", "e-") in numbers(section("Results"))
+    assert f"{sum(run['episodes'] for run in RUNS)} weight syncs" in WORDS
     assert max(run["canary_max"] for run in RUNS) < 1e-6 and "1e-6" in numbers(section("Results"))
 
 

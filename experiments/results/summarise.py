@@ -1,6 +1,7 @@
 """``summarise.py RUN...`` writes default_runs.json: the numbers of the README's results from the runs' folders.
 
-Runs of ``experiments/tiny.yaml`` with another name, seed or engine. tests/test_readme.py compares README and file.
+Runs of ``experiments/tiny.yaml`` with another name, seed or engine; one that the file has already, by engine and seed,
+is replaced, the others stay. tests/test_readme.py compares README and file.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rethinker.lab.analysis.choice import rates
+from rethinker.lab.figures.choice import held_out_looks
+
 FILE = Path(__file__).with_name("default_runs.json")
 ENGINES = {"VllmEngine": "vLLM", "ServerEngine": "vLLM servers", "TransformersEngine": "transformers"}
 
 
 def summarise(run: Path) -> dict[str, Any]:
-    """Accuracies (with interval) and reflection of every evaluation; engine against trainer over the whole run."""
+    """Accuracies (with interval), reflection and tokens a response of every evaluation, the shares of wrong and right
+    first looks and of all of each kind that got a second one; engine against trainer over the whole run."""
     provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
     lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     episodes = [line for line in lines if line["record"] == "episode"]
@@ -25,9 +30,13 @@ def summarise(run: Path) -> dict[str, Any]:
         modes = json.loads((run / "evaluation" / f"{label}.json").read_text(encoding="utf-8"))["modes"]
         evaluations[label] = {
             mode: {name: [values[name][part] for part in ("value", "low", "high")] for name in ("pass@1", "greedy")}
-            | {"reflection": values["reflection"]["value"]}
+            | {"reflection": values["reflection"]["value"], "tokens": values["tokens_mean"]}
             for mode, values in modes.items()
         }
+        plain = held_out_looks(run, label).query("mode == 'plain'")
+        shares = rates(plain) | plain.groupby("category")["second"].mean().to_dict()
+        right = plain.groupby("category")["first_correct"].mean().to_dict()
+        evaluations[label]["plain"] |= {"second_looks": shares, "right_first_looks": right}
     return {
         "engine": ENGINES[provenance["engine"]],
         "seed": provenance["seed"],
@@ -44,9 +53,9 @@ def summarise(run: Path) -> dict[str, Any]:
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit("summarise.py RUN...: the folders of the default runs")
-    runs = sorted(
-        (summarise(Path(run)) for run in sys.argv[1:]), key=lambda run: (run["engine"] != "vLLM", run["seed"])
-    )
+    known = json.loads(FILE.read_text(encoding="utf-8"))
+    found = {(run["engine"], run["seed"]): run for run in [*known, *(summarise(Path(run)) for run in sys.argv[1:])]}
+    runs = sorted(found.values(), key=lambda run: (run["engine"] != "vLLM", run["seed"]))
     FILE.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
 
 
