@@ -331,7 +331,7 @@ def test_a_rank_that_raises_is_one_line(elsewhere):
     assert done.stderr.count("usable queries") == 1
     assert "Traceback (most recent call last)" in (elsewhere / "runs" / "tiny" / "errors.log").read_text()
     jobs = rethinker("jobs", folder=elsewhere).stdout
-    assert "tiny  failed, episode 0/100" in jobs and "ValueError: queries_per_episode=100000" in jobs
+    assert "tiny  failed, episode 0/130" in jobs and "ValueError: queries_per_episode=100000" in jobs
 
 
 @pytest.mark.parametrize("words", [["--traceback", "train"], ["train", "--traceback"]], ids=" ".join)
