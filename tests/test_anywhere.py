@@ -41,6 +41,7 @@ CUT_DOWN = (
     "launch.processes=1",
     "stages.0.episodes=1",
     "stages.1.episodes=1",
+    "stages.2.episodes=1",
 )
 
 
@@ -380,11 +381,11 @@ def test_a_run_from_another_folder_and_its_resume_from_a_third(tmp_path, elsewhe
     third = tmp_path / "third"
     third.mkdir()
     moved = run.parent.rename(tmp_path / "moved")
-    settings = [*CUT_DOWN, f"runs_dir={moved}", "stages.1.episodes=2"]
+    settings = [*CUT_DOWN, f"runs_dir={moved}", "stages.2.episodes=2"]
     done = rethinker("train", TINY, *settings, "--resume", folder=third)
     assert done.returncode == 0, done.stderr
     assert not list(third.iterdir())
     lines = [json.loads(line) for line in (moved / "tiny" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["episode"] for line in lines if line["record"] == "episode"] == [1, 2, 3]
+    assert [line["episode"] for line in lines if line["record"] == "episode"] == [1, 2, 3, 4]
     monkeypatch.chdir(third)
     assert Path(load_config(moved / "tiny" / "config.yaml").model.path) == MODEL
