@@ -57,11 +57,13 @@ def _line(variant: str, at: np.ndarray, found: np.ndarray) -> list[dict[str, flo
     return rows
 
 
-def frontier_points(tables: Tables, grid: str, variants: Sequence[str]) -> pd.DataFrame:
+def frontier_points(
+    tables: Tables, grid: str, variants: Sequence[str], modes: Sequence[str] = ("plain", "forced", "bound")
+) -> pd.DataFrame:
     """Test accuracy (with its interval over seeds and queries) over tokens a response, of each variant and mode."""
     rows = []
     for variant in variants:
-        for mode in ("plain", "forced", "bound"):
+        for mode in modes:
             found = effect(tables, f"test/{mode}/accuracy", grid, variant)
             if found.seeds:
                 tokens = effect(tables, f"test/{mode}/tokens", grid, variant).value
