@@ -10,6 +10,8 @@ import pytest
 
 from rethinker import cli  # noqa: F401  registers the commands
 from rethinker.lab import command_line
+from rethinker.lab.evidence.effects import effect
+from rethinker.lab.evidence.tables import load
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -94,6 +96,29 @@ def test_every_default_run_has_its_numbers():
     assert f"{max(run['gap_max'] for run in RUNS):.1e}".replace("e-0", "e-") in numbers(section("Results"))
     assert f"{sum(run['episodes'] for run in RUNS)} weight syncs" in WORDS
     assert max(run["canary_max"] for run in RUNS) < 1e-6 and "1e-6" in numbers(section("Results"))
+
+
+def test_where_it_thinks_twice():
+    """The numbers of the first figure, from the committed tables of the evidence."""
+    tables, chosen, always = load(ROOT / "experiments" / "evidence" / "results"), "price-0.008", "price-0"
+    first = TEXT.partition("**It thinks twice where it pays.**")[2].partition("\n\n")[0]
+
+    def words(measure: str, against: str | None = None, scale: int = 100, digits: int = 0, **how: bool) -> str:
+        found = effect(tables, measure, "choose", chosen, against, **how)
+        assert found.seeds == 5
+        sign = "+" if against and scale > 1 else ""
+        value, low, high = (f"{scale * each:{sign}.{digits}f}" for each in (found.value, found.low, found.high))
+        return f"{value}|[{low}, {high}]"
+
+    for text in (
+        words("choice/wrong"),
+        words("choice/right"),
+        words("test/plain/accuracy", always, digits=1),
+        words("test/plain/tokens", always, scale=1, digits=2, relative=True),
+        words("choice/auc_within", scale=1, digits=2),
+    ):
+        value, _, interval = text.partition("|")
+        assert re.search(rf"{re.escape(value)}\b[^\[\]]*{re.escape(interval)}", first), text
 
 
 def test_speed_beside_the_peer():

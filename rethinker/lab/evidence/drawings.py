@@ -64,8 +64,8 @@ def _pays(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
     caption = (
         f"Grid {name}: left, share of held-out responses of {chosen[0]} that take a second look, a mark per kind and "
         f"level (larger: harder), over what second looks gain in {grid.against}; dashed, the price of the tokens that "
-        "each one not taken saves; right, held-out accuracy over tokens a response, plain; lines up and down: bootstrap "
-        "over seeds and queries."
+        "each one not taken saves; right, held-out accuracy over tokens a response, plain; lines up and down: "
+        "bootstrap over seeds and queries."
     )
     return figures.pays(cells, cost, points, "Second looks, where they pay and where not", caption, theme=theme)
 
