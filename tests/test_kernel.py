@@ -23,7 +23,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 NOTEBOOK = find_notebooks(["06"])[0]
-EPISODES, STOP_AFTER = 6, 2  # of each of the two stages
+EPISODES, STAGES, STOP_AFTER = 6, 3, 2  # EPISODES: of each stage
 PARAMETERS = {
     "name": "restarted",
     "processes": 2,
@@ -107,12 +107,12 @@ def test_a_restarted_kernel_finds_its_job_stops_it_and_finishes_it(tmp_path):
         lab.run("06-07", "06-12")
         assert job.record == before and job.status().state == "stopped"
         done = episodes(job)
-        assert done == list(range(1, len(done) + 1)) and STOP_AFTER <= len(done) < 2 * EPISODES
-        assert lab.printed("06-10").startswith(f"stopped, episode {len(done)}/{2 * EPISODES}")
+        assert done == list(range(1, len(done) + 1)) and STOP_AFTER <= len(done) < STAGES * EPISODES
+        assert lab.printed("06-10").startswith(f"stopped, episode {len(done)}/{STAGES * EPISODES}")
         assert "restarted" in lab.printed("06-12")
 
         lab.run("06-13", None)
-        assert job.status().state == "finished" and episodes(job) == list(range(1, 2 * EPISODES + 1))
+        assert job.status().state == "finished" and episodes(job) == list(range(1, STAGES * EPISODES + 1))
         assert job.record["pid"] != before["pid"] and job.record["command"][-1] == "--resume"
         assert len(json.loads((job.folder / "provenance.json").read_text())["starts"]) == 2
         assert (job.folder / "report.html").is_file()
