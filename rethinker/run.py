@@ -355,6 +355,10 @@ def main(make_sink: MakeSink) -> None:
     config = load_config(arguments.config)
     with exclusive_writer(config.folder) as lock:
         run = TrainingRun(config, resume=arguments.resume, lock=lock, make_sink=make_sink)
-        with run.phases.explaining():
-            run.run()
-            run.leave()
+        try:
+            with run.phases.explaining():
+                run.run()
+                run.leave()
+        except OSError:
+            check_writer(config.folder, lock)  # a file that is not found, where the folder was moved between two looks
+            raise

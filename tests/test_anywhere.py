@@ -319,6 +319,16 @@ def test_an_exception_is_noted_and_shown_where_it_must_be(tmp_path):
     assert failures.first_failure(tmp_path / "gone") is None
 
 
+def test_an_exception_goes_with_a_folder_that_is_moved_and_is_shown_too(tmp_path):
+    (tmp_path / "run").mkdir()
+    code = "import os\nfrom rethinker.lab.jobs import failures\nfailures.note_exceptions('rank 0')\n"
+    code += f"os.rename({os.fspath(tmp_path / 'run')!r}, {os.fspath(tmp_path / 'moved')!r})\nraise ValueError('why')"
+    noted = {failures.ERRORS_VARIABLE: str(tmp_path / "run" / "errors.log")}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | noted, capture_output=True, text=True)
+    assert done.returncode == 1 and "ValueError: why" in done.stderr
+    assert failures.first_failure(tmp_path / "moved") == "rank 0: ValueError: why"
+
+
 TOO_MANY = ("queries_per_episode=100000", "rollout.engine=transformers", "data.validation=null", "data.test=null")
 
 

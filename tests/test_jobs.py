@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rethinker import cli
+from rethinker import cli, run
 from rethinker.config import RunConfig, load_config, to_yaml
 from rethinker.config.schema import ConfigError
 from rethinker.lab import jobs
@@ -25,6 +25,7 @@ from rethinker.lab.jobs.ownership import write_record
 from rethinker.rundir import locks
 from rethinker.rundir.folder import RunExists, RunMoved, check_folder, check_writer, exclusive_writer, run_state
 from rethinker.rundir.paths import RunDir
+from rethinker.rundir.phases import Phases
 
 TINY = Path(__file__).parents[1] / "experiments" / "tiny.yaml"
 
@@ -135,6 +136,30 @@ def test_a_writer_knows_whether_the_folder_is_still_its_own(tmp_path):
             with pytest.raises(RunMoved):
                 check_writer(folder, lock)
     check_writer(folder, None)  # not the main process
+
+
+@pytest.mark.parametrize(("moved", "raised"), [(True, RunMoved), (False, FileNotFoundError)])
+def test_a_file_that_is_not_found_is_told_from_a_folder_that_was_moved(tmp_path, config, monkeypatch, moved, raised):
+    """In the middle of an episode, where nothing has looked whether the folder is still there."""
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+
+    class Writing:
+        phases = Phases(tmp_path, 0, 1)
+
+        def __init__(self, config, **_):
+            self.folder = config.folder
+
+        def run(self):
+            if moved:
+                self.folder.rename(tmp_path / "moved")
+            raise FileNotFoundError("metrics.jsonl")
+
+    monkeypatch.setattr(run, "TrainingRun", Writing)
+    monkeypatch.setattr(sys, "argv", ["run", str(file)])
+    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
+    with pytest.raises(raised):
+        run.main(lambda _: None)
 
 
 # -- states -----------------------------------------------------------------------------------------------------------

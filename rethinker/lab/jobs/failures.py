@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -47,13 +48,16 @@ def first_failure(folder: Path) -> str | None:
 
 def note_exceptions(who: str) -> None:
     """From now on an exception that ends this process is written to the file; onto the terminal only where that is
-    wanted (TRACEBACK_VARIABLE), or the file cannot be written."""
+    wanted (TRACEBACK_VARIABLE), or the file cannot be written, or found any more by who waits for this process."""
+    opened = _open()  # now: the file of a folder that is moved goes with it
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         words = " ".join("".join(traceback.format_exception_only(error)).split())
         shown = words if len(words) <= LONGEST else f"{words[:LONGEST]} ..."
         text = "".join(traceback.format_exception(kind, error, trace))
-        if not _note(f"{who}: {shown}", text) or TRACEBACK_VARIABLE in os.environ:
+        if opened is not None:
+            _note(opened, f"{who}: {shown}", text)
+        if opened is None or not _in_place(opened) or TRACEBACK_VARIABLE in os.environ:
             sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = hook
@@ -63,16 +67,28 @@ def note_signal(who: str, number: int) -> None:
     """Write that signal ``number`` has killed a process."""
     name = signal.Signals(number).name
     cause = _CAUSES.get(name)
-    _note(f"{who}{_KILLED}{name}{f' ({cause})' if cause else ''}")
+    if (opened := _open()) is not None:
+        _note(opened, f"{who}{_KILLED}{name}{f' ({cause})' if cause else ''}")
+        os.close(opened)
 
 
-def _note(words: str, text: str = "") -> bool:
-    """Add an entry to the file, in one write; False if there is no such file, or its folder is gone."""
+def _open() -> int | None:
+    """The file, open for additions; None if no file is named, or its folder is gone."""
     try:
-        file = os.open(os.environ[ERRORS_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        return os.open(os.environ[ERRORS_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except (KeyError, OSError):
-        return False
+        return None
+
+
+def _in_place(opened: int) -> bool:
+    """Whether the file is still found by its name."""
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(opened), os.stat(os.environ[ERRORS_VARIABLE]))
+    return False
+
+
+def _note(opened: int, words: str, text: str = "") -> None:
+    """Add an entry to the file, in one write."""
     entry = f"{_HEAD}{datetime.now():%Y-%m-%dT%H:%M:%S} {words}\n{text}"
-    with open(file, "wb") as opened:
-        opened.write(entry.encode("utf-8", errors="replace"))
-    return True
+    with open(opened, "wb", closefd=False) as file:
+        file.write(entry.encode("utf-8", errors="replace"))
