@@ -129,7 +129,9 @@ def claim(parts: pd.DataFrame) -> str:
         rows[-1] += [f"{row['seeds']}", bound_words(row), row["verdict"]]
     table = markdown(["statement", "measured", "value [95%]", "seeds", "claimed", "verdict"], rows)
     first = parts.iloc[0]
-    return f"They ({first['source']}): {first['saw']}.\n\n{table}\n\n**Verdict: {claim_verdict(parts)}.**"
+    source = first["source"]
+    whose = f"T{source[1:]}" if source.startswith("this project") else f"They ({source})"
+    return f"{whose}: {first['saw']}.\n\n{table}\n\n**Verdict: {claim_verdict(parts)}.**"
 
 
 def measured_words(row: dict[str, Any]) -> str:
