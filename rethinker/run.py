@@ -23,7 +23,7 @@ from rethinker.build import (
     make_stage_selector,
     start_process,
 )
-from rethinker.config import RunConfig, StageConfig, check_trainable, load_config, to_yaml
+from rethinker.config import EvaluationConfig, RunConfig, StageConfig, check_trainable, load_config, to_yaml
 from rethinker.config.no_effect import without_effect
 from rethinker.datasets.order import QueryOrder
 from rethinker.evaluation.evaluate import validate
@@ -193,10 +193,11 @@ class TrainingRun:
         if not last:  # else all were done, and its test is left
             self.tracker.say(f"[bold]{stage.name}[/]: episodes {self.progress.stage_episode + 1} to {stage.episodes}")
         while not last:
+            tokens = self.progress.tokens
             trainer.episode()
             last, stopping = self.stage_done(stage, config), self.should_stop()
             best = False
-            if last or due(config.evaluation.every, self.progress.stage_episode):
+            if last or self.validation_due(config.evaluation, tokens):
                 best = self.validate(stage.name)
             if best or last or stopping or due(config.tracking.save_every, self.progress.stage_episode):
                 self.save(trainer, best)
@@ -216,6 +217,13 @@ class TrainingRun:
         """Whether the stage has had its episodes, or one of the budgets is used up; the same answer on every rank."""
         done = self.progress.stage_episode >= stage.episodes or self.progress.spent(config.budget)
         return on_main(lambda: done)  # every rank has a clock of its own
+
+    def validation_due(self, options: EvaluationConfig, tokens: int) -> bool:
+        """Whether it is, after an episode before which ``tokens`` had been generated; the same answer on every rank."""
+        passed = options.every_tokens > 0 and tokens // options.every_tokens < (
+            self.progress.tokens // options.every_tokens
+        )
+        return on_main(lambda: passed) or due(options.every, self.progress.stage_episode)
 
     def make_trainer(self, index: int, config: RunConfig) -> Trainer:
         """The trainer of a stage: a fresh optimiser and an empty buffer, or those of the checkpoint."""

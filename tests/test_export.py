@@ -214,6 +214,9 @@ def test_what_is_left_out_is_named_where_it_is_used(for_verl: Path):
         assert name in text.partition("Not carried over:")[2]
     servers = list(left_out(load_config(PAPER, ["rollout.engine=server", "rollout.overlap=true"])))
     assert "rollout.engine=server" in "".join(servers) and "rollout.overlap" in "".join(servers)
+    used = ["reward.token_price=0.01", "grpo.policy_coef=0.5", "budget.steps=9", "evaluation.every_tokens=9"]
+    own = "".join(left_out(load_config(None, used)))
+    assert all(name in own for name in ("reward.token_price", "grpo.policy_coef", "budget.*", "every_tokens"))
     plain = load_config(None, ["replay.mode=grpo"])
     assert len(list(left_out(plain))) == 1  # the canary
 

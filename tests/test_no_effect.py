@@ -42,7 +42,7 @@ def test_replay_without_replay(override):
         (["rethink.nll_scale=kept"], ["rethink.fraction=0.5"]),
         (["grpo.kl_estimator=k1"], ["grpo.kl_coef=0.1"]),
         (["model.lora_alpha=8"], ["model.lora_rank=8"]),
-        (["evaluation.every=2"], ["data.validation=x"]),
+        (["evaluation.every=2", "evaluation.every_tokens=9"], ["data.validation=x"]),
         (["data.pass_rate_column=PassRate_32BTrained"], ["data.pass_rate=[0,0.9]"]),
         (["evaluation.samples=2", "evaluation.modes=[plain]", "data.test_limit=3"], ["data.test=x"]),
         (["grpo.clip_high=0.3", "optim.train_batch_size=8192"], ["replay.lifetime=2"]),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,6 +147,22 @@ def test_a_budget_ends_the_stage_and_a_resumed_run_ends_there_too(whole, tmp_pat
     assert [line["tokens/generated"] for line in episodes[:2]] == tokens[:2]  # of the run without a budget
     assert episodes[-1]["step"] >= 7 > episodes[-2]["step"]
     assert {path.name for path in (config.folder / "checkpoints").iterdir()} >= {"reasoner", "rethinker", "last"}
+
+
+def test_validations_by_tokens_change_nothing_else(whole, tmp_path, world, guesser):
+    """One after every episode that passes a multiple, those of ``every`` beside them, and the weights stay the same."""
+    episodes = [line for line in lines(whole) if line["record"] == "episode"]
+    tokens = [line["tokens/generated"] for line in episodes]
+    step = tokens[-1] // 3
+    passed = {at for at, (before, after) in enumerate(pairwise([0, *tokens]), 1) if before // step < after // step}
+    config = make_config(tmp_path, world, guesser, f"evaluation.every_tokens={step}", "evaluation.every=0")
+    AcceleratorState._reset_state(True)
+    assert TrainingRun(config).run() == "finished"
+    ends = {line["episode"] for line, after in pairwise(episodes) if line["stage"] != after["stage"]} | {len(tokens)}
+    validated = [line["episode"] for line in lines(config) if line["record"] == "validation"]
+    assert set(validated) == passed | ends | {0} and len(validated) == len(set(validated))
+    expected = final_weights(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in final_weights(config).items())
 
 
 def test_seconds_are_a_budget(tmp_path, world, guesser):

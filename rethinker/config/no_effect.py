@@ -115,7 +115,11 @@ RULES = (
     ),
     Rule("data.pass_rate", ("data.pass_rate_column",), run=lambda config: config.data.pass_rate is not None),
     Rule("data.columns", ("data.columns_of",), run=lambda config: bool(config.data.columns)),
-    Rule("data.validation", ("evaluation.every",), stage=lambda config: config.data.validation is not None),
+    Rule(
+        "data.validation",
+        ("evaluation.every", "evaluation.every_tokens"),
+        stage=lambda config: config.data.validation is not None,
+    ),
     Rule(
         "data.test",
         ("data.test_limit", "evaluation.samples", "evaluation.modes"),

@@ -201,7 +201,8 @@ class EvaluationConfig:
     be compared.
     """
 
-    every: int = option(5, min=0)  # episodes between validations; 0: only at the ends of stages
+    every: int = option(5, min=0)  # episodes between validations; 0: only at the ends of stages, or by every_tokens
+    every_tokens: int = option(0, min=0)  # generated tokens between validations, beside those of every; 0: none (ours)
     samples: int = option(4, min=1)  # sampled responses per test query (pass@k)
     modes: tuple[Literal["plain", "forced", "bound"], ...] = ("plain", "forced", "bound")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from rethinker.config import RunConfig
+from rethinker.config import BudgetConfig, RunConfig
 from rethinker.lab.export import prime_rl, verl
 from rethinker.lab.export.data import Say, Splits, read_splits
 
@@ -92,6 +92,14 @@ def left_out(config: RunConfig) -> Iterator[str]:
             "Forced Rethinking and its NLL loss (`rethink.*`); choosing, splicing and keeping are in "
             "rethinker/rethink.py, pure and importable"
         )
+    if any(stage.reward.token_price for stage in stages):
+        yield "the price of a token (`reward.token_price`): the reward there is correctness"
+    if any(stage.grpo.policy_coef != 1 for stage in stages):
+        yield "the weight of the policy loss (`grpo.policy_coef`)"
+    if any(stage.budget != BudgetConfig() for stage in stages):
+        yield "ends by generated tokens, updates or seconds (`budget.*`): it trains for the episodes of all stages"
+    if any(stage.evaluation.every_tokens for stage in stages):
+        yield "validations by generated tokens (`evaluation.every_tokens`)"
     if config.rollout.engine == "server":
         yield "servers on GPUs of their own (`rollout.engine=server`): how GPUs are shared out is the other trainer's"
     if config.rollout.overlap:
