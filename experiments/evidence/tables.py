@@ -4,8 +4,8 @@
     .venv/bin/python experiments/evidence/tables.py experiments/evidence/main.yaml --runs-dir runs
     .venv/bin/python experiments/evidence/tables.py --check main ssr 3   # a run made again, against its committed rows
 
-Grids of which no run has begun here keep the rows they have. Needs the runs' folders, where ``make evidence`` needs the
-tables only.
+Runs that have not begun here keep the rows they have; sweeps are collected as a whole. Needs the runs' folders, where
+``make evidence`` needs the tables only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pandas as pd
 from rethinker.lab.ablation.grid import load_grid
 from rethinker.lab.evidence.again import differences
 from rethinker.lab.evidence.collect import collect
-from rethinker.lab.evidence.tables import load, replace_grids, save
+from rethinker.lab.evidence.tables import load, merge, save
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,7 +41,7 @@ def main() -> None:
         grid, variant, seed = options.check
         found = differences(before, collect(each for each in grids if each.name == grid), grid, variant, int(seed))
         sys.exit("\n".join(found) if found else 0)
-    tables = replace_grids(before, collect(grids))
+    tables = merge(before, collect(grids))
     for path in save(tables, options.out):
         rows = f", {len(tables[path.stem])} rows" if path.stem in tables else ""
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB{rows}")

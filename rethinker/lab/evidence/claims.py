@@ -10,7 +10,7 @@ import pandas as pd
 
 from rethinker.config.schema import ConfigError, build
 from rethinker.lab.evidence.bootstrap import Effect, all_of, verdict
-from rethinker.lab.evidence.effects import effect
+from rethinker.lab.evidence.effects import effect, parse
 from rethinker.lab.evidence.tables import Tables
 
 
@@ -39,6 +39,11 @@ class Part:
         """The measured effect, with its interval."""
         pair = (self.grid, self.of, self.against)
         return effect(tables, self.measure, *pair, minus=self.minus, relative=self.relative)
+
+    def planned(self, tables: Tables) -> int:
+        """Seeds that the effect will have when all of the grid's runs are finished."""
+        variants = [(self.grid, self.of)] + ([parse(self.against, self.grid)] if self.against else [])
+        return min(tables.of("runs", *variant)["seed"].nunique() for variant in variants)
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,8 @@ def read_claims(values: Sequence[dict[str, Any]], grids: Collection[str]) -> lis
 
 
 def judge(tables: Tables, claims: Sequence[Claim]) -> pd.DataFrame:
-    """A row per part: claim, title, says, the effect (value, low, high, seeds, queries), bound, verdict of the part,
-    and ``claim_verdict``, of the whole claim."""
+    """A row per part: claim, title, says, the effect (value, low, high, seeds, queries), planned seeds, bound, verdict
+    of the part, and ``claim_verdict``, of the whole claim."""
     rows: list[dict[str, Any]] = []
     for claim in claims:
         effects = [part.effect(tables) for part in claim.parts]
@@ -81,6 +86,7 @@ def judge(tables: Tables, claims: Sequence[Claim]) -> pd.DataFrame:
             ((side, bound),) = part.bounds.items()
             row: dict[str, Any] = {"claim": claim.id, "title": claim.title, "source": claim.source, "saw": claim.saw}
             row |= {"says": part.says, "grid": part.grid, "measure": part.measure, "of": part.of}
+            row["planned"] = part.planned(tables)
             row |= {
                 "against": part.against or "",
                 "minus": part.minus or "",

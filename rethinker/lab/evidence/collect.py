@@ -1,8 +1,9 @@
 """From the runs of grids to a few small tidy tables: what is committed, and all that every figure and verdict reads.
 
 A grid whose file is called ``sweep...``, or that has an axis ``lr``, is a sweep: its runs tune the learning rate on
-validation, and are in the table ``sweeps`` only. Its variant is what remains of the label without the rate. Runs that
-have not begun are left out; of those that are not finished only ``runs``, ``episodes`` and ``validations`` have rows.
+validation, and are in the table ``sweeps`` only. Its variant is what remains of the label without the rate. Of runs
+that have not begun only ``runs`` has a row, of those that are not finished ``episodes`` and ``validations`` too. Grids
+and sweeps of which no run has begun are left out.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from rethinker.config.repository import find_repository
 from rethinker.lab.ablation.grid import Grid, GridRun
 from rethinker.lab.ablation.origin import origin
 from rethinker.lab.analysis.choice import looks
-from rethinker.lab.evidence.tables import EPISODE, QUERY, STEP, TABLES, Tables, ordered
+from rethinker.lab.evidence.tables import EPISODE, MADE, PLANNED, PROGRESS, QUERY, STEP, TABLES, Tables, ordered
 from rethinker.rundir.atomic import read_json
 from rethinker.rundir.folder import run_state
 from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import Metrics, load_evaluations, load_metrics, load_settings
+
+NOT_BEGUN = {"state": PLANNED, **dict.fromkeys(PROGRESS[1:], 0), "settings": "", **dict.fromkeys(MADE, "")}
 
 
 def collect(grids: Iterable[Grid]) -> Tables:
@@ -49,6 +52,11 @@ def collect(grids: Iterable[Grid]) -> Tables:
                 found["runs"]["settings"] = settings[run.config.name]
             for name, table in found.items():
                 rows[name].append(table.assign(**about))
+        planned = [run for run in grid.runs if run not in begun] if begun and not sweep else []
+        rows["runs"] += [
+            pd.DataFrame([NOT_BEGUN | {"grid": grid.name, "seed": run.config.seed, "variant": run.label}])
+            for run in planned
+        ]
     return Tables({name: ordered(name, parts) for name, parts in rows.items()})
 
 
@@ -142,7 +150,7 @@ def query_rows(folder: Path) -> pd.DataFrame:
         seen = looks(rows)
         wrong = seen["first_correct"] == 0
         seen = seen.assign(samples=1, unknown_first=seen["first_correct"].isna(), second_wrong=seen["second"] & wrong)
-        seen = seen.assign(first_correct=seen["first_correct"] == 1)
+        seen = seen.assign(first_correct=seen["first_correct"] == 1, second_tokens=seen["tokens"] * seen["second"])
         keys = ["mode", "qid", "category", "level"]
         counts = seen.groupby(keys, as_index=False, sort=True)[[name for name in QUERY if name != "greedy"]].sum()
         counts = counts.join(greedy.rename("greedy"), on=["mode", "qid"])
@@ -150,7 +158,7 @@ def query_rows(folder: Path) -> pd.DataFrame:
         tables.append(counts.assign(label=label, last=bool(stages) and label == stages[-1]))
     if not tables:
         return pd.DataFrame()
-    return pd.concat(tables, ignore_index=True).astype(dict.fromkeys(QUERY, "int16"))
+    return pd.concat(tables, ignore_index=True).astype(dict.fromkeys(QUERY, "int32"))
 
 
 def sweep_row(grid: Grid, run: GridRun) -> dict[str, pd.DataFrame]:

@@ -59,15 +59,14 @@ def _pays(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
     if grid.against not in variants or not chosen:
         raise NoData("No run of this figure is finished yet.")
     cells = series.gains(tables, name, chosen[0], grid.against)
-    cost = series.cost_of_second_look(tables, name, chosen[0], grid.against)
     points = series.frontier_points(tables, name, variants, modes=("plain",))
     caption = (
         f"Grid {name}: left, share of held-out responses of {chosen[0]} that take a second look, a mark per kind and "
-        f"level (larger: harder), over what second looks gain in {grid.against}; dashed, the price of the tokens that "
-        "each one not taken saves; right, held-out accuracy over tokens a response, plain; lines up and down: "
-        "bootstrap over seeds and queries."
+        f"level (larger: harder), over the accuracy that second looks gain in {grid.against} less the price of their "
+        "tokens; right, held-out accuracy over tokens a response, plain; lines up and down: bootstrap over seeds and "
+        "queries."
     )
-    return figures.pays(cells, cost, points, "Second looks, where they pay and where not", caption, theme=theme)
+    return figures.pays(cells, points, "Second looks, where they pay and where not", caption, theme=theme)
 
 
 def _second_looks(by: str, what: str) -> Callable[[Tables, str, GridPage, Theme], Drawing]:

@@ -99,13 +99,13 @@ def _tokens(tables: Tables, measure: str, variants: list[Variant], seeds: list[i
 
 def crossing(table: np.ndarray, target: float, most: float) -> Effect:
     """Tokens until the mean over seeds of the curves (seeds x POINTS) first reaches ``target``."""
-    return curve_effect(table, lambda means: _first(means, target) * most / (POINTS - 1))
+    return curve_effect(table, lambda means: _first(means, target, 0) * most / (POINTS - 1))
 
 
-def _first(means: np.ndarray, target: float | np.ndarray) -> np.ndarray:
-    """Grid step (at least 1) at which each curve first reaches its target; infinite if it never does."""
+def _first(means: np.ndarray, target: float | np.ndarray, least: int = 1) -> np.ndarray:
+    """Grid step (``least`` at least) at which each curve first reaches its target; infinite if it never does."""
     hit = means >= (np.asarray(target)[:, None] if np.ndim(target) else target) - 1e-12
-    return np.where(hit.any(axis=1), np.maximum(hit.argmax(axis=1), 1), np.inf)
+    return np.where(hit.any(axis=1), np.maximum(hit.argmax(axis=1), least), np.inf)
 
 
 def variants_of(tables: Tables, grid: str) -> list[str]:

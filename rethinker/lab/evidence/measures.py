@@ -46,7 +46,7 @@ NO_SHARE = (
 MEASURES = {
     "validation/end": "greedy validation accuracy, mean over the last tenth of the budget",
     "validation/area": "mean greedy validation accuracy over the budget (area under the curve)",
-    "validation/fall": "best validation accuracy of the mean-of-three curve minus its last value: what was lost again",
+    "validation/fall": "best of the running mean over a tenth of the budget, minus its last value: what was lost again",
     "updates": "optimizer updates within the budget",
     "<training>/start": "mean of a metric of episodes over the first tenth of the budget, e.g. effective/start",
     "<training>/end": "the same over the last tenth",

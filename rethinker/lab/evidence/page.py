@@ -116,9 +116,11 @@ def verdicts(judged: pd.DataFrame) -> str:
 
 
 def claim_verdict(parts: pd.DataFrame) -> str:
-    """The claim's verdict, and why nothing can be said where nothing was run."""
+    """The claim's verdict, and whether runs are missing."""
     verdict = str(parts["claim_verdict"].iloc[0])
-    return verdict if parts["seeds"].any() else f"{verdict}: not run yet"
+    if not parts["seeds"].any():
+        return f"{verdict}: not run yet"
+    return f"{verdict}, so far" if (parts["seeds"] < parts["planned"]).any() else verdict
 
 
 def claim(parts: pd.DataFrame) -> str:
@@ -126,7 +128,8 @@ def claim(parts: pd.DataFrame) -> str:
     rows = []
     for row in parts.to_dict("records"):
         rows.append([row["says"], measured_words(row), in_words(row)])
-        rows[-1] += [f"{row['seeds']}", bound_words(row), row["verdict"]]
+        missing = row["seeds"] < row["planned"]
+        rows[-1] += [f"{row['seeds']}" + f" of {row['planned']}" * missing, bound_words(row), row["verdict"]]
     table = markdown(["statement", "measured", "value [95%]", "seeds", "claimed", "verdict"], rows)
     first = parts.iloc[0]
     source = first["source"]
@@ -163,7 +166,9 @@ def grid_part(name: str, grid: GridPage, tables: Tables, pictures: str) -> str:
     head = [HEADINGS.get(measure, f"`{measure}`") for measure in grid.measures]
     blocks = [measured(["variant", "seeds", *head, "test: sd of seeds"], rows)]
     if differences:
-        blocks.append(f"Minus {grid.against}, paired by seed, at the pair's equal tokens:")
+        blocks.append(
+            f"Minus {grid.against}, paired by seed; curves at the pair's equal tokens, tests at the runs' ends:"
+        )
         blocks.append(measured(["variant", "pairs", *head], differences))
     blocks.append("How it went, in the first and last tenth of each variant's tokens:")
     blocks.append(measured(["variant", *MECHANISM.values()], how))
@@ -210,13 +215,12 @@ def runs(tables: Tables, plan: Plan) -> str:
         for variant, part_ in table[table["grid"] == name].groupby("variant"):
             done = part_[part_["state"] == "finished"]
             some = done if len(done) else part_
-            cells = [
-                name,
-                str(variant),
-                f"{len(done)} of {len(part_)}",
+            size = [
                 short_number(float(some["tokens"].mean())),
+                *(f"{some[key].mean():.0f}" for key in ("steps", "episodes")),
             ]
-            rows.append([*cells, f"{some['steps'].mean():.0f}", f"{some['episodes'].mean():.0f}", setting(some)])
+            size = size if some["tokens"].any() else ["–"] * 3
+            rows.append([name, str(variant), f"{len(done)} of {len(part_)}", *size, setting(some)])
     head = ["grid", "variant", "finished", "tokens", "updates", "episodes", "settings that set it apart"]
     return markdown(head, rows)
 
@@ -234,6 +238,8 @@ def in_words(row: dict[str, Any]) -> str:
     paired = bool(row.get("against"))
     ratio = bool(row.get("relative")) or row["measure"] == MATCH
     tokens = row["measure"].startswith(REACH + "/") and not paired
+    if not (paired or ratio or tokens or NOT_A_SHARE.search(row["measure"])):
+        low, high = max(low, 0.0), min(high, 1.0)  # a share's; NaN stays NaN
 
     def text(number: float) -> str:
         if math.isinf(number):

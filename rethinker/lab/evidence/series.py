@@ -96,22 +96,25 @@ def second_looks(tables: Tables, grid: str, variant: str, by: str = "category") 
 
 
 def gains(tables: Tables, grid: str, variant: str, always: str) -> pd.DataFrame:
-    """Per kind and level: what second looks gain where they are always taken, and how often ``variant`` takes them.
+    """Per kind and level: what second looks gain where they are always taken, what they cost, and how often ``variant``
+    takes them.
 
-    Columns category, level, gain (accuracy of ``always`` minus that of its own first looks), second (share of the
-    variant's sampled responses), first (accuracy of its first looks). Means over all finished seeds of each, plain.
+    Columns category, level, gain (accuracy of ``always`` minus that of its own first looks), cost (reward: the
+    variant's price of a token times the tokens by which a response of ``always`` with a second look is longer than one
+    of the grid's without; 0 without a price), second (share of the variant's sampled responses), first (accuracy of its
+    first looks). Means over all finished seeds of each, plain.
     """
     keys = list(CHOICE)
-    found = []
-    for name in (always, variant):
-        rows = tables.of("queries", grid, name)
-        rows = rows[rows["last"].astype(bool) & (rows["mode"] == "plain")]
-        rows = rows.assign(known=rows["samples"] - rows["unknown_first"])
-        found.append(rows.groupby(keys)[["samples", "known", "correct", "first_correct", "second"]].sum())
-    there, here = found
+    rows = tables["queries"]
+    rows = rows[(rows["grid"] == grid) & rows["last"].astype(bool) & (rows["mode"] == "plain")]
+    rows = rows.assign(known=rows["samples"] - rows["unknown_first"])
+    sums = ["samples", "known", "correct", "first_correct", "second", "second_tokens"]
+    there, here = (rows[rows["variant"] == name].groupby(keys)[sums].sum() for name in (always, variant))
+    short = (rows["tokens"] - rows["second_tokens"]).sum() / max(1, (rows["samples"] - rows["second"]).sum())
     table = pd.DataFrame(
         {
             "gain": there["correct"] / there["samples"] - there["first_correct"] / there["known"],
+            "cost": token_price(tables, grid, variant) * (there["second_tokens"] / there["second"] - short),
             "second": here["second"] / here["samples"],
             "first": here["first_correct"] / here["known"],
         }
@@ -119,20 +122,11 @@ def gains(tables: Tables, grid: str, variant: str, always: str) -> pd.DataFrame:
     return table.dropna().reset_index()
 
 
-def cost_of_second_look(tables: Tables, grid: str, variant: str, always: str) -> float:
-    """Reward that a second look costs ``variant``: its price of a token times the tokens that each one not taken saves.
-
-    The tokens: difference of mean lengths by difference of shares of second looks, between ``always`` and the variant.
-    NaN without a price or where both take as many second looks.
-    """
+def token_price(tables: Tables, grid: str, variant: str) -> float:
+    """The variant's ``reward.token_price``, from its settings; 0 where they name none."""
     settings = " ".join(tables.of("runs", grid, variant)["settings"].astype(str))
     price = re.search(r"reward\.token_price=([\d.e-]+)", settings)
-    more, fewer = (
-        {name: effect(tables, f"test/plain/{name}", grid, each).value for name in ("tokens", "second")}
-        for each in (always, variant)
-    )
-    shares = more["second"] - fewer["second"]
-    return float(price[1]) * (more["tokens"] - fewer["tokens"]) / shares if price and shares > 0 else np.nan
+    return float(price[1]) if price else 0.0
 
 
 def spread(tables: Tables, grid: str, variants: Sequence[str], measure: str) -> pd.DataFrame:

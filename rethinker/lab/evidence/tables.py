@@ -40,9 +40,11 @@ EPISODE = {  # column of ``episodes`` -> metric of an episode's record
 STEP = {"entropy": "policy/entropy", "grad_norm": "policy/grad_norm", "clip_fraction": "policy/clip_fraction"}
 TIME = ("stage", "episode", "step", "tokens", "seconds")
 PROGRESS = ("state", "episodes", "steps", "tokens", "seconds")
+PLANNED = "not begun"  # state of a run that is in its grid's file only
 MADE = ("commit", "engine", "versions", "data", "config")
 TEST = ("accuracy", "low", "high", "n", "queries", "greedy", "reflection", "second", "tokens", "rescued", "lost")
-QUERY = ("samples", "correct", "first_correct", "second", "second_wrong", "unknown_first", "greedy")
+QUERY_TOKENS = ("tokens", "second_tokens")
+QUERY = ("samples", "correct", "first_correct", "second", "second_wrong", "unknown_first", *QUERY_TOKENS, "greedy")
 
 TABLES: dict[str, tuple[str, ...]] = {
     "runs": (*RUN, *PROGRESS, "settings", *MADE),
@@ -56,7 +58,7 @@ PARQUET = ("episodes", "queries")  # the others are CSV, for people
 
 COLUMNS = {
     "grid, variant, seed": "which run: the grid's name, its label, the seed",
-    "tokens": "generated since the start of the run, thrown-away ones included; in tests: mean of a response",
+    "tokens": "generated since the start of the run, thrown-away ones included; tests: a response; queries: sum",
     "seconds": "wall-clock since the start of the run; other runs shared the machine",
     "settings": "what sets the run apart from others of its grid, the seed not counted",
     "config": "first digits of the SHA-256 of config.yaml without names and folders",
@@ -65,6 +67,7 @@ COLUMNS = {
     "second": "share of (queries: number of) sampled responses with a second look, spontaneous or forced",
     "rescued, lost": "forced second looks: share right after it of the wrong ones, wrong after it of the right ones",
     "first_correct": "samples whose first look was right (what stands before the second look, see analysis.choice)",
+    "second_tokens": "tokens of the samples with a second look",
     "second_wrong": "samples with a second look after a wrong first one",
     "unknown_first": "samples that reflect before any answer; not in first_correct and second_wrong",
     "greedy": "the greedy response is right (tests: share of queries)",
@@ -140,9 +143,28 @@ def load(folder: Path) -> Tables:
     return Tables(tables)
 
 
-def replace_grids(before: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]) -> Tables:
-    """The tables with the grids of ``found`` in the place of theirs in ``before``; other grids keep their rows."""
-    new = set(found["runs"]["grid"]) | set(found["sweeps"]["grid"])
-    return Tables(
-        {name: ordered(name, [table[~table["grid"].isin(new)], found[name]]) for name, table in before.items()}
-    )
+def merge(before: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]) -> Tables:
+    """The tables with the runs of ``found`` in the place of theirs in ``before``. Of the other runs in ``before`` those
+    remain that are still in their grid's file, and those of grids that ``found`` does not have.
+
+    Sweeps are replaced as a whole.
+    """
+    planned = found["runs"][list(RUN)]
+    here = planned[found["runs"]["state"] != PLANNED]
+    merged = {}
+    for name, table in before.items():
+        if name == "sweeps":
+            kept = table[~table["grid"].isin(set(found["sweeps"]["grid"]))]
+        else:
+            kept = table[(_among(table, planned) | ~table["grid"].isin(set(planned["grid"]))) & ~_among(table, here)]
+        new = found[name]
+        if name == "runs":
+            new = new[(new["state"] != PLANNED) | ~_among(new, kept)]
+        merged[name] = ordered(name, [kept, new])
+    return Tables(merged)
+
+
+def _among(table: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
+    """Which rows are of one of ``runs``."""
+    keys = set(runs[list(RUN)].itertuples(index=False, name=None))
+    return pd.Series([key in keys for key in table[list(RUN)].itertuples(index=False, name=None)], table.index, bool)

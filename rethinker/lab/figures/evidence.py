@@ -156,23 +156,20 @@ def _frontier(axis: Axes, points: pd.DataFrame, theme: Theme) -> None:
 
 
 @themed
-def pays(cells: pd.DataFrame, cost: float, points: pd.DataFrame, title: str, caption: str, *, theme: Theme) -> Drawing:
-    """Left: share of second looks over what they gain, a mark per kind and level (``series.gains``), with a line at
-    what one costs; right: accuracy over tokens (``series.frontier_points``)."""
+def pays(cells: pd.DataFrame, points: pd.DataFrame, title: str, caption: str, *, theme: Theme) -> Drawing:
+    """Left: share of second looks over what they gain less what they cost, a mark per kind and level
+    (``series.gains``); right: accuracy over tokens (``series.frontier_points``)."""
     if cells.empty or points.empty:
         raise NoData("No run of this figure is finished yet.")
     shades = colors(theme)
     figure, (left, right) = panels(2, 3.8)
     for at, (kind, part) in enumerate(cells.groupby("category", sort=False)):
         shade, mark, area = shades[at % len(shades)], MARKS[at % len(MARKS)], 26 + 20 * part["level"]
-        where = part["gain"], part["second"]
+        where = part["gain"] - part["cost"], part["second"]
         left.scatter(*where, area, shade, marker=mark, edgecolors=theme.paper, label=kind, zorder=3)
-    if not math.isnan(cost):
-        left.axvline(cost, color=theme.muted, linewidth=1.2, linestyle="--")
-        left.annotate("what it costs", (cost, 0.5), (4, 0), textcoords="offset points", color=theme.muted, fontsize=8)
-    left.axvline(0, color=theme.grid, linewidth=1)
+    left.axvline(0, color=theme.muted, linewidth=1.2, linestyle="--")
     left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if value else "0"))
-    left.set_xlabel("points that a second look gains")
+    left.set_xlabel("points that a second look gains, less the price of its tokens")
     left.set_title(title, pad=8)
     share_axis(left, 1.04)
     left.set_ylim(bottom=-0.04)  # marks at 0 are whole
