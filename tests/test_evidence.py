@@ -18,7 +18,7 @@ from rethinker.config.schema import ConfigError
 from rethinker.evaluation.statistics import over_seeds
 from rethinker.lab.ablation.grid import load_grid
 from rethinker.lab.analysis import choice
-from rethinker.lab.evidence import bootstrap, collect, measures, page, series
+from rethinker.lab.evidence import bootstrap, collect, measures, page, series, words
 from rethinker.lab.evidence.again import differences
 from rethinker.lab.evidence.bootstrap import FAILS, HOLDS, NOTHING, UNKNOWN, Effect, all_of, mean_effect, verdict
 from rethinker.lab.evidence.claims import Part
@@ -440,7 +440,7 @@ def test_the_page_is_made_from_the_tables(plan):
     found = effect(tables, "test/plain/accuracy", "g", "a", "b")
     assert f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] | 8 | above 0 | holds |" in made
     reached = effect(tables, "tokens_to/0.6", "g", "a")
-    assert f"| {page.in_words({'measure': 'tokens_to/0.6', **reached.__dict__})} |" in made and "| not reached" in made
+    assert f"| {words.in_words({'measure': 'tokens_to/0.6', **reached.__dict__})} |" in made and "| not reached" in made
     assert page.make_page(made, tables, plan) == made
     for wrong in ("<!-- begin: nothing -->\n<!-- end: nothing -->", "<!-- begin: runs -->\n"):
         with pytest.raises(ValueError, match="generated part"):
@@ -474,7 +474,7 @@ def test_every_figure_is_drawn(plan):
 
 def test_mistakes_in_the_plan_are_named(tmp_path):
     path = tmp_path / "evidence.yaml"
-    for change, words in (
+    for change, said in (
         (("above: 0, says", "above: 0, below: 1, says"), "one of above, below and not_below"),
         (("grid: g, measure: tokens", "grid: x, measure: tokens"), "no grid 'x'"),
         (("id: worse", "id: better"), "an id of its own"),
@@ -482,27 +482,28 @@ def test_mistakes_in_the_plan_are_named(tmp_path):
         (("source", "sources"), "did you mean"),
     ):
         path.write_text(PLAN.replace(*change))
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=said):
             page.load_plan(path)
 
 
 def test_words_of_effects():
     share = {"value": 0.5, "low": 0.4, "high": 0.6, "measure": "test/plain/accuracy"}
     assert (
-        page.in_words(share) == "50.0 [40.0, 60.0]"
-        and page.in_words(share | {"against": "b"}) == "+50.0 [+40.0, +60.0]"
+        words.in_words(share) == "50.0 [40.0, 60.0]"
+        and words.in_words(share | {"against": "b"}) == "+50.0 [+40.0, +60.0]"
     )
     tokens = {"value": 5e5, "low": 4e5, "high": math.inf, "measure": "tokens_to/0.75"}
-    assert page.in_words(tokens) == "500k [400k, not reached]"
-    assert page.in_words(share | {"measure": "effective/ratio"}) == "0.50 [0.40, 0.60]"
+    assert words.in_words(tokens) == "500k [400k, not reached]"
+    assert words.in_words(share | {"measure": "effective/ratio"}) == "0.50 [0.40, 0.60]"
     assert (
-        page.in_words(share | {"measure": "test/plain/tokens", "against": "b", "relative": True}) == "0.50 [0.40, 0.60]"
+        words.in_words(share | {"measure": "test/plain/tokens", "against": "b", "relative": True})
+        == "0.50 [0.40, 0.60]"
     )
-    assert page.in_words(share | {"value": math.nan}) == "–"
+    assert words.in_words(share | {"value": math.nan}) == "–"
     length = {"value": 20.26, "low": 18.0, "high": 21.0, "measure": "test/plain/tokens"}
-    assert page.in_words(length) == "20.3 [18.0, 21.0]"
-    assert page.in_words(length | {"measure": "updates", "against": "b"}) == "+20 [+18, +21]"
-    assert page.in_words(tokens | {"value": math.inf, "low": math.inf}) == "not reached"
+    assert words.in_words(length) == "20.3 [18.0, 21.0]"
+    assert words.in_words(length | {"measure": "updates", "against": "b"}) == "+20 [+18, +21]"
+    assert words.in_words(tokens | {"value": math.inf, "low": math.inf}) == "not reached"
 
 
 # -- what is committed ------------------------------------------------------------------------------------------------

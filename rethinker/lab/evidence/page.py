@@ -6,11 +6,9 @@ Names: ``verdicts``, ``claim ID``, ``grid NAME``, ``sweeps``, ``runs``.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
@@ -20,10 +18,10 @@ from rethinker.lab.evidence import series
 from rethinker.lab.evidence.bootstrap import Effect
 from rethinker.lab.evidence.claims import Claim, judge, read_claims
 from rethinker.lab.evidence.drawings import FIGURES, draw
-from rethinker.lab.evidence.effects import MATCH, REACH, effect
+from rethinker.lab.evidence.effects import effect
 from rethinker.lab.evidence.grids import HEADINGS, GridPage, shown
-from rethinker.lab.evidence.measures import NO_SHARE
 from rethinker.lab.evidence.tables import Tables
+from rethinker.lab.evidence.words import anchor, bound_words, in_words, markdown, measured, measured_words, picture
 from rethinker.lab.figures.evidence import short_number
 from rethinker.lab.figures.output import render
 from rethinker.lab.figures.style import THEMES, NoData
@@ -137,15 +135,6 @@ def claim(parts: pd.DataFrame) -> str:
     return f"{whose}: {first['saw']}.\n\n{table}\n\n**Verdict: {claim_verdict(parts)}.**"
 
 
-def measured_words(row: dict[str, Any]) -> str:
-    """Which number it is: "`validation/end`, bare: ssr − grpo"."""
-    sign = "/" if row["relative"] or row["measure"] == MATCH else "−"
-    words = f"`{row['measure']}`, {row['grid']}: {row['of']}"
-    if not row["against"]:
-        return words
-    return f"{words} {sign} {row['against']}{', `' + row['minus'] + '`' if row['minus'] else ''}"
-
-
 def grid_part(name: str, grid: GridPage, tables: Tables, pictures: str) -> str:
     """A grid's tables and figures."""
     variants = shown(tables, name, grid, every=True)
@@ -228,66 +217,6 @@ def runs(tables: Tables, plan: Plan) -> str:
 def setting(rows: pd.DataFrame) -> str:
     text = rows["settings"].iloc[0]
     return f"`{text}`" if text else ""
-
-
-def in_words(row: dict[str, Any]) -> str:
-    """An effect as text: shares in percent, differences of shares in points with their sign."""
-    value, low, high = row["value"], row["low"], row["high"]
-    if value is None or math.isnan(value):
-        return "–"
-    paired = bool(row.get("against"))
-    ratio = bool(row.get("relative")) or row["measure"] == MATCH
-    tokens = row["measure"].startswith(REACH + "/") and not paired
-    if not (paired or ratio or tokens or NOT_A_SHARE.search(row["measure"])):
-        low, high = max(low, 0.0), min(high, 1.0)  # a share's; NaN stays NaN
-
-    def text(number: float) -> str:
-        if math.isinf(number):
-            return "not reached"
-        if tokens:
-            return short_number(number)
-        if ratio or row["measure"].startswith(REACH + "/") or NOT_A_SHARE.search(row["measure"]):
-            digits = 2 if ratio or not (size := SIZE.search(row["measure"])) else 0 if size[0] == "updates" else 1
-            return f"{number:{'+' * (paired and not ratio)}.{digits}f}"
-        return f"{100 * number:{'+' * paired}.1f}"
-
-    return text(value) if math.isnan(low) or low == math.inf else f"{text(value)} [{text(low)}, {text(high)}]"
-
-
-SIZE = re.compile("tokens|length|updates")
-NOT_A_SHARE = re.compile(rf"(?:^|/)(?:{'|'.join(NO_SHARE)})(?:$|/|@)")
-
-
-def bound_words(row: dict[str, Any]) -> str:
-    """ "above 0" as the table's units say it."""
-    side, number = row["side"].replace("_", " "), row["bound"]
-    shares = not (row["relative"] or row["measure"] == MATCH or NOT_A_SHARE.search(row["measure"]))
-    return f"{side} {100 * number:g}" if shares else f"{side} {number:g}"
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
-
-
-def measured(head: list[str], rows: list[list[str]]) -> str:
-    """A table without the columns that nobody has measured."""
-    kept = [at for at in range(len(head)) if any(row[at] != "–" for row in rows)]
-    return markdown([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
-
-
-def anchor(title: str) -> str:
-    """GitHub's anchor of a heading."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-
-
-def picture(name: str, alt: str, folder: str) -> str:
-    """A figure that follows the reader's theme."""
-    return (
-        f'<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.svg">\n'
-        f'  <img alt="{alt.replace(chr(34), chr(39))}" src="{folder}/{name}-light.svg">\n</picture>'
-    )
 
 
 def write_all(root: Path) -> list[Path]:
