@@ -219,11 +219,10 @@ class TrainingRun:
         return on_main(lambda: done)  # every rank has a clock of its own
 
     def validation_due(self, options: EvaluationConfig, tokens: int) -> bool:
-        """Whether it is, after an episode before which ``tokens`` had been generated; the same answer on every rank."""
-        passed = options.every_tokens > 0 and tokens // options.every_tokens < (
-            self.progress.tokens // options.every_tokens
-        )
-        return on_main(lambda: passed) or due(options.every, self.progress.stage_episode)
+        """Whether it is, after an episode before which ``tokens`` had been generated; all ranks count the same."""
+        step = options.every_tokens
+        passed = step > 0 and tokens // step < self.progress.tokens // step
+        return passed or due(options.every, self.progress.stage_episode)
 
     def make_trainer(self, index: int, config: RunConfig) -> Trainer:
         """The trainer of a stage: a fresh optimiser and an empty buffer, or those of the checkpoint."""
