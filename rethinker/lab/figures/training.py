@@ -36,7 +36,8 @@ def overview(run: Path, theme: Theme) -> Drawing:
         figure,
         f"Training at a glance. Accuracy: {words}. Reflection: share of sampled first responses with a reflection "
         f"word that was not forced. Effective: queries whose first responses are neither all right nor all wrong, and "
-        f"trained samples with an advantage other than zero ({queries_words(run)}).{_last(run)}{smoothing(len(rows))}",
+        f"trained samples whose advantage, by correctness, is not zero ({queries_words(run)}).{_last(run)}"
+        f"{smoothing(len(rows))}",
     )
 
 
