@@ -143,9 +143,9 @@ def _frontier(axis: Axes, points: pd.DataFrame, theme: Theme) -> None:
                 axis.plot([row["tokens"]] * 2, [row["low"], row["high"]], color=color, linewidth=1.4)
             label = name if number == 0 else None
             axis.plot([row["tokens"]], [row["accuracy"]], MODES[row["mode"]], color=color, markersize=7, label=label)
-    shown = [mode for mode in MODES if mode in set(points["mode"])]
-    for mode in shown if len(shown) > 1 else ():
-        axis.plot([], [], MODES[mode], color=theme.muted, label=mode)
+    for mode, mark in MODES.items():
+        if mode in set(points["mode"]):
+            axis.plot([], [], mark, color=theme.muted, label=mode)
     axis.set_title("Held-out accuracy over tokens a response", pad=8)
     axis.set_xlabel("tokens a response")
     axis.margins(x=0.12)
