@@ -495,6 +495,8 @@ def test_words_of_effects():
     tokens = {"value": 5e5, "low": 4e5, "high": math.inf, "measure": "tokens_to/0.75"}
     assert words.in_words(tokens) == "500k [400k, not reached]"
     assert words.in_words(share | {"measure": "effective/ratio"}) == "0.50 [0.40, 0.60]"
+    below = share | {"measure": "choice/over_rule", "value": -0.02, "low": -0.04, "high": 0.01}
+    assert words.in_words(below) == "-2.0 [-4.0, +1.0]"  # a difference of shares, of one variant
     assert (
         words.in_words(share | {"measure": "test/plain/tokens", "against": "b", "relative": True})
         == "0.50 [0.40, 0.60]"

@@ -42,6 +42,7 @@ NO_SHARE = (
     "auc",
     "auc_within",
 )  # parts of what is no share
+DIFFERENCES = ("over_rule",)  # of shares: may lie below 0
 
 MEASURES = {
     "validation/end": "greedy validation accuracy, mean over the last tenth of the budget",

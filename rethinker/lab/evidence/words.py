@@ -7,11 +7,12 @@ import re
 from typing import Any
 
 from rethinker.lab.evidence.effects import MATCH, REACH
-from rethinker.lab.evidence.measures import NO_SHARE
+from rethinker.lab.evidence.measures import DIFFERENCES, NO_SHARE
 from rethinker.lab.figures.evidence import short_number
 
 SIZE = re.compile("tokens|length|updates")
 NOT_A_SHARE = re.compile(rf"(?:^|/)(?:{'|'.join(NO_SHARE)})(?:$|/|@)")
+DIFFERENCE = re.compile(rf"(?:^|/)(?:{'|'.join(DIFFERENCES)})(?:$|@)")
 
 
 def measured_words(row: dict[str, Any]) -> str:
@@ -28,10 +29,10 @@ def in_words(row: dict[str, Any]) -> str:
     value, low, high = row["value"], row["low"], row["high"]
     if value is None or math.isnan(value):
         return "–"
-    paired = bool(row.get("against"))
+    signed = bool(row.get("against") or DIFFERENCE.search(row["measure"]))
     ratio = bool(row.get("relative")) or row["measure"] == MATCH
-    tokens = row["measure"].startswith(REACH + "/") and not paired
-    if not (paired or ratio or tokens or NOT_A_SHARE.search(row["measure"])):
+    tokens = row["measure"].startswith(REACH + "/") and not signed
+    if not (signed or ratio or tokens or NOT_A_SHARE.search(row["measure"])):
         low, high = max(low, 0.0), min(high, 1.0)  # a share's; NaN stays NaN
 
     def text(number: float) -> str:
@@ -41,8 +42,8 @@ def in_words(row: dict[str, Any]) -> str:
             return short_number(number)
         if ratio or row["measure"].startswith(REACH + "/") or NOT_A_SHARE.search(row["measure"]):
             digits = 2 if ratio or not (size := SIZE.search(row["measure"])) else 0 if size[0] == "updates" else 1
-            return f"{number:{'+' * (paired and not ratio)}.{digits}f}"
-        return f"{100 * number:{'+' * paired}.1f}"
+            return f"{number:{'+' * (signed and not ratio)}.{digits}f}"
+        return f"{100 * number:{'+' * signed}.1f}"
 
     return text(value) if math.isnan(low) or low == math.inf else f"{text(value)} [{text(low)}, {text(high)}]"
 
