@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -86,11 +87,37 @@ def test_the_summary_says_what_was_not_reached(tmp_path: Path):
     lines = summary(read(file), {"trl-grpo": "TRL GRPO", "grpo": "GRPO", "ssr-rethink": "ours"}, (0.6, 0.75)).split(
         "\n"
     )
-    assert lines[0].startswith("| method | lr | seeds | CPU s to 60% | wall s to 60% | CPU s to 75% | wall s to 75% |")
-    never = " | ".join(["not reached"] * 4)
-    assert lines[2] == f"| TRL GRPO | 0.0002 | 0 / 1 | {never} | 9 | 3,000 | 0.533 | 0.500 / 0.510 |"
-    assert lines[3] == "| ours | 0.0001 | 0 / 1 | 10 | 12 | 30 / 20 | 36 / 24 | 12 | 4,000 | 0.833 / 0.867 | 0.880 |"
+    assert lines[0] == (
+        "| method | lr | seeds | CPU s to 60% | wall s to 60% | CPU s to 75% | wall s to 75% | episodes "
+        "| CPU s an episode | tokens a CPU s | validation | test |"
+    )
+    never, same = " | ".join(["not reached"] * 4), "3.33 (3.33 to 3.33) | 100 (100 to 100)"
+    assert lines[2] == (
+        f"| TRL GRPO | 0.0002 | 2 | {never} | 9 (9 to 9) | {same} | 0.533 (0.533 to 0.533) | 0.505 (0.500 to 0.510) |"
+    )
+    times = "10 (10 to 10) | 12 (12 to 12) | 25 (20 to 30) | 30 (24 to 36)"
+    assert lines[3] == (
+        f"| ours | 0.0001 | 2 | {times} | 12 (12 to 12) | {same} | 0.850 (0.833 to 0.867) | 0.880 (0.880 to 0.880) |"
+    )
     assert lines[4:] == [""]
+    add(file, a_run("ssr-rethink", 2, 1e-4, 0.4, 0.6, 0.6, 0.7, 0.7, test=0.7))
+    third = summary(read(file), {"ssr-rethink": ""}, (0.6, 0.75))
+    assert "| 10 (10 to 10) | 12 (12 to 12) | 25 (20 to 30), 2 of 3 |" in third
+
+
+def test_a_failed_run_is_no_best_rate_and_is_said(tmp_path: Path):
+    from records import FAILED, add, best_rates, finished, read, summary, sweep_summary
+
+    file = tmp_path / "sweep.csv"
+    diverged = a_run("grpo", 100, 4e-4, 0.5, 0.9, 0.9, 0.9)
+    add(file, [*diverged, diverged[-1] | {"split": FAILED, "accuracy": math.nan}])
+    add(file, a_run("grpo", 100, 1e-4, 0.5, 0.6, 0.6, 0.6))
+    table = read(file)
+    assert best_rates(table) == {"grpo": 1e-4} and ("grpo", 100, 4e-4) in finished(table)
+    assert sweep_summary(table, {"grpo": "GRPO"}).splitlines()[2] == "| GRPO | **0.600** | – |"
+    assert "| 1, 1 failed |" in summary(table[table["lr"] == 4e-4], {"grpo": "GRPO"}, (0.6,))
+    add(file, a_run("grpo", 100, 4e-4, 0.5, 0.7, 0.7, 0.7))  # again, in its place
+    assert best_rates(read(file)) == {"grpo": 4e-4}
 
 
 def test_finished_runs_are_not_repeated(tmp_path: Path):
@@ -101,7 +128,7 @@ def test_finished_runs_are_not_repeated(tmp_path: Path):
     options = parse(["sweep", "--rates", "1e-4", "2e-4", "--methods", "grpo", "ssr", *out])
     assert wanted(options) == [[Run(method, 100, lr)] for lr in (1e-4, 2e-4) for method in ("grpo", "ssr")]
     add(options.table, a_run("grpo", 100, 1e-4, 0.5))
-    left = unfinished(wanted(options), finished(read(options.table)))
+    left = unfinished(wanted(options), finished(read(options.table)), "sweep")
     assert left == [[Run("ssr", 100, 1e-4)], [Run("grpo", 100, 2e-4)], [Run("ssr", 100, 2e-4)]]
 
     options = parse(["race", "--methods", "grpo", "ssr", "--seeds", "0", "1", *out])
@@ -109,10 +136,13 @@ def test_finished_runs_are_not_repeated(tmp_path: Path):
         wanted(options)
     add(tmp_path / "sweep.csv", a_run("ssr", 100, 2e-4, 0.5))
     add(options.table, a_run("ssr", 0, 2e-4, 0.5, test=0.5))
-    assert unfinished(wanted(options), finished(read(options.table))) == [
-        [Run("grpo", 0, 1e-4)],
-        [Run("grpo", 1, 1e-4), Run("ssr", 1, 2e-4)],
-    ]
+    groups = [[Run("grpo", seed, 1e-4), Run("ssr", seed, 2e-4)] for seed in (0, 1)]
+    assert unfinished(wanted(options), finished(read(options.table)), "race") == groups  # they take turns
+    add(options.table, a_run("grpo", 0, 1e-4, 0.5, test=0.5))
+    assert unfinished(wanted(options), finished(read(options.table)), "race") == groups[1:]
+    add(tmp_path / "sweep.csv", a_run("grpo", 100, 4e-4, 0.9))
+    with pytest.raises(ValueError, match=r"grpo raced at 0\.0001, now it would at 0\.0004"):
+        wanted(options)
 
 
 def test_another_run_is_first_in_every_round():
@@ -126,6 +156,11 @@ def test_other_settings_do_not_reach_the_committed_tables():
 
     with pytest.raises(SystemExit):
         parse(["race", "--set", "queries_per_episode=4"])
+    with pytest.raises(SystemExit):
+        parse(["race", "--jobs", "2"])
+    starts = ("base", "reflecting")
+    tables = [parse([what, "--start", start]).table.name for what in ("sweep", "race") for start in starts]
+    assert tables == ["sweep.csv", "sweep-reflecting.csv", "race.csv", "race-reflecting.csv"]
 
 
 def test_the_clock_stands_while_a_run_is_evaluated():
@@ -169,12 +204,12 @@ def test_the_peer_is_told_what_ours_is_told(tmp_path: Path):
     wanted |= {"epsilon": 0.2, "epsilon_high": 0.3, "temperature": 1.0, "top_p": 1.0, "max_completion_length": 140}
     wanted |= {"num_generations": 8, "warmup_steps": 10, "adam_beta2": 0.98, "max_grad_norm": 1.0, "use_vllm": False}
     assert {name: getattr(told, name) for name in wanted} == wanted
-    stages = {name: race_config(name, 3, 2e-4, str(tmp_path)).stages for name in ENTRANTS}
-    assert {name: len(found) for name, found in stages.items() if len(found) > 1} == {
-        "ssr-rethink": 2,
-        "ssr-rethink-vllm": 2,
-    }
-    assert stages["ssr-rethink"][1].overrides == {"rethink": {"fraction": 0.5}}
+    configs = {name: race_config(name, 3, 2e-4, str(tmp_path)) for name in ENTRANTS}
+    assert all(len(found.stages) == 1 and not found.stages[0].overrides for found in configs.values())
+    forced = {name for name, found in configs.items() if found.for_stage(0).rethink.fraction == 0.5}
+    assert forced == {"grpo-rethink", "ssr-rethink", "ssr-rethink-vllm"}
+    later = race_config("trl-grpo", 3, 2e-4, str(tmp_path), start="reflecting")
+    assert later.model.path.endswith("data/generated/race-start") and config.model.path.endswith("data/tiny-vlm")
 
 
 SMALL = (
@@ -194,6 +229,7 @@ def data(tmp_path_factory) -> list[str]:
 @pytest.mark.long
 def test_a_small_race_of_both_sides(data: list[str], tmp_path: Path):
     pytest.importorskip("trl", reason="pip install 'trl>=1.16,<1.17'")
+    from entrants import STARTS
     from records import read
 
     seconds = ["--seconds", "0.2", "--slice", "0.1", "--seeds", "5", "--rates", "1e-4", "--out", str(tmp_path)]
@@ -201,12 +237,13 @@ def test_a_small_race_of_both_sides(data: list[str], tmp_path: Path):
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stdout + run.stderr
     table = read(tmp_path / "race.csv")
-    for method in ("trl-grpo", "grpo", "ssr", "ssr-rethink"):
+    for method in STARTS["base"].methods:
         rows = table[table["method"] == method]
         assert rows["split"].iloc[-1] == "test" and set(rows["split"].iloc[:-1]) == {"validation"}
         assert rows["cpu_s"].iloc[-1] >= 0.2 and rows["tokens"].iloc[-1] > 0 and rows["episode"].iloc[-1] >= 1
     assert table[table["episode"] == 0]["accuracy"].nunique() == 1  # the same base, by the same evaluation
-    assert json.loads((tmp_path / "race.json").read_text())["options"]["seeds"] == [5]
+    facts = json.loads((tmp_path / "race.json").read_text())["trl-grpo, seed 5, lr 0.0001"]
+    assert facts["options"]["seeds"] == [5] and facts["versions"]["trl"].startswith("1.")
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.stdout.startswith("0 runs") and len(read(tmp_path / "race.csv")) == len(table)
     drawn = subprocess.run([sys.executable, str(FOLDER / "draw.py"), str(tmp_path)], capture_output=True, text=True)

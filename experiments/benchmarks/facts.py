@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rethinker.rundir.provenance import git_state
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "trl")
 
 
 def facts_of_run() -> dict[str, Any]:
@@ -24,9 +24,17 @@ def facts_of_run() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "load_average_1min": os.getloadavg()[0],
         },
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version()} | {package: installed(package) for package in PACKAGES},
         "git": git_state(Path(__file__).parent),
     }
+
+
+def installed(package: str) -> str:
+    """Its version, or "none"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def processor_name() -> str:

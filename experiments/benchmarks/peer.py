@@ -6,21 +6,23 @@ Its ``train()`` is one loop that does not return; a callback at the end of a ste
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import trl
 from channel import Driver, digest
-from datasets import Dataset, Image
-from datasets import Sequence as ListOf
+from datasets import Dataset
 from meter import Meter, scoring_part
+from PIL import Image
 from rates import machine_rates
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from world import LEARNING_RATE, SEED, Point, check_lengths, grade_by_parity, never_sampled, queries_in_order
 
 from rethinker.looks import GradeMany
+from rethinker.processes import keep_freed_memory
 from rethinker.types import Query
 
 
@@ -63,7 +65,9 @@ def reward_function(grade: GradeMany) -> Callable[..., list[float]]:
 
 
 def data_set(queries: Iterable[Query]) -> Dataset:
-    """The queries in their order; images are files that are decoded when a batch is fetched."""
+    """The queries in their order. TRL fetches a query for each of its responses and each update; its image is decoded
+    once.
+    """
     rows = [
         {
             "prompt": [{"role": "user", "content": query.question.removeprefix("<image>")}],
@@ -73,7 +77,17 @@ def data_set(queries: Iterable[Query]) -> Dataset:
         }
         for query in queries
     ]
-    return Dataset.from_list(rows).cast_column("images", ListOf(Image()))
+    return Dataset.from_list(rows).with_transform(_with_pictures)
+
+
+def _with_pictures(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return batch | {"images": [[_picture(path) for path in paths] for paths in batch["images"]]}
+
+
+@lru_cache(1024)
+def _picture(path: str) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def plain_settings(**own: Any) -> GRPOConfig:
@@ -122,6 +136,7 @@ def main() -> None:
     (point,) = (Point(**point) for point in job["points"])
     micro_batch = job["micro_batch"] or point.samples
     torch.set_num_threads(1)
+    keep_freed_memory()  # as our runs do on a CPU
     meter = Meter()
     processor = AutoProcessor.from_pretrained(job["model"])
     model = AutoModelForImageTextToText.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="sdpa")

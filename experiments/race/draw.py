@@ -1,8 +1,9 @@
-"""The figure and the table of a race from results/race.csv: results/race.svg, race.png, race.md."""
+"""Figures and tables from results/*.csv: race.svg and race.png, race-reflecting.svg and .png, race.md."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import records
-from entrants import ENTRANTS
+from entrants import ENTRANTS, STARTS
 from matplotlib.axes import Axes
+from race import table_of
 
 from rethinker.lab.figures.output import render
 from rethinker.lab.figures.style import LIGHT, Drawing, legend, panels, settings
@@ -25,6 +27,7 @@ LOOKS = {
     "trl-grpo": (LIGHT.orange, (0, (4, 2))),
     "grpo": (LIGHT.blue, "-"),
     "ssr": (LIGHT.green, (0, (1, 1))),
+    "grpo-rethink": (LIGHT.purple, (0, (4, 2))),
     "ssr-rethink": (LIGHT.purple, "-"),
     "ssr-rethink-vllm": (LIGHT.sky_line, (0, (5, 1, 1, 1))),
 }
@@ -35,16 +38,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "results")
     folder = parser.parse_args(arguments).folder
-    table = records.read(folder / "race.csv")
-    if table.empty:
-        print(f"{folder / 'race.csv'}: no finished runs yet", file=sys.stderr)
+    parts = []
+    for name, start in STARTS.items():
+        file = table_of(folder, "race", name)
+        if len(table := records.read(file)):
+            parts.append(f"## {start.title}\n\n{words(file, table, table_of(folder, 'sweep', name))}")
+            for kind in ("svg", "png"):
+                atomic_write_bytes(file.with_suffix(f".{kind}"), render(draw(table), kind))
+    if not parts:
+        print(f"{folder}: no finished runs yet", file=sys.stderr)
         return 1
-    text = records.summary(table, {name: entrant.title for name, entrant in ENTRANTS.items()}, THRESHOLDS)
-    atomic_write_text(folder / "race.md", text)
-    for kind in ("svg", "png"):
-        atomic_write_bytes(folder / f"race.{kind}", render(draw(table), kind))
-    print(text)
+    atomic_write_text(folder / "race.md", "\n".join(parts))
+    print("\n".join(parts))
     return 0
+
+
+def words(file: Path, table: pd.DataFrame, sweep: Path) -> str:
+    """The tables of a race and of its sweep, and what they were made with."""
+    titles = {name: entrant.title for name, entrant in ENTRANTS.items()}
+    text = records.summary(table, titles, THRESHOLDS)
+    facts = list(json.loads(file.with_suffix(".json").read_text()).values())
+    machines = dict.fromkeys(f"{each['machine']['processor']}, {each['machine']['cores']} cores" for each in facts)
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {each['versions'][name]}" for name in ("torch", "transformers", "trl")) for each in facts
+    )
+    text += f"\n{'; '.join(machines)}; {'; '.join(versions)}; load up to {table['load_1min'].max():.1f}.\n"
+    if len(rates := records.read(sweep)):
+        seconds = rates["cpu_s"].max()
+        text += f"\nLearning rates: validation accuracy at the end of {seconds:.0f} CPU seconds, one seed.\n\n"
+        text += records.sweep_summary(rates, titles)
+    return text
 
 
 def draw(table: pd.DataFrame) -> Drawing:

@@ -13,6 +13,7 @@ from rethinker.rundir.atomic import atomic_write_text
 RUN = ("method", "seed", "lr")  # what names a run
 COLUMNS = (*RUN, "split", "wall_s", "cpu_s", "episode", "step", "tokens", "accuracy", "queries", "load_1min")
 LAST = 3  # evaluations whose mean is a run's accuracy: 120 queries alone have a standard error of 4 points
+FAILED = "failed"  # the split of a run's last row, if it did not come to its end
 
 
 def read(file: Path) -> pd.DataFrame:
@@ -26,9 +27,11 @@ def read(file: Path) -> pd.DataFrame:
 
 
 def add(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Put a finished run into the table, which is written anew, sorted."""
+    """Put a finished run into the table, in place of an earlier one of its name; written anew, sorted."""
     new = pd.DataFrame(list(rows), columns=list(COLUMNS))
     before = read(file)
+    same = before[list(RUN)].apply(tuple, axis=1).isin(finished(new)) if len(before) else []
+    before = before[~same] if len(before) else before
     table = pd.concat([before, new], ignore_index=True) if len(before) else new
     table = table.sort_values([*RUN, "cpu_s", "split"], ascending=[True] * 4 + [False], ignore_index=True)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -50,14 +53,27 @@ def validations(table: pd.DataFrame) -> list[tuple[tuple[str, int, float], pd.Da
 
 
 def best_rates(sweep: pd.DataFrame) -> dict[str, float]:
-    """The learning rate of each method whose last evaluations are best on average; the smallest of equal ones."""
+    """The learning rate of each method whose last evaluations are best on average; the smallest of equal ones. None
+    of a method whose runs have all failed.
+    """
+    return {
+        method: max(sorted(rates), key=lambda lr: round(rates[lr], 9)) for method, rates in sweep_scores(sweep).items()
+    }
+
+
+def sweep_scores(sweep: pd.DataFrame) -> dict[str, dict[float, float]]:
+    """Of each method and learning rate that none of its runs failed at: the mean of the last evaluations."""
+    failed = {(method, lr) for method, _, lr in finished(sweep[sweep["split"] == FAILED])}
     scores: dict[str, dict[float, list[float]]] = {}
     for (method, _, lr), rows in validations(sweep):
-        scores.setdefault(method, {}).setdefault(lr, []).append(float(rows["accuracy"].tail(LAST).mean()))
-    return {
-        method: max(sorted(rates), key=lambda lr: round(sum(rates[lr]) / len(rates[lr]), 9))
-        for method, rates in scores.items()
-    }
+        if (method, lr) not in failed:
+            scores.setdefault(method, {}).setdefault(lr, []).append(last(rows))
+    return {method: {lr: sum(found) / len(found) for lr, found in rates.items()} for method, rates in scores.items()}
+
+
+def last(rows: pd.DataFrame) -> float:
+    """The accuracy that a run has at its end: the mean of its last evaluations."""
+    return float(rows["accuracy"].tail(LAST).mean())
 
 
 def time_to(rows: pd.DataFrame, threshold: float, clock: str) -> float | None:
@@ -72,34 +88,49 @@ def time_to(rows: pd.DataFrame, threshold: float, clock: str) -> float | None:
 
 
 def summary(table: pd.DataFrame, titles: Mapping[str, str], thresholds: Iterable[float]) -> str:
-    """A Markdown table: a method a row, its seeds in order behind one another."""
-    marks = list(thresholds)
-    clocks = (("CPU s", "cpu_s"), ("wall s", "wall_s"))
+    """A Markdown table: a method a row, means over its seeds with the smallest and the largest."""
+    marks, clocks = list(thresholds), (("CPU s", "cpu_s"), ("wall s", "wall_s"))
     heads = [f"{label} to {mark:.0%}" for mark in marks for label, _ in clocks]
-    columns = ["method", "lr", "seeds", *heads, "episodes", "tokens", f"validation (last {LAST})", "test"]
+    columns = ["method", "lr", "seeds", *heads, "episodes", "CPU s an episode", "tokens a CPU s", "validation", "test"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    runs = validations(table)
     for method, title in titles.items():
-        own = [(name, rows) for name, rows in runs if name[0] == method]
-        if not own:
+        own = table[table["method"] == method]
+        runs = [rows for _, rows in validations(own)]
+        if not runs:
             continue
-        cells = [title, _each(f"{lr:g}" for lr in dict.fromkeys(name[2] for name, _ in own))]
-        cells.append(_each(str(name[1]) for name, _ in own))
-        for mark in marks:
-            cells += [_each(_seconds(time_to(rows, mark, clock)) for _, rows in own) for _, clock in clocks]
-        cells.append(_each(f"{rows['episode'].max():.0f}" for _, rows in own))
-        cells.append(_each(f"{rows['tokens'].max():,.0f}" for _, rows in own))
-        cells.append(_each(f"{rows['accuracy'].tail(LAST).mean():.3f}" for _, rows in own))
-        tests = table[(table["split"] == "test") & (table["method"] == method)].sort_values("seed")["accuracy"]
-        cells.append(_each(f"{value:.3f}" for value in tests))
+        ends = pd.DataFrame([rows.iloc[-1] for rows in runs])
+        failed = int((own["split"] == FAILED).sum())
+        cells = [title, f"{own['lr'].iloc[0]:g}", f"{len(runs)}" + f", {failed} failed" * bool(failed)]
+        cells += [over([time_to(rows, mark, clock) for rows in runs], ".0f") for mark in marks for _, clock in clocks]
+        cells.append(over(ends["episode"], ".0f"))
+        cells.append(over(ends["cpu_s"] / ends["episode"], ".2f"))
+        cells.append(over(ends["tokens"] / ends["cpu_s"], ",.0f"))
+        cells.append(over([last(rows) for rows in runs], ".3f"))
+        cells.append(over(own["accuracy"][own["split"] == "test"], ".3f"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _each(cells: Iterable[str]) -> str:
-    shown = list(cells)
-    return shown[0] if len(set(shown)) == 1 else " / ".join(shown)
+def sweep_summary(sweep: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """A Markdown table: a method a row, a learning rate a column; the best one's in bold."""
+    scores, best = sweep_scores(sweep), best_rates(sweep)
+    rates = sorted(sweep["lr"].unique())
+    lines = [f"| method | {' | '.join(f'{lr:g}' for lr in rates)} |", f"|{'---|' * (len(rates) + 1)}"]
+    for method in (name for name in titles if name in set(sweep["method"])):
+        found = scores.get(method, {})
+        cells = [f"{found[lr]:.3f}" if lr in found else "–" for lr in rates]
+        cells = [f"**{cell}**" if best.get(method) == lr else cell for lr, cell in zip(rates, cells, strict=True)]
+        lines.append(f"| {titles[method]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
-def _seconds(value: float | None) -> str:
-    return "not reached" if value is None else f"{value:.0f}"
+def over(values: Iterable[float | None], form: str) -> str:
+    """The mean of what seeds have, the smallest and the largest; how many have it, if not all."""
+    every = list(values)
+    known = [value for value in every if value is not None]
+    if not known:
+        return "not reached"
+    text = f"{sum(known) / len(known):{form}}"
+    if len(known) > 1:
+        text += f" ({min(known):{form}} to {max(known):{form}})"
+    return text + f", {len(known)} of {len(every)}" * (len(known) < len(every))

@@ -11,15 +11,12 @@ from rethinker.run import TrainingRun
 
 
 def train(run: TrainingRun, laps: Laps) -> None:
-    """The stages' episodes, until the driver has had enough."""
-    for index, stage in enumerate(run.config.stages):
-        trainer = run.make_trainer(index, run.config.for_stage(index))
-        for _ in range(stage.episodes):
-            trainer.episode()
-            at = run.progress
-            if not laps.after(episode=at.episode, step=at.step, tokens=at.tokens):
-                return
-        run.progress.stage, run.progress.stage_episode = index + 1, 0
+    """Episodes, until the driver has had enough."""
+    trainer, wanted = run.make_trainer(0, run.config.for_stage(0)), True
+    while wanted:
+        trainer.episode()
+        at = run.progress
+        wanted = laps.after(episode=at.episode, step=at.step, tokens=at.tokens)
 
 
 def main() -> None:
@@ -27,7 +24,7 @@ def main() -> None:
     driver = Driver()
     job = driver.receive()
     assert job is not None
-    run = TrainingRun(race_config(job["entrant"], job["seed"], job["lr"], job["folder"], job["overrides"]))
+    run = TrainingRun(race_config(**job["config"]))
     splits = {"validation": run.validation_queries, "test": run.test_queries}
     laps = Laps(driver, job["slice"], evaluator(run.config, run.policy, splits))
     if laps.wait():

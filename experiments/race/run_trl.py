@@ -5,6 +5,7 @@ Its weights are evaluated by our engine in a policy of its own, which takes them
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from rethinker.evaluation.held_out import read_split
 from rethinker.grading import grade_many
 from rethinker.looks import GradeMany
 from rethinker.policy.loading import load_policy
+from rethinker.processes import keep_freed_memory
 from rethinker.types import Query
 
 EPISODES = 1000  # for which TRL gets queries
@@ -92,6 +94,7 @@ class Race:
 
     def __init__(self, config: RunConfig, grade: GradeMany = grade_many, micro_batch: int | None = None) -> None:
         torch.set_num_threads(config.launch.threads)
+        keep_freed_memory()  # as our runs do on a CPU
         self.config, self.grade = config, grade
         self.policy = load_policy(config.model)
         self.model = AutoModelForImageTextToText.from_pretrained(
@@ -113,12 +116,13 @@ class Race:
             callbacks=[callback],
         )
         generate = trainer._generate
-        expected = [self.policy.prompt(query).ids for query in self.queries[: self.config.queries_per_episode]]
+        ours = (self.policy.prompt(query).ids for query in self.queries)
 
         def counted(prompts: list[Any]) -> Any:
             found = generate(prompts)
-            if not callback.tokens and [tuple(ids) for ids in found[0][:: trainer.num_generations]] != expected:
-                raise RuntimeError("TRL's prompts of the first episode are not the tokens that ours would be")
+            asked = [tuple(ids) for ids in found[0][:: trainer.num_generations]]
+            if asked != list(itertools.islice(ours, self.config.queries_per_episode)):
+                raise RuntimeError("TRL's prompts of an episode are not the tokens that ours would be")
             callback.tokens += sum(map(len, found[1]))
             return found
 
@@ -131,7 +135,7 @@ def main() -> None:
     driver = Driver()
     job = driver.receive()
     assert job is not None
-    config = race_config(job["entrant"], job["seed"], job["lr"], job["folder"], job["overrides"])
+    config = race_config(**job["config"])
     race = Race(config, micro_batch=job["micro_batch"])
     race.train(Laps(driver, job["slice"], evaluator(config, race.policy, race.splits, race.model)))
 
