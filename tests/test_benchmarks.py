@@ -69,11 +69,11 @@ def test_the_share_of_the_machines_rate_is_by_cpu_seconds():
 
     step = a_step(1.0) | {
         "parts_cpu": {"generation": 0.2, "logprobs": 0.0, "forward": 0.1, "backward": 0.4},
-        "rates": {"large": 50e9, "training": 40e9, "decoding": 20e9},
+        "rates": {"large": 50e9, "training": 40e9, "large_decoding": 25e9, "decoding": 20e9},
     }
     flops = {"generation": 2_000_000_000, "logprobs": 0, "forward": 4_000_000_000, "backward": 8_000_000_000}
     found = measures(step, Point(), flops)
-    assert [found[f"{part}_percent"] for part in flops] == pytest.approx([20.0, 0.0, 80.0, 40.0])
+    assert [found[f"{part}_percent"] for part in flops] == pytest.approx([40.0, 0.0, 80.0, 40.0])
     assert found["forward_gflop"] == 4.0 and found["decoding_gflops"] == 20.0
 
 
@@ -112,7 +112,7 @@ def test_the_machines_rates_are_of_the_language_models_layers():
     model = torch.nn.ModuleDict({"visual": torch.nn.Linear(3, 5), "layer": torch.nn.Linear(4, 6)})
     assert list(linear_layers(model)) == [(4, 6)]
     found = machine_rates(model, 2, torch.float32)
-    assert set(found) == {"large", "training", "decoding"} and min(found.values()) > 0
+    assert set(found) == {"large", "training", "large_decoding", "decoding"} and min(found.values()) > 0
 
 
 def test_medians_and_their_ratio():

@@ -103,6 +103,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick and options.out == RESULTS:
         parser.error("--quick needs --out FOLDER: its numbers must not stand for real ones")
+    if options.only != "growth" and options.out == RESULTS and not importlib.util.find_spec("trl"):
+        parser.error("TRL is not installed (make setup-dev); --out FOLDER measures our side alone")
     if options.steps < 1:
         parser.error(f"--steps {options.steps}: must be at least 1")
     for point in QUICK_SCENARIOS if options.quick else SCENARIOS:
@@ -141,7 +143,7 @@ def sides_of(forwards: Sequence[str], console: Console) -> list[Side]:
     if importlib.util.find_spec("trl"):
         sides.append(Side("TRL", "peer.py"))
     else:
-        console.print("TRL is not installed (pip install 'trl>=1.16,<1.17'): our side is measured alone.")
+        console.print("TRL is not installed (make setup-dev): our side is measured alone.")
     return sides
 
 

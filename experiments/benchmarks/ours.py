@@ -84,7 +84,7 @@ class MeasuredRun(TrainingRun):
         measured = self.meter.stop()
         # By the trainer's own clock: everything after roll-out and grading that grows with the samples.
         training = metrics["time/logprobs"] + metrics["time/train"]
-        rates = machine_rates(self.policy.model, self.point.samples, self.dtype)
+        rates = machine_rates(self.policy.model, self.point.samples, self.dtype, decoding=torch.float32)
         return {**measured, "training": training, "prompts": self.prompts, "rates": rates}
 
 

@@ -15,17 +15,19 @@ MICRO_BATCH_ROWS = 2048  # tokens of a micro-batch of ours
 Shape = tuple[int, int, int]
 
 
-def machine_rates(model: nn.Module, rows: int, dtype: torch.dtype) -> dict[str, float]:
+def machine_rates(
+    model: nn.Module, rows: int, dtype: torch.dtype, decoding: torch.dtype | None = None
+) -> dict[str, float]:
     """Of large matrices, and of the linear layers of ``model`` for a micro-batch's tokens (training) and for ``rows``
-    (decoding, a token a response).
+    (decoding, a token a response). ``decoding``: the type of responses' arithmetic, if not ``dtype``; the rate of
+    large matrices in it is ``large_decoding``.
     """
     layers = list(dict.fromkeys(linear_layers(model)))
-    sizes = {
-        "large": [LARGE],
-        "training": [(MICRO_BATCH_ROWS, *layer) for layer in layers],
-        "decoding": [(rows, *layer) for layer in layers],
+    training = {"large": [LARGE], "training": [(MICRO_BATCH_ROWS, *layer) for layer in layers]}
+    responses = {"large_decoding": [LARGE], "decoding": [(rows, *layer) for layer in layers]}
+    return {name: rate(shapes, dtype) for name, shapes in training.items()} | {
+        name: rate(shapes, decoding or dtype) for name, shapes in responses.items()
     }
-    return {name: rate(shapes, dtype) for name, shapes in sizes.items()}
 
 
 def linear_layers(model: nn.Module) -> Iterable[tuple[int, int]]:

@@ -45,13 +45,15 @@ def measures(step: Step, point: Point, flops: Mapping[str, int] | None = None) -
 
 
 def shares(step: Step, flops: Mapping[str, int]) -> dict[str, float]:
-    """What each part makes of the rate at which this process multiplied large matrices just after the step; GFLOP/s."""
+    """What each part makes of the rate at which this process multiplied large matrices just after the step, in the type
+    of the part's arithmetic; GFLOP/s.
+    """
     rates: Mapping[str, float] = step["rates"]
-    found = {f"{name}_gflops": rates[name] / 1e9 for name in ("large", "training", "decoding")}
+    found = {f"{name}_gflops": rates[name] / 1e9 for name in ("large", "training", "large_decoding", "decoding")}
     for part in SHARES:
-        seconds = step["parts_cpu"][part]
+        seconds, rate = step["parts_cpu"][part], rates["large_decoding" if part == "generation" else "large"]
         found[f"{part}_gflop"] = flops[part] / 1e9
-        found[f"{part}_percent"] = 100 * flops[part] / seconds / rates["large"] if seconds else 0.0
+        found[f"{part}_percent"] = 100 * flops[part] / seconds / rate if seconds else 0.0
     return found
 
 

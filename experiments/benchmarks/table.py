@@ -22,6 +22,7 @@ ROWS = (
     ("orchestration_percent", "  rest, %"),
     ("large_gflops", "products, GFLOP/s"),
     ("training_gflops", "  layers, training"),
+    ("large_decoding_gflops", "products, decoding"),
     ("decoding_gflops", "  layers, decoding"),
     ("generation_percent", "generation, % of it"),
     ("logprobs_percent", "log-probs, %"),
