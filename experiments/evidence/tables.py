@@ -1,8 +1,8 @@
 """``tables.py [GRID.yaml ...]``: collect the runs of grids into the tables of ``experiments/evidence/results``.
 
     .venv/bin/python experiments/evidence/tables.py                      # every grid of this folder
-    .venv/bin/python experiments/evidence/tables.py experiments/evidence/main.yaml --runs-dir runs
-    .venv/bin/python experiments/evidence/tables.py --check main ssr 3   # a run made again, against its committed rows
+    .venv/bin/python experiments/evidence/tables.py experiments/evidence/forced.yaml --runs-dir runs
+    .venv/bin/python experiments/evidence/tables.py --check forced ssr 3  # a run made again, against its committed rows
 
 Runs that have not begun here keep the rows they have; sweeps are collected as a whole. Needs the runs' folders, where
 ``make evidence`` needs the tables only.

@@ -43,7 +43,7 @@ EPISODE = {
     "replay/buffer_size": "samples in the buffer at the end of the episode",
     "replay/age_mean": "mean age of the replayed samples, in episodes; null if none",
     "replay/age_max": "largest age of a replayed sample, in episodes; null if none",
-    "replay/skipped_steps": "steps without any effective sample, fresh or stored: no update was made",
+    "replay/skipped_steps": "steps without a sample, fresh or stored, that has an advantage or is imitated: no update",
     "rollout/rounds": "rollouts of this episode (more than 1 with dynamic sampling only)",
     "rollout/responses": "responses generated: y1 and forced continuations",
     "rollout/tokens": "tokens generated (the forced trigger is not counted)",

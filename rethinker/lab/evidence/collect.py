@@ -161,6 +161,9 @@ def query_rows(folder: Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).astype(dict.fromkeys(QUERY, "int32"))
 
 
+ACCURACIES = ("accuracy", "best", "mean")  # of a sweep: the last three validations, the best one, all
+
+
 def sweep_row(grid: Grid, run: GridRun) -> dict[str, pd.DataFrame]:
     """What a run of a sweep is judged by: greedy validation accuracy, and the rate of its last stage."""
     metrics = load_metrics(run.config.folder)
@@ -169,8 +172,9 @@ def sweep_row(grid: Grid, run: GridRun) -> dict[str, pd.DataFrame]:
     config = run.config.for_stage(len(run.config.stages) - 1)
     row = {"lr": config.optim.lr, "state": run_state(run.config.folder) or "unknown"}
     row |= {"tokens": int(table["tokens"].max()) if len(table) else 0}
-    row |= {"accuracy": trained["accuracy"].tail(3).mean(), "best": trained["accuracy"].max()}
-    return {"sweeps": pd.DataFrame([row | {"mean": trained["accuracy"].mean()}]).round(6)}
+    found = (trained["accuracy"].tail(3).mean(), trained["accuracy"].max(), trained["accuracy"].mean())
+    row |= dict(zip(ACCURACIES, found, strict=True))
+    return {"sweeps": pd.DataFrame([row]).round(dict.fromkeys(ACCURACIES, 6))}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
