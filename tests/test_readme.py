@@ -123,6 +123,18 @@ def test_where_it_thinks_twice():
         assert re.search(rf"{re.escape(value)}\b[^\[\]]*{re.escape(interval)}", first), text
 
 
+def test_what_replay_gains():
+    """The paragraph below the first figure, from the committed tables of the evidence."""
+    tables = load(ROOT / "experiments" / "evidence" / "results")
+    text = TEXT.partition("**Replay**")[2].partition("\n\n")[0]
+    pairs = (("ssr", "grpo"), ("ssr", "filter"), ("ssr", "dynamic"), ("dr-ssr", "dr-grpo"))
+    found = [effect(tables, "test/plain/accuracy", "forced", *pair) for pair in pairs]
+    assert {each.seeds for each in found} == {8} and "eight seeds" in text
+    shown = [f"{100 * a.value:+.1f} [{100 * a.low:+.1f}, {100 * a.high:+.1f}]" for a in found]
+    assert re.findall(r"[+-][\d.]+ \[[^\]]*\]", text) == shown
+    assert all(effect(tables, "tokens_to_match", "forced", "ssr", other).low > 0.6 for other in ("grpo", "filter"))
+
+
 def test_speed_beside_the_peer():
     benchmark = json.loads((ROOT / "experiments/benchmarks/results/trl.json").read_text(encoding="utf-8"))
     for scenario in benchmark["scenarios"]:
