@@ -30,8 +30,8 @@ def add(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Put a finished run into the table, in place of an earlier one of its name; written anew, sorted."""
     new = pd.DataFrame(list(rows), columns=list(COLUMNS))
     before = read(file)
-    same = before[list(RUN)].apply(tuple, axis=1).isin(finished(new)) if len(before) else []
-    before = before[~same] if len(before) else before
+    if len(before):
+        before = before[~before[list(RUN)].apply(tuple, axis=1).isin(finished(new))]
     table = pd.concat([before, new], ignore_index=True) if len(before) else new
     table = table.sort_values([*RUN, "cpu_s", "split"], ascending=[True] * 4 + [False], ignore_index=True)
     file.parent.mkdir(parents=True, exist_ok=True)
