@@ -206,14 +206,18 @@ def test_different_prompts_are_an_error():
         check_prompts({"ours": [digest([1, 2])], "TRL": [digest([2, 1])]}, "here")
 
 
-def test_without_the_peer_the_driver_says_so(monkeypatch):
+def test_without_the_peer_the_driver_says_so(monkeypatch, capsys):
     import bench
     from rich.console import Console
 
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     console = Console(record=True, quiet=False, width=200)
     assert [side.name for side in bench.sides_of(["shared", "plain"], console)] == ["ours", "plain"]
-    assert console.export_text().strip().startswith("TRL is not installed (pip install 'trl>=1.16,<1.17')")
+    assert console.export_text().strip().startswith("TRL is not installed (make setup-dev)")
+    with pytest.raises(SystemExit):
+        bench.parse([])  # its committed results would lose TRL's side
+    assert "TRL is not installed (make setup-dev); --out FOLDER" in capsys.readouterr().err
+    assert bench.parse(["--only", "growth"]).only == "growth"
 
 
 @pytest.mark.slow
