@@ -211,9 +211,10 @@ def take_turns(
                     console.print(f"{run}: {error}", style="red", markup=False, soft_wrap=True)
                     rows[run].append(rows[run][-1] | {"split": records.FAILED, "accuracy": math.nan})
                 last = rows[run][-1]
+                failed = last["split"] == records.FAILED
                 console.print(f"{run}: {last['cpu_s']:.0f} s, episode {last['episode']}, {last['accuracy']:.3f}")
-                if last["split"] == records.FAILED or last["cpu_s"] >= options.seconds:
-                    if options.what == "race" and last["split"] != records.FAILED:  # the only use of the test split
+                if failed or last["cpu_s"] >= options.seconds:
+                    if options.what == "race" and not failed:  # the only use of the test split
                         rows[run].append(row(run, workers[run].step("test")))
                     workers.pop(run).__exit__()
                     yield run, rows[run]
