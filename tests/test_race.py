@@ -120,6 +120,28 @@ def test_a_failed_run_is_no_best_rate_and_is_said(tmp_path: Path):
     assert best_rates(read(file)) == {"grpo": 4e-4}
 
 
+def test_the_committed_page_and_the_readme_are_of_the_committed_tables():
+    from draw import THRESHOLDS, page
+    from entrants import ENTRANTS, STARTS
+    from race import table_of
+    from records import last, over, read, time_to, validations
+
+    results = FOLDER / "results"
+    assert (results / "race.md").read_text() == page(results)
+    speed = (FOLDER.parents[1] / "README.md").read_text().partition("\n## Speed\n")[2].partition("\n## ")[0]
+    for name, start in STARTS.items():
+        table = read(table_of(results, "race", name))
+        for method in start.methods:
+            own = table[table["method"] == method]
+            runs = [rows for _, rows in validations(own)]
+            assert len(runs) == 3 and (own["split"] == "test").sum() == 3
+            cells = [over([time_to(rows, mark, "cpu_s") for rows in runs], ".0f") for mark in THRESHOLDS]
+            ends = pd.DataFrame([rows.iloc[-1] for rows in runs])
+            cells += [over(ends["tokens"] / ends["cpu_s"], ",.0f"), over(map(last, runs), ".3f")]
+            cells += [over(own["accuracy"][own["split"] == "test"], ".3f")]
+            assert f"| {ENTRANTS[method].title} | {' | '.join(cells)} |" in speed
+
+
 def test_finished_runs_are_not_repeated(tmp_path: Path):
     from race import Run, parse, unfinished, wanted
     from records import add, finished, read

@@ -15,8 +15,10 @@ import pandas as pd
 import records
 from entrants import ENTRANTS, STARTS
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 from race import table_of
 
+from rethinker.lab.figures.evidence import short_number
 from rethinker.lab.figures.output import render
 from rethinker.lab.figures.style import LIGHT, Drawing, legend, panels, settings
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
@@ -28,7 +30,7 @@ LOOKS = {
     "grpo": (LIGHT.blue, "-"),
     "ssr": (LIGHT.green, (0, (1, 1))),
     "grpo-rethink": (LIGHT.purple, (0, (4, 2))),
-    "ssr-rethink": (LIGHT.purple, "-"),
+    "ssr-rethink": (LIGHT.ink, "-"),
     "ssr-rethink-vllm": (LIGHT.sky_line, (0, (5, 1, 1, 1))),
 }
 
@@ -38,19 +40,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "results")
     folder = parser.parse_args(arguments).folder
+    text = page(folder)
+    if not text:
+        print(f"{folder}: no finished runs yet", file=sys.stderr)
+        return 1
+    atomic_write_text(folder / "race.md", text)
+    print(text)
+    for name in STARTS:
+        file = table_of(folder, "race", name)
+        if len(table := records.read(file)):
+            for kind in ("svg", "png"):
+                atomic_write_bytes(file.with_suffix(f".{kind}"), render(draw(table), kind))
+    return 0
+
+
+def page(folder: Path) -> str:
+    """The text of race.md: what each start's tables say; empty where there are none."""
     parts = []
     for name, start in STARTS.items():
         file = table_of(folder, "race", name)
         if len(table := records.read(file)):
             parts.append(f"## {start.title}\n\n{words(file, table, table_of(folder, 'sweep', name))}")
-            for kind in ("svg", "png"):
-                atomic_write_bytes(file.with_suffix(f".{kind}"), render(draw(table), kind))
-    if not parts:
-        print(f"{folder}: no finished runs yet", file=sys.stderr)
-        return 1
-    atomic_write_text(folder / "race.md", "\n".join(parts))
-    print("\n".join(parts))
-    return 0
+    return "\n".join(parts)
 
 
 def words(file: Path, table: pd.DataFrame, sweep: Path) -> str:
@@ -64,8 +75,11 @@ def words(file: Path, table: pd.DataFrame, sweep: Path) -> str:
     )
     text += f"\n{'; '.join(machines)}; {'; '.join(versions)}; load up to {table['load_1min'].max():.1f}.\n"
     if len(rates := records.read(sweep)):
-        seconds = rates["cpu_s"].max()
-        text += f"\nLearning rates: validation accuracy at the end of {seconds:.0f} CPU seconds, one seed.\n\n"
+        ends = [rows["cpu_s"].iloc[-1] for _, rows in records.validations(rates)]
+        text += (
+            f"\nLearning rates: validation accuracy at the end of {min(ends):.0f} to {max(ends):.0f} CPU seconds, one "
+            "seed; in bold what was raced, –: not run, or failed.\n\n"
+        )
         text += records.sweep_summary(rates, titles)
     return text
 
@@ -73,13 +87,14 @@ def words(file: Path, table: pd.DataFrame, sweep: Path) -> str:
 def draw(table: pd.DataFrame) -> Drawing:
     """Validation accuracy over each clock: thin lines are seeds, a thick one their mean where all have been."""
     with matplotlib.rc_context(settings(LIGHT)):
-        figure, axes = panels(len(CLOCKS), height=3.2)
+        figure, axes = panels(len(CLOCKS), height=4.0)
         for axis, (clock, label) in zip(axes, CLOCKS, strict=True):
             for method, (color, dash) in LOOKS.items():
                 _lines(axis, table[table["method"] == method], clock, color, dash, ENTRANTS[method].title)
             for threshold in THRESHOLDS:
                 axis.axhline(threshold, color=LIGHT.muted, linewidth=0.8)
             axis.set_xlabel(label)
+            axis.xaxis.set_major_formatter(FuncFormatter(short_number))
             axis.set_ylim(0, 1)
         axes[0].set_ylabel("validation accuracy, greedy")
         legend(axes[0], loc="lower right")
