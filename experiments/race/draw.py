@@ -73,14 +73,19 @@ def words(file: Path, table: pd.DataFrame, sweep: Path) -> str:
     versions = dict.fromkeys(
         ", ".join(f"{name} {each['versions'][name]}" for name in ("torch", "transformers", "trl")) for each in facts
     )
-    text += f"\n{'; '.join(machines)}; {'; '.join(versions)}; load up to {table['load_1min'].max():.1f}.\n"
+    text += f"\n{'; '.join(machines)}; {'; '.join(versions)}; load up to {table['load_1min'].max():.1f}. "
+    text += "Validation: mean of the last three.\n"
     if len(rates := records.read(sweep)):
         ends = [rows["cpu_s"].iloc[-1] for _, rows in records.validations(rates)]
         text += (
-            f"\nLearning rates: validation accuracy at the end of {min(ends):.0f} to {max(ends):.0f} CPU seconds, one "
-            "seed; in bold what was raced, –: not run, or failed.\n\n"
+            f"\nLearning rates: mean of the last three validations at the end of {min(ends):.0f} to {max(ends):.0f} "
+            "CPU seconds, one seed; in bold what was raced, –: not run, or failed.\n\n"
         )
         text += records.sweep_summary(rates, titles)
+        if any(records.time_to(rows, THRESHOLDS[0], "cpu_s") is not None for _, rows in records.validations(rates)):
+            marks = " and ".join(f"{mark:.0%}" for mark in THRESHOLDS)
+            text += f"\nThe same runs' CPU seconds to {marks}.\n\n"
+            text += records.sweep_times(rates, titles, THRESHOLDS)
     return text
 
 

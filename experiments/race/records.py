@@ -114,13 +114,29 @@ def summary(table: pd.DataFrame, titles: Mapping[str, str], thresholds: Iterable
 def sweep_summary(sweep: pd.DataFrame, titles: Mapping[str, str]) -> str:
     """A Markdown table: a method a row, a learning rate a column; the best one's in bold."""
     scores, best = sweep_scores(sweep), best_rates(sweep)
+    cells = {
+        (method, lr): f"**{score:.3f}**" if best[method] == lr else f"{score:.3f}"
+        for method, rates in scores.items()
+        for lr, score in rates.items()
+    }
+    return _by_rate(sweep, titles, cells)
+
+
+def sweep_times(sweep: pd.DataFrame, titles: Mapping[str, str], thresholds: Iterable[float]) -> str:
+    """The same table with the CPU seconds to each threshold; of the first seed that ran."""
+    marks = list(thresholds)
+    cells: dict[tuple[str, float], str] = {}
+    for (method, _, lr), rows in validations(sweep):
+        times = [time_to(rows, mark, "cpu_s") for mark in marks]
+        cells.setdefault((method, lr), ", ".join("never" if time is None else f"{time:.0f}" for time in times))
+    return _by_rate(sweep, titles, cells)
+
+
+def _by_rate(sweep: pd.DataFrame, titles: Mapping[str, str], cells: Mapping[tuple[str, float], str]) -> str:
     rates = sorted(sweep["lr"].unique())
     lines = [f"| method | {' | '.join(f'{lr:g}' for lr in rates)} |", f"|{'---|' * (len(rates) + 1)}"]
     for method in (name for name in titles if name in set(sweep["method"])):
-        found = scores.get(method, {})
-        cells = [f"{found[lr]:.3f}" if lr in found else "–" for lr in rates]
-        cells = [f"**{cell}**" if best.get(method) == lr else cell for lr, cell in zip(rates, cells, strict=True)]
-        lines.append(f"| {titles[method]} | {' | '.join(cells)} |")
+        lines.append(f"| {titles[method]} | {' | '.join(cells.get((method, lr), '–') for lr in rates)} |")
     return "\n".join(lines) + "\n"
 
 
