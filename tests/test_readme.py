@@ -103,8 +103,8 @@ def test_where_it_thinks_twice():
     tables, chosen, always = load(ROOT / "experiments" / "evidence" / "results"), "price-0.008", "price-0"
     first = TEXT.partition("**It thinks twice where it pays.**")[2].partition("\n\n")[0]
 
-    def words(measure, against=None, scale=100, digits=0, of=chosen, **how: bool) -> str:
-        found = effect(tables, measure, "choose", of, against, **how)
+    def words(measure, against=None, scale=100, digits=0, **how: bool) -> str:
+        found = effect(tables, measure, "choose", chosen, against, **how)
         assert found.seeds == 5
         sign = "+" if against and scale > 1 else ""
         value, low, high = (f"{scale * each:{sign}.{digits}f}" for each in (found.value, found.low, found.high))
@@ -115,8 +115,6 @@ def test_where_it_thinks_twice():
         words("choice/right"),
         words("test/plain/accuracy", always, digits=1),
         words("test/plain/tokens", always, scale=1, digits=2, relative=True),
-        words("test/plain/accuracy", always, digits=1, of="tight"),
-        words("test/plain/tokens", always, scale=1, digits=2, of="tight", relative=True),
         words("choice/auc_within", scale=1, digits=2),
     ):
         value, _, interval = text.partition("|")

@@ -210,7 +210,7 @@ def runs(tables: Tables, plan: Plan) -> str:
             ]
             size = size if some["tokens"].any() else ["–"] * 3
             rows.append([name, str(variant), f"{len(done)} of {len(part_)}", *size, setting(some)])
-    head = ["grid", "variant", "finished", "tokens", "updates", "episodes", "settings that set it apart"]
+    head = ["grid", "variant", "finished", "tokens", "updates", "episodes", "settings that differ within the grid"]
     return markdown(head, rows)
 
 
