@@ -115,13 +115,19 @@ def with_advantages(group: Group, scale: Scale) -> Group:
     """The group with the advantages of its rewards.
 
     A response without any token cannot be trained on, whatever its group: its advantage becomes 0. The others of its
-    group keep theirs, and it counts in ``rollout/empty``.
+    group keep theirs, and it counts in ``rollout/empty``. A kept second look with a negative advantage (right, but a
+    price of tokens puts it behind others that are right too) is not imitated: NLL and policy loss would pull apart.
     """
     unanimous = len({sample.grade.correct for sample in group.samples}) == 1
     rewards_PG = torch.tensor([[sample.reward for sample in group.samples]], dtype=torch.float64)
     advantages = group_advantages(rewards_PG, scale)[0].tolist()
     samples = tuple(
-        replace(sample, advantage=advantage if sample.response.token_ids else 0.0, unanimous=unanimous)
+        replace(
+            sample,
+            advantage=advantage if sample.response.token_ids else 0.0,
+            unanimous=unanimous,
+            nll_mask=sample.nll_mask if advantage >= 0 else (),
+        )
         for sample, advantage in zip(group.samples, advantages, strict=True)
     )
     return replace(group, samples=samples)

@@ -8,7 +8,7 @@ Differs from arXiv:2504.08837 in:
 - ``lifetime`` and ``capacity`` are ours: buffers that outlive their episode, and a bound on their size;
 - with a price of tokens (``reward.token_price``, ours) responses of a unanimous group have advantages too. They are
   trained on once, when they are fresh, and never stored: correctness decides what is effective, else the price alone
-  would fill the buffer.
+  would fill the buffer. They fill the batch, so that little is left to draw: replay hardly acts under a price.
 
 The sampling distribution (``draw_probabilities``) is separate from the storage. It is global: give ``select`` the whole
 batch of all data-parallel ranks, in the same order on every rank, and every rank computes the same batch.

@@ -45,7 +45,7 @@ from rethinker.rundir.diagnosis import DRIFT, describe_drift
 from rethinker.rundir.folder import check_writer, exclusive_writer
 from rethinker.rundir.paths import BEST, LAST, RunDir
 from rethinker.rundir.phases import Phases
-from rethinker.rundir.provenance import check_data, check_engine, data_facts, record_start
+from rethinker.rundir.provenance import check_data, check_engine, check_same_data, data_facts, record_start
 from rethinker.rundir.together import on_main
 from rethinker.rundir.tracking import MakeSink, Tracker
 from rethinker.seeding import stable_seed
@@ -86,15 +86,15 @@ class TrainingRun:
         queries = RunQueries(config, self.room, self.accelerator, self.tracker.say, resumed=saved is not None)
         self.train_queries, self.drawn = queries.train, queries.drawn
         self.validation_queries, self.test_queries = queries.validation, queries.test
-        self.data = data_facts(
-            config, train=self.train_queries, validation=self.validation_queries, test=self.test_queries
-        )
+        splits = {"train": queries.train, "validation": queries.validation, "test": queries.test}
+        self.data = data_facts(config, **splits)
+        check_same_data(self.data, **splits)
         if saved:
             check_data(self.folder, self.data)
         if self.accelerator.is_main_process:
             atomic_write_text(self.folder.config, to_yaml(config))
         self.tracker.truncate_after(self.progress.episode if saved else -1, self.progress.step)
-        if self.best is not None and not pointers.find(self.folder.checkpoints, BEST):
+        if self.best is not None and on_main(lambda: pointers.find(self.folder.checkpoints, BEST) is None):
             self.tracker.say(
                 f"[bold]warning[/]: the checkpoint of the best validation accuracy, {self.best:.3f}, is missing: the "
                 "best one from here on is kept"

@@ -139,14 +139,21 @@ class Trainer:
         return result
 
     def start_next(self, record: EpisodeRecord) -> None:
-        """With ``rollout.overlap``: begin to roll out the next episode of this stage."""
-        last = self.config.rollout.overlap and self.progress.stage_episode + 1 >= self.stage_episodes
+        """With ``rollout.overlap``: begin to roll out the next episode of this stage, if there will be one."""
+        last = self.progress.stage_episode + 1 >= self.stage_episodes or self.spends_the_budget(record)
         if last or not self.config.rollout.overlap:
             return
         order, queries = self.order.state_dict(), self.order.take(self.config.queries_per_episode)
         seconds: dict[str, float] = defaultdict(float)  # a stopwatch of its own, and no phase: the main thread has one
         roll_out = partial(self.actor.roll_out, queries, record.number + 1, partial(measured, seconds))
         self.ahead.start(queries, order, lambda: (roll_out(), seconds))
+
+    def spends_the_budget(self, record: EpisodeRecord) -> bool:
+        """Whether this episode can use up ``budget.tokens`` or ``budget.steps``; its seconds nobody knows yet."""
+        steps = self.config.batches(sum(len(group.samples) for group in record.groups))
+        tokens = sum(map(generated_tokens, record.generated))
+        now = self.progress
+        return replace(now, tokens=now.tokens + tokens, step=now.step + steps, seconds=0.0).spent(self.config.budget)
 
     def order_state(self) -> dict[str, int]:
         """Where the order of queries stands for a checkpoint: what was rolled out ahead is rolled out again."""
@@ -247,8 +254,8 @@ class Trainer:
         Without one the whole step is skipped, even if ``grpo.kl_coef`` or ``grpo.entropy_coef`` would contribute a
         gradient (paper: no effective sample, no update).
         """
-        reinforces = self.config.grpo.policy_coef > 0
-        if not any(sample.nll_mask or (reinforces and sample.moves_policy) for sample in batch):
+        imitates, reinforces = self.config.rethink.nll_coef > 0, self.config.grpo.policy_coef > 0
+        if not any((imitates and sample.nll_mask) or (reinforces and sample.moves_policy) for sample in batch):
             record.skipped_steps += 1
             return
         metrics = self.update(batch, on_policy=record.on_policy, homes=record.homes)
@@ -257,8 +264,11 @@ class Trainer:
         self.tracker.log("step", self.stage, record.number, self.progress.step, metrics)
 
     def check_engine(self, record: EpisodeRecord) -> float | None:
-        """Compare engine and trainer on a probe after the sync. Raises RuntimeError if they are far apart."""
-        return checked_gap(
+        """The largest gap between engine and trainer on any rank, in nats, on a probe after the sync.
+
+        Raises RuntimeError if they are far apart.
+        """
+        own = checked_gap(
             self.engine,
             self.policy,
             self.accelerator.unwrap_model(self.forward),
@@ -268,6 +278,7 @@ class Trainer:
             seed=stable_seed(self.config.seed, "canary", record.number),
             when=f"of episode {record.number}",
         )
+        return max((gap for gap in gather_object([own]) if gap is not None), default=None)
 
     def image_counts(self) -> tuple[int, int]:
         """Images that this rank has decoded, and encoded by the policy's vision tower, so far."""
@@ -279,8 +290,7 @@ class Trainer:
             record.gaps = [engine_gaps(with_logprobs(samples, merged(gather_object([self.update.scored]))))]
         used = [after - before for after, before in zip(self.image_counts(), self.images_before, strict=True)]
         record.images_decoded, record.images_encoded = map(sum, zip(*gather_object([used]), strict=True))
-        generated = [*(sample for group in record.firsts for sample in group.samples), *record.candidates]
-        tokens = sum(map(generated_tokens, generated))
+        tokens = sum(map(generated_tokens, record.generated))
         self.progress.tokens += tokens
         self.progress.seconds += self.seconds["episode"]
         self.progress.episode += 1

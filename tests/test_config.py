@@ -153,6 +153,12 @@ def test_settings_that_do_not_go_together():
         "rollout.max_new_tokens=32 leaves no first response rethink.min_second_look_tokens=32 for a second look"
     )
     assert load_config(None, ["rollout.max_new_tokens=32"]).rollout.max_new_tokens == 32  # nothing is forced
+    kept = message("rethink.fraction=0.5", "rethink.min_kept_tokens=31", "rethink.max_kept_tokens=30")
+    assert kept.startswith("rethink.min_kept_tokens=31 with rethink.max_kept_tokens=30 and rollout.max_new_tokens=")
+    assert "no second look could be kept" in kept
+    assert "no second look" in message(
+        "rethink.fraction=0.5", "rethink.min_kept_tokens=64", "rollout.max_new_tokens=64"
+    )
     stages = "stages=[{name: a, overrides: {rethink: {fraction: 0.5}}}]"
     assert "stages[0].overrides (stage 'a'): rollout.max_new_tokens=8" in message("rollout.max_new_tokens=8", stages)
     assert "grpo.dual_clip=3.0 with grpo.objective='cispo'" in message("grpo.objective=cispo", "grpo.dual_clip=3")

@@ -558,6 +558,8 @@ def test_a_gold_answer_that_math_verify_cannot_read_is_an_error() -> None:
     for gold in (r"\left(", "x +", r"\frac{}{}", "@#"):
         verdict = grade(r"\boxed{x^2+1}", gold)
         assert not verdict.correct and verdict.reason.startswith("error: the gold answer"), (gold, verdict)
+    item = grade(r"\boxed{(x^2+1, 2)}", r"(\frac{}{}, 2)")
+    assert not item.correct and item.reason.startswith("error: the gold answer"), item
     wrong = grade(r"\boxed{x +}", "x^2+1")  # as an answer it is simply no mathematics
     assert not wrong.correct and wrong.reason.startswith("not an expression"), wrong
 

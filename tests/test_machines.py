@@ -27,8 +27,11 @@ from rethinker.lab import jobs
 from rethinker.lab.jobs import Job
 from rethinker.lab.jobs.accelerate import Machine, launch_command, this_machine
 from rethinker.lab.jobs.foreground import REQUEUE
+from rethinker.rundir import provenance
 from rethinker.rundir.folder import run_state
 from rethinker.rundir.paths import RunDir
+from rethinker.rundir.provenance import check_same_data
+from rethinker.types import Query
 
 VARIABLES = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT")
 FILE = "num_machines: 2\nnum_processes: 16\nmachine_rank: 1\nmain_process_ip: node-0\nmain_process_port: 1234\n"
@@ -125,6 +128,24 @@ def test_objects_go_over_gloo(monkeypatch):
         assert torch.distributed.distributed_c10d._get_object_coll_device() == "cpu"
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (["a", "c", "d"], r"rank 0 has 3 usable rows, rank 1 has 3; 2 are on one of them only \(b, d\)"),
+        (["a", "c", "b"], "their ids are the same, but not their text, pictures or order"),
+    ],
+)
+def test_ranks_must_read_the_same_queries(monkeypatch, there, words):
+    def facts(qids: list[str]) -> dict[str, dict[str, str]]:
+        return {"train": {"path": "x.parquet", "queries": "".join(qids)}}
+
+    here = [Query(name, "?", "1") for name in ("a", "b", "c")]
+    check_same_data(facts(["a", "b", "c"]), train=here)  # one process
+    monkeypatch.setattr(provenance, "gather", lambda own: [own, "".join(there) if isinstance(own, str) else there])
+    with pytest.raises(ValueError, match=words):
+        check_same_data(facts(["a", "b", "c"]), train=here)
 
 
 def test_the_folder_is_probed(tmp_path, monkeypatch):

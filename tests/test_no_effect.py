@@ -46,12 +46,19 @@ def test_replay_without_replay(override):
         (["data.pass_rate_column=PassRate_32BTrained"], ["data.pass_rate=[0,0.9]"]),
         (["evaluation.samples=2", "evaluation.modes=[plain]", "data.test_limit=3"], ["data.test=x"]),
         (["grpo.clip_high=0.3", "optim.train_batch_size=8192"], ["replay.lifetime=2"]),
+        (["grpo.objective=cispo", "optim.train_batch_size=8192"], ["replay.lifetime=2"]),
     ],
 )
 def test_what_a_setting_needs(idle, used):
     names = {item.partition("=")[0] for item in idle} - {"optim.train_batch_size"}
     assert set(keys(*idle)) == names
     assert keys(*idle, *used) == []
+
+
+def test_imitation_alone_has_no_ratios():
+    changed = ["grpo.ratio=sequence", "grpo.objective=cispo", "grpo.clip_high=0.5", "rethink.fraction=0.5"]
+    assert keys(*changed) == []
+    assert set(keys(*changed, "grpo.policy_coef=0")) == {"grpo.ratio", "grpo.objective", "grpo.clip_high"}
 
 
 def test_adapters_freeze_the_tower_anyway():

@@ -72,6 +72,14 @@ def test_an_episode_is_written_while_the_one_before_is_trained_on(policy, querie
     assert run.trainer.ahead.queries is None  # nothing ahead of a stage's last episode
 
 
+@pytest.mark.parametrize("budget", ["budget.tokens=1", "budget.steps=1"])
+def test_nothing_is_written_behind_the_episode_that_spends_the_budget(policy, queries, tmp_path, budget):
+    run = make(policy, queries, tmp_path, *OVERLAP, budget)
+    run.episode()
+    assert run.engine.events == ["generate", "sync"] and run.trainer.ahead.queries is None
+    assert run.trainer.progress.spent(run.trainer.config.budget)
+
+
 def test_queries_and_seeds_are_those_of_a_run_without(policy, queries, tmp_path):
     """Nothing but the weights that write an episode is another."""
     asked = []

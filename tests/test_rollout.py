@@ -31,6 +31,7 @@ from rethinker.rollout import ScriptedEngine, TransformersEngine, canary_gap, de
 from rethinker.rollout.decoding import Decoder
 from rethinker.rollout.sampler import choose, sampling_logprobs, uniform_stream
 from rethinker.rollout.transformers import KEEP_ROWS, SPARE_ROWS, arrange
+from rethinker.rollout.vllm import to_responses
 from rethinker.rollout.vllm_setup import placement
 from rethinker.types import Query, Request, Response, Sampling
 
@@ -514,3 +515,24 @@ def test_make_engine(policy, monkeypatch):
         make_engine(RunConfig(rollout=RolloutConfig(engine="auto", dtype="bfloat16")), policy)
     with pytest.raises(ImportError, match=r"vLLM is not installed.*rollout\.engine=transformers"):
         make_engine(config("vllm"), policy)
+
+
+def test_one_answer_counts_for_several_only_where_it_is_greedy(policy, queries):
+    request, found = Request("r", queries[0], 0, n=3), [((policy.eos_id,), (-0.5,))]
+    (one, *others) = to_responses(policy, request, Sampling(0.0, 1.0, 8), found)
+    assert others == [one, one] and one.finished
+    with pytest.raises(RuntimeError, match="vLLM gave 1 of 3 responses"):
+        to_responses(policy, request, Sampling(1.0, 1.0, 8), found)
+
+
+def test_pieces_of_responses_are_encoded_while_no_prompt_is_made(policy, monkeypatch):
+    """`split_special_tokens` is a switch of the tokenizer itself: a prompt made meanwhile would lose its own."""
+    tokenizer, seen = policy.tokenizer, []
+
+    def watched(*args, **options):
+        seen.append(policy._lock.locked())
+        return tokenizer(*args, **options)
+
+    monkeypatch.setattr(policy, "tokenizer", watched)
+    policy.encode(" Wait")
+    assert seen == [True] and not policy._lock.locked()

@@ -418,7 +418,9 @@ def test_other_settings_are_refused(whole, world, guesser):
 
 
 def test_where_it_runs_and_who_watches_may_change(whole, world, guesser):
-    other = make_config(Path(whole.runs_dir), world, guesser, "tracking.save_every=7", "launch.threads=2")
+    """And the bound of the canary, which has no part in the training."""
+    changed = ("tracking.save_every=7", "launch.threads=2", "rollout.canary=1")
+    other = make_config(Path(whole.runs_dir), world, guesser, *changed)
     file = whole.folder / "provenance.json"
     before = json.loads(file.read_text())
     assert resume(other) == "finished"  # there was nothing left to do

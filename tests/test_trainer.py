@@ -407,6 +407,26 @@ def test_kept_trajectories_of_unanimous_groups_are_not_trained_on(policy, four, 
     assert rethinking_run(policy, four, tmp_path / "all")[1]["rethink/trained"] == 1.0
 
 
+def test_a_kept_trajectory_that_a_price_puts_behind_is_not_imitated(policy, four, tmp_path):
+    """In the group that is all right it is the longest, so that its advantage is negative."""
+    run, _ = rethinking_run(policy, four, tmp_path, "reward.token_price=0.001")
+    kept = {s.sample_id: s for batch in run.batches for s in batch if s.rethinking is not None}
+    assert kept.keys() == REPAIRED
+    for name, sample in kept.items():
+        assert (sample.advantage < 0) == (name == f"1/{EASY}/0") == (not any(sample.nll_mask))
+
+
+@pytest.mark.parametrize(("coefficient", "steps"), [(0.0, 0), (0.05, 1)])
+def test_a_kept_trajectory_without_advantage_makes_a_step_by_its_nll_alone(policy, four, tmp_path, coefficient, steps):
+    before = weights(policy)
+    all_right = {name: {0, 1, 2, 3} for name in RIGHT}
+    options = {"right": all_right, "second": lambda _: True}
+    run, metrics = rethinking_run(policy, four, tmp_path, f"rethink.nll_coef={coefficient}", **options)
+    assert metrics["rethink/kept"] > 0 and metrics["replay/effective_before"] == 0.0
+    assert run.trainer.progress.step == steps == 1 - metrics["replay/skipped_steps"]
+    assert same(before, weights(policy)) == (steps == 0)
+
+
 def test_triggers_by_correctness(policy, four, tmp_path):
     run, _ = rethinking_run(policy, four, tmp_path, "rethink.trigger_choice=by_correctness")
     candidates = run.episodes[0].candidates

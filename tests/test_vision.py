@@ -113,6 +113,19 @@ def test_a_trained_tower_runs_in_every_forward_pass(policy, queries, towers):
     assert towers == [4, 4, 4] and encoder.encoded == 12
 
 
+def test_a_frozen_tower_keeps_what_autocast_computes_apart(frozen, queries):
+    """The transformers engine generates without it; a sample's log-probs must not depend on who asked first."""
+    encoder, vision = ImageEncoder(copy.deepcopy(frozen.model).float()), gather_images(frozen.images, queries)
+    exact = parts(encoder(vision))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = parts(encoder(vision))
+        again = parts(encoder(vision))
+    assert encoder.encoded == 8
+    assert not all(torch.equal(a, b) for a, b in zip(exact, rounded, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(rounded, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(exact, parts(encoder(vision)), strict=True))
+
+
 def test_a_frozen_tower_encodes_an_image_once(frozen, queries, towers):
     """Until ``forget``, whichever images come together."""
     encoder = ImageEncoder(frozen.model)

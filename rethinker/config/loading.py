@@ -96,6 +96,12 @@ class RunConfig:
                 f"rethink.min_second_look_tokens={options.min_second_look_tokens} for a second look: nothing could be "
                 "forced"
             )
+        most = min(tokens - 1, tokens if options.max_kept_tokens is None else options.max_kept_tokens)
+        if options.fraction and options.min_kept_tokens > most:
+            raise ConfigError(
+                f"rethink.min_kept_tokens={options.min_kept_tokens} with rethink.max_kept_tokens="
+                f"{options.max_kept_tokens} and rollout.max_new_tokens={tokens}: no second look could be kept"
+            )
 
     def _check_model(self) -> None:
         model = self.model

@@ -98,10 +98,11 @@ RULES = (
         stage=lambda config: _rethinks(config) and config.rethink.nll_coef > 0,
     ),
     Rule("grpo.kl_coef above 0", ("grpo.kl_estimator",), stage=lambda config: config.grpo.kl_coef > 0),
+    Rule("grpo.policy_coef above 0", ("grpo.ratio",), stage=lambda config: config.grpo.policy_coef > 0),
     Rule(
-        "several updates per episode, or samples of earlier ones: here every ratio is 1",
-        ("grpo.clip_low", "grpo.clip_high", "grpo.dual_clip"),
-        stage=_off_policy,
+        "grpo.policy_coef above 0, and several updates per episode or samples of earlier ones: else every ratio is 1",
+        ("grpo.objective", "grpo.clip_low", "grpo.clip_high", "grpo.dual_clip"),
+        stage=lambda config: config.grpo.policy_coef > 0 and _off_policy(config),
     ),
     Rule(
         "model.lora_rank above 0",

@@ -105,8 +105,9 @@ class RewardConfig:
     """The reward of a response: its correctness, 1 or 0 (paper), minus what its tokens cost (ours)."""
 
     # A token's price; 0: none. Each token counts, the trigger of a second look included. Unanimous groups then have
-    # advantages too: see rethinker/replay.py. With grpo.advantage_scale=std such a group's are as large as those of a
-    # group that differs in correctness, however small the price: none keeps it in proportion.
+    # advantages too, and fill the batch, so that replay hardly acts: see rethinker/replay.py. With
+    # grpo.advantage_scale=std such a group's are as large as those of a group that differs in correctness, however
+    # small the price: none keeps it in proportion.
     token_price: float = option(0.0, min=0)
 
 

@@ -87,8 +87,9 @@ def judge_letter(pred: str, letter: str, choices: dict[str, str], same: Same) ->
     right = {letter} | {key for key, text in choices.items() if text and squeeze(text) == squeeze(option)}
     folded = [squeeze(text).lower() for key, text in choices.items() if key not in right]
     for text in dict.fromkeys((pred, strip_lead_in(pred))):
-        spelled = squeeze(text).lower() == squeeze(option).lower() not in folded
-        if option and spelled and not (_BARE.fullmatch(text) and text.upper() in choices):
+        spelled = squeeze(text).lower() == squeeze(option).lower()
+        ambiguous = squeeze(option).lower() in folded
+        if option and spelled and not ambiguous and not (_BARE.fullmatch(text) and text.upper() in choices):
             return True, "choice text"
         named = _letter_and_text(text, choices)
         if named is not None:
@@ -97,7 +98,8 @@ def judge_letter(pred: str, letter: str, choices: dict[str, str], same: Same) ->
             fault = _fault(*named, choices, same)
             return fault is None, fault or "choice letter"
     spaced = _SPACED_TEXT.fullmatch(pred)
-    if spaced and squeeze(choices.get(spaced.group(1), "")) == squeeze(spaced.group(2)) != "":
+    told = squeeze(spaced.group(2)) if spaced else ""
+    if spaced and told and told == squeeze(choices.get(spaced.group(1), "")):
         return spaced.group(1) in right, "choice letter" if spaced.group(1) in right else "other choice letter"
     if _MORE_LETTERS.fullmatch(pred) and not _BARE.fullmatch(pred):
         return False, "several choice letters"

@@ -172,11 +172,16 @@ class _Comparison:
         for position, wanted in enumerate(g.items):
             candidates = [left[position]] if ordered else left
             # Equality is an equivalence, so that taking the first match is enough.
-            found = next((item for item in candidates if self.same(item, wanted, depth=1)[0]), None)
-            if found is None:
-                return False, "different values"
+            verdicts = []
+            for item in candidates:
+                verdicts.append(self.same(item, wanted, depth=1))
+                if verdicts[-1][0]:
+                    break
+            else:
+                failures = [reason for _, reason in verdicts if reason.startswith("error:")]
+                return False, failures[0] if failures else "different values"
             if not ordered:
-                left.remove(found)
+                left.remove(item)
         return True, "list"
 
     def _expressions(self, pred: str, gold: str) -> tuple[bool, str]:

@@ -59,7 +59,9 @@ class Policy:
     prompt_suffix: str = ""
     prompt_hint: str = ""
     _prompts: OrderedDict[Query, PromptIds] = field(default_factory=OrderedDict, repr=False)
-    _lock: Any = field(default_factory=threading.Lock, repr=False)  # of the prompts: an engine's threads make some too
+    _lock: Any = field(
+        default_factory=threading.Lock, repr=False
+    )  # of prompts and tokenizer: an engine's threads use them too
 
     @property
     def eos_id(self) -> int:
@@ -117,7 +119,8 @@ class Policy:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a piece of a response: no special tokens, not even where the text spells one."""
-        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        with self._lock:  # the option is the tokenizer's own while it works: prompts must not be made meanwhile
+            return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""

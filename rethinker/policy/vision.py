@@ -92,7 +92,7 @@ class ImageEncoder:
         self.model = model
         self.capacity = capacity
         self.encoded = 0
-        self._held: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
+        self._held: OrderedDict[tuple[str, bool], tuple[Tensor, ...]] = OrderedDict()  # by path and precision
 
     @property
     def family(self) -> Family:
@@ -125,18 +125,21 @@ class ImageEncoder:
     def _recall(self, vision: Vision) -> list[tuple[Tensor, ...]]:
         """As ``_encode``, but only images that are not held go through the tower."""
         assert vision.pixels is not None and vision.grid_thw is not None
-        missing = [index for index, path in enumerate(vision.paths) if path not in self._held]
-        found: dict[str, tuple[Tensor, ...]] = {}
+        # The transformers engine generates without the trainer's autocast.
+        autocast = torch.is_autocast_enabled(vision.pixels.device.type)
+        keys = [(path, autocast) for path in vision.paths]
+        missing = [index for index, key in enumerate(keys) if key not in self._held]
+        found: dict[tuple[str, bool], tuple[Tensor, ...]] = {}
         if missing:
             pixels = vision.pixels.split(self.family.rows(vision.grid_thw))
             with torch.no_grad():
                 encoded = self._encode(torch.cat([pixels[i] for i in missing]), vision.grid_thw[missing])
-            found = {vision.paths[index]: features for index, features in zip(missing, encoded, strict=True)}
-        for path in vision.paths:
+            found = {keys[index]: features for index, features in zip(missing, encoded, strict=True)}
+        for key in keys:
             # Own copies: a view would keep the features of its whole batch alive.
-            self._held.setdefault(path, tuple(part.clone() for part in found.get(path, ())))
-            self._held.move_to_end(path)
-        features = [self._held[path] for path in vision.paths]
+            self._held.setdefault(key, tuple(part.clone() for part in found.get(key, ())))
+            self._held.move_to_end(key)
+        features = [self._held[key] for key in keys]
         while len(self._held) > 1 and sum(map(_bytes, self._held.values())) > self.capacity:
             self._held.popitem(last=False)
         return features

@@ -143,7 +143,9 @@ class VllmEngine:
                         prompt = inputs.make(request, sampling)
                         engine.add_request(request.request_id, prompt, self._parameters(request, sampling))
                     finished = [output for output in engine.step() if output.finished]
-                    batch = {item.request_id: self._responses(by_id[item.request_id], item) for item in finished}
+                    batch = {
+                        item.request_id: self._responses(by_id[item.request_id], sampling, item) for item in finished
+                    }
                     for name in batch:
                         inputs.release(name)
                     done |= batch
@@ -177,10 +179,10 @@ class VllmEngine:
         here): its C++ would be compiled in the first call, for 3 s and more."""
         return nullcontext() if self._gpu else torch.compiler.set_stance("force_eager")
 
-    def _responses(self, request: Request, output: Any) -> tuple[Response, ...]:
+    def _responses(self, request: Request, sampling: Sampling, output: Any) -> tuple[Response, ...]:
         outputs = sorted(output.outputs, key=lambda item: item.index)
         found = [(tuple(item.token_ids), tuple(map(float, item.logprobs.logprobs))) for item in outputs]
-        return to_responses(self.policy, request, found)
+        return to_responses(self.policy, request, sampling, found)
 
     @torch.no_grad()
     def sync_weights(self, model: Any) -> None:
@@ -230,7 +232,10 @@ class VllmEngine:
 
 
 def to_responses(
-    policy: Policy, request: Request, found: Sequence[tuple[tuple[int, ...], tuple[float, ...]]]
+    policy: Policy,
+    request: Request,
+    sampling: Sampling,
+    found: Sequence[tuple[tuple[int, ...], tuple[float, ...]]],
 ) -> tuple[Response, ...]:
     """The responses to ``request`` from the (token ids, log-probs) that vLLM gave, in its order; a greedy one counts
     ``request.n`` times. Raises RuntimeError where any are missing."""
@@ -240,7 +245,7 @@ def to_responses(
             raise RuntimeError(f"request {request.request_id!r}: {len(logprobs)} log-probs of {len(ids)} tokens")
         finished = bool(ids) and ids[-1] in policy.eos_ids
         responses.append(Response(ids, logprobs, finished, policy.decode(ids)))
-    if len(responses) == 1:
+    if len(responses) == 1 and sampling.temperature == 0:
         return tuple(responses) * request.n
     if len(responses) != request.n:
         raise RuntimeError(f"request {request.request_id!r}: vLLM gave {len(responses)} of {request.n} responses")

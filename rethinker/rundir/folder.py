@@ -29,6 +29,7 @@ CHANGEABLE_ON_RESUME: dict[str, tuple[str, ...]] = {  # section: settings; (): a
     "model": ("gradient_checkpointing", "sharding", "offload"),
     "rollout": (
         "batch_size",
+        "canary",
         "gpu_memory_utilization",
         "tensor_parallel_size",
         "servers",

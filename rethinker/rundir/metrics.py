@@ -50,6 +50,11 @@ class EpisodeRecord:
     images_decoded: int = 0
     images_encoded: int = 0
 
+    @property
+    def generated(self) -> list[Sample]:
+        """Every response: first ones, and forced trajectories."""
+        return [*(sample for group in self.firsts for sample in group.samples), *self.candidates]
+
     def add_round(
         self,
         queries: Sequence[Query],
@@ -97,7 +102,7 @@ def episode_metrics(episode: EpisodeRecord) -> dict[str, Any]:
     trained = {_key(sample) for sample in episode.trained}
     reflects = [contains_reflection(sample.response.text) for sample in firsts]
     correct = [sample.grade.correct for sample in firsts]
-    generated = [*firsts, *episode.candidates]
+    generated = episode.generated
     forced = outcomes(episode.candidates)
     gap_tokens = sum(count for _, count, _ in episode.gaps)
 
@@ -184,9 +189,8 @@ def rollout_rows(episode: EpisodeRecord) -> list[dict[str, Any]]:
     in_groups = {_key(sample): sample for group in episode.all_groups for sample in group.samples}
     placed = _placed(episode)
     replays = Counter(_key(sample) for sample in episode.trained if sample.replayed)
-    responses = [*(sample for group in episode.firsts for sample in group.samples), *episode.candidates]
     rows = []
-    for sample in responses:
+    for sample in episode.generated:
         key = placed.get(_key(sample), _key(sample))
         used = in_groups.get(key)
         query, rethinking = sample.query, sample.rethinking

@@ -20,6 +20,7 @@ from rethinker.policy.archive import file_size, opened
 from rethinker.rundir.atomic import atomic_write_text, read_json
 from rethinker.rundir.folder import RunExists, changeable_settings
 from rethinker.rundir.paths import RunDir
+from rethinker.rundir.together import gather
 from rethinker.types import Query
 
 PACKAGES = (
@@ -65,6 +66,25 @@ def check_data(folder: str | os.PathLike[str], now: Mapping[str, Mapping[str, An
         raise RunExists(
             f"{folder} was made from other data and cannot be resumed ({'; '.join(changed)}): put the old data back, "
             "or choose another name=..."
+        )
+
+
+def check_same_data(now: Mapping[str, Mapping[str, Any]], **queries: Sequence[Query]) -> None:
+    """Raises ValueError, on all ranks, unless they read the same queries in the same order; ``now``: ``data_facts`` of
+    ``queries``. Collective."""
+    for split, facts in now.items():
+        hashes = gather(facts["queries"])
+        if len(set(hashes)) == 1:
+            continue
+        qids = gather([query.qid for query in queries[split]])
+        other = next(rank for rank, found in enumerate(hashes) if found != hashes[0])
+        differ = sorted(set(qids[0]) ^ set(qids[other]))
+        what = f"{len(differ)} are on one of them only ({', '.join(differ[:3])}{', ...' * (len(differ) > 3)})"
+        if not differ:
+            what = "their ids are the same, but not their text, pictures or order"
+        raise ValueError(
+            f"data.{split} ({facts['path']}) is not the same on all ranks: rank 0 has {len(qids[0])} usable rows, rank "
+            f"{other} has {len(qids[other])}; {what}. Are the files of a machine older or incomplete?"
         )
 
 

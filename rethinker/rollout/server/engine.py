@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from rethinker.config import RunConfig
@@ -122,7 +123,7 @@ class ServerEngine:
                 request = asked[future]
                 answer = future.result()
                 with self._making:
-                    done[request.request_id] = self._responses(request, answer)
+                    done[request.request_id] = self._responses(request, sampling, answer)
                 if arrived:
                     arrived({request.request_id: done[request.request_id]})
         finally:
@@ -139,7 +140,8 @@ class ServerEngine:
         stream = full_weights(model, dtype=self.dtype)
         problem = ""
         self._count += 1
-        with self._sending:
+        with self._sending:  # on all ranks: a look at a server that came back must not resume it in mid-transfer
+            PartialState().wait_for_everyone()  # what a rank still asks would get an answer by the new weights
             self.version = f"{self._run}-{self._count}"
             if self.sender:
                 self.transfer.store(self.version, stream)
@@ -228,13 +230,13 @@ class ServerEngine:
             }
         return body
 
-    def _responses(self, request: Request, answer: Mapping[str, Any]) -> tuple[Response, ...]:
+    def _responses(self, request: Request, sampling: Sampling, answer: Mapping[str, Any]) -> tuple[Response, ...]:
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         found = [
             (tuple(choice["token_ids"]), tuple(float(token["logprob"]) for token in choice["logprobs"]["content"]))
             for choice in choices
         ]
-        return to_responses(self.policy, request, found)
+        return to_responses(self.policy, request, sampling, found)
 
 
 def _check_served(served: Served, dtype: str, transfer: str, images: int, tokens: int) -> None:
