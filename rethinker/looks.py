@@ -46,11 +46,14 @@ def first_looks(
     requests = [Request(query.qid, query, seed(query), n) for query in queries]
     with timed("rollout"):
         responses = engine.generate(requests, sampling)
+    for query in queries:
+        assert len(responses[query.qid]) == n, f"query {query.qid}: {len(responses[query.qid])} of {n} responses"
     pairs = [(query, response) for query in queries for response in responses[query.qid]]
     with timed("grade"):
-        grades = iter(grade([(response.text, query.answer, query.question) for query, response in pairs]))
+        verdicts = grade([(response.text, query.answer, query.question) for query, response in pairs])
     groups = []
-    for query in queries:
+    for index, query in enumerate(queries):
+        own = slice(index * n, (index + 1) * n)
         samples = tuple(
             Sample(
                 sample_id=f"{episode}/{query.qid}/{label}",
@@ -62,9 +65,8 @@ def first_looks(
                 sampled_mask=(True,) * len(response.token_ids),
                 prompt_tokens=len(policy.prompt(query).ids),
             )
-            for label, response, verdict in zip(labels or range(n), responses[query.qid], grades, strict=False)
+            for label, (_, response), verdict in zip(labels or range(n), pairs[own], verdicts[own], strict=True)
         )
-        assert len(samples) == n, f"query {query.qid}: {len(samples)} of {n} responses"
         groups.append(Group(query, samples, tuple(sample.grade.correct for sample in samples)))
     return groups
 

@@ -109,22 +109,22 @@ class PolicyUpdate:
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         options = self.config.optim.micro_batch_tokens, self.config.model.forward
-        scored = [sample for sample in batch if sample.response.token_ids]
-        parts = plan(scored, ranks, *options, homes)
+        with_tokens = [sample for sample in batch if sample.response.token_ids]
+        parts = plan(with_tokens, ranks, *options, homes)
         # Every rank makes the same number of passes, so that none waits for a collective that another never enters;
         # a rank that has fewer micro-batches of its own joins with a sample that carries no loss.
-        rounds = max(map(len, parts))
-        micro_batches = parts[rank] + [[]] * (rounds - len(parts[rank]))
+        passes = max(map(len, parts))
+        micro_batches = parts[rank] + [[]] * (passes - len(parts[rank]))
         parts_of_stats: list[dict[str, torch.Tensor]] = []
         encoded = self.policy.encoder.encoded
         self.forward.train()
         self.scored = {}
         sharded = is_sharded(self.forward)
         for index, samples in enumerate(micro_batches):
-            last = index == rounds - 1
+            last = index == passes - 1
             # A sharded gradient is reduced each time: kept whole until the last pass it would take 4 bytes a weight.
             with contextlib.nullcontext() if last or sharded else self.accelerator.no_sync(self.forward):
-                loss, stats = self._loss(samples or scored[:1], batch, on_policy)
+                loss, stats = self._loss(samples or with_tokens[:1], batch, on_policy)
                 if not samples:
                     loss, stats = loss * 0.0, {name: torch.zeros_like(value) for name, value in stats.items()}
                 parts_of_stats.append(stats)

@@ -78,8 +78,8 @@ def evaluate(
         always = replace(
             rethink, trigger_choice="blind", skip_reflective=False, max_first_look_tokens=None, cut_answer=0.0
         )
-        for part, temperature in ((True, 0.0), (False, rethink.temperature)):
-            chosen = [first for first in continued if _is_greedy(first.sample_id) == part]
+        for greedy, temperature in ((True, 0.0), (False, rethink.temperature)):
+            chosen = [first for first in continued if _is_greedy(first.sample_id) == greedy]
             plans = plan_second_looks(
                 policy, chosen, always, sampling.max_new_tokens, seed=stable_seed(seed, "trigger"), fraction=1.0
             )
@@ -88,7 +88,7 @@ def evaluate(
                 policy,
                 chosen,
                 plans,
-                replace(sampling, temperature=temperature, top_p=1.0 if part else sampling.top_p),
+                replace(sampling, temperature=temperature, top_p=1.0 if greedy else sampling.top_p),
                 seed=lambda sample_id: stable_seed(seed, sample_id, "second look"),
                 grade=grade,
             )

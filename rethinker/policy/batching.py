@@ -30,10 +30,7 @@ def plan(
     ordered = arrange(samples)
     tokens = np.array(added_tokens(ordered, packing), dtype=np.int64)
     owners, room = _at_home(ordered, tokens, ranks, homes or {})
-    away = owners < 0
-    behind, room = np.cumsum(tokens[away]), np.cumsum(room)
-    middles = (behind - tokens[away] / 2) * (room[-1] / max(tokens[away].sum(), 1))
-    owners[away] = np.minimum(np.searchsorted(room, middles, side="right"), ranks - 1)
+    owners[owners < 0] = _spread(tokens[owners < 0], room)
     parts = [[sample for sample, owner in zip(ordered, owners, strict=True) if owner == rank] for rank in range(ranks)]
     return [micro_batches(part, budget, packing) for part in parts]
 
@@ -53,6 +50,14 @@ def _at_home(
     return owners, np.maximum(room, 0)
 
 
+def _spread(tokens: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """The rank of each of a row of samples of ``tokens``: the ranks' rooms laid end to end, scaled to what there is to
+    hold, it is the one in whose room the sample's middle falls."""
+    room_ends = np.cumsum(room)
+    middles = (np.cumsum(tokens) - tokens / 2) * (room_ends[-1] / max(tokens.sum(), 1))
+    return np.minimum(np.searchsorted(room_ends, middles, side="right"), len(room) - 1)
+
+
 def arrange(samples: Sequence[Sample]) -> list[Sample]:
     """Queries in the order of their first sample; within a query by tokens, so that common prefixes are neighbours."""
     order: dict[Query, int] = {}
@@ -67,12 +72,13 @@ def micro_batches(ordered: Sequence[Sample], budget: int, packing: Packing) -> l
     A query that fits into a run of its own is not split, or its prompt and images would be computed twice.
     """
     alone = [_length(sample) for sample in ordered]
-    behind = np.cumsum([0, *added_tokens(ordered, packing)])
+    added_before = np.cumsum([0, *added_tokens(ordered, packing)])
 
     def size(start: int, stop: int) -> int:
         if packing == "plain":
             return (stop - start) * max(alone[start:stop])
-        return int(alone[start] + behind[stop] - behind[start + 1])
+        # The first sample brings its whole prompt, each of the others what it adds to the one before it.
+        return int(alone[start] + added_before[stop] - added_before[start + 1])
 
     cuts = [0]
     stop = 0
@@ -83,7 +89,7 @@ def micro_batches(ordered: Sequence[Sample], budget: int, packing: Packing) -> l
         if cuts[-1] < first:
             cuts.append(first)
         for index in range(first, stop):
-            adds = behind[index + 1] > behind[index]  # a sample that was drawn again costs nothing
+            adds = added_before[index + 1] > added_before[index]  # a sample that was drawn again costs nothing
             if cuts[-1] < index and adds and size(cuts[-1], index + 1) > budget:
                 cuts.append(index)
     return [list(ordered[start:end]) for start, end in itertools.pairwise([*cuts, stop]) if end > start]
