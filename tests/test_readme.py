@@ -131,6 +131,9 @@ def test_what_replay_gains():
     shown = [f"{100 * a.value:+.1f} [{100 * a.low:+.1f}, {100 * a.high:+.1f}]" for a in found]
     assert re.findall(r"[+-][\d.]+ \[[^\]]*\]", text) == shown
     assert all(effect(tables, "tokens_to_match", "forced", "ssr", other).low > 0.6 for other in ("grpo", "filter"))
+    methods = ("grpo", "filter", "ssr", "dynamic", "dr-grpo")
+    bare = [effect(tables, "test/plain/accuracy", "bare", method).value for method in methods]
+    assert f"more than {100 * (max(bare) - min(bare)):.1f} points apart" in " ".join(text.split())
 
 
 def test_speed_beside_the_peer():
