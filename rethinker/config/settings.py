@@ -259,7 +259,7 @@ class BudgetConfig:
 
     tokens: int | None = option(None, min=1)  # generated, second looks included; evaluations are not counted
     steps: int | None = option(None, min=1)  # optimiser updates
-    # Of episodes, evaluations and checkpoints excluded. With rollout.overlap the next episode may have begun: it is lost.
+    # Of episodes, not evaluations or checkpoints. With rollout.overlap the next episode may have begun: it is lost.
     seconds: float | None = option(None, min=0, exclusive=True)
 
 
