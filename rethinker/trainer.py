@@ -37,7 +37,6 @@ from rethinker.rundir.metrics import (
     EpisodeRecord,
     engine_gaps,
     episode_metrics,
-    generated_tokens,
     replay_ages,
     rollout_rows,
 )
@@ -140,8 +139,9 @@ class Trainer:
 
     def start_next(self, record: EpisodeRecord) -> None:
         """With ``rollout.overlap``: begin to roll out the next episode of this stage, if there will be one."""
-        last = self.progress.stage_episode + 1 >= self.stage_episodes or self.spends_the_budget(record)
-        if last or not self.config.rollout.overlap:
+        if not self.config.rollout.overlap:
+            return
+        if self.progress.stage_episode + 1 >= self.stage_episodes or self.spends_the_budget(record):
             return
         order, queries = self.order.state_dict(), self.order.take(self.config.queries_per_episode)
         seconds: dict[str, float] = defaultdict(float)  # a stopwatch of its own, and no phase: the main thread has one
@@ -151,9 +151,9 @@ class Trainer:
     def spends_the_budget(self, record: EpisodeRecord) -> bool:
         """Whether this episode can use up ``budget.tokens`` or ``budget.steps``; its seconds nobody knows yet."""
         steps = self.config.batches(sum(len(group.samples) for group in record.groups))
-        tokens = sum(map(generated_tokens, record.generated))
         now = self.progress
-        return replace(now, tokens=now.tokens + tokens, step=now.step + steps, seconds=0.0).spent(self.config.budget)
+        after = replace(now, tokens=now.tokens + record.tokens, step=now.step + steps, seconds=0.0)
+        return after.spent(self.config.budget)
 
     def order_state(self) -> dict[str, int]:
         """Where the order of queries stands for a checkpoint: what was rolled out ahead is rolled out again."""
@@ -290,7 +290,7 @@ class Trainer:
             record.gaps = [engine_gaps(with_logprobs(samples, merged(gather_object([self.update.scored]))))]
         used = [after - before for after, before in zip(self.image_counts(), self.images_before, strict=True)]
         record.images_decoded, record.images_encoded = map(sum, zip(*gather_object([used]), strict=True))
-        tokens = sum(map(generated_tokens, record.generated))
+        tokens = record.tokens
         self.progress.tokens += tokens
         self.progress.seconds += self.seconds["episode"]
         self.progress.episode += 1

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rethinker.config import RunConfig, check_trainable, data_source, load_config, to_yaml
-from rethinker.config import loading as module
+from rethinker.config import run_config as module
 from rethinker.config.schema import ConfigError
 from rethinker.grpo import group_advantages, kl_penalty, policy_loss, truncated_importance_weights
 

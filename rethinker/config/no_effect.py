@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rethinker.config.loading import RunConfig
+from rethinker.config.run_config import RunConfig
 from rethinker.config.settings import RethinkConfig
 
 Condition = Callable[[RunConfig], bool]

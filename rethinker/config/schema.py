@@ -107,3 +107,14 @@ def _in_range(value: Any, path: str, rules: typing.Mapping[str, Any]) -> Any:
             allowed = " and ".join(part for part in (left, right) if part) or "a finite number"
             raise ConfigError(f"{path}={value!r}: must be {allowed}")
     return value
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts, tuples as lists: what ``build`` makes a dataclass of."""
+    if dataclasses.is_dataclass(value):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

@@ -55,6 +55,11 @@ class EpisodeRecord:
         """Every response: first ones, and forced trajectories."""
         return [*(sample for group in self.firsts for sample in group.samples), *self.candidates]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that were generated."""
+        return sum(map(generated_tokens, self.generated))
+
     def add_round(
         self,
         queries: Sequence[Query],
@@ -138,7 +143,7 @@ def episode_metrics(episode: EpisodeRecord) -> dict[str, Any]:
         "replay/skipped_steps": episode.skipped_steps,
         "rollout/rounds": episode.rounds,
         "rollout/responses": len(generated),
-        "rollout/tokens": sum(map(generated_tokens, generated)),
+        "rollout/tokens": episode.tokens,
         "rollout/length_mean": float(np.mean([len(sample.response.token_ids) for sample in firsts])),
         "rollout/empty": sum(not sample.response.text.strip() for sample in firsts),
         "rollout/truncated": sum(not sample.response.finished for sample in generated),
