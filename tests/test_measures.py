@@ -81,9 +81,12 @@ def test_the_command_writes_the_card_too(tiny_folder, tmp_path, monkeypatch, cap
     """Everything but the training itself is real; 18 queries are one of each kind and level."""
     made = []
 
-    def copy(out, settings) -> None:
+    def copy(out, settings, resume) -> float:
         made.append(settings)
+        assert not resume
         shutil.copytree(tiny_folder, out)
+        (out / pretrain.STATE).touch()
+        return 100.0
 
     monkeypatch.setattr(pretrain, "pretrain_tiny", copy)
     monkeypatch.setattr(base, "TEST_QUERIES", 18)
@@ -92,7 +95,8 @@ def test_the_command_writes_the_card_too(tiny_folder, tmp_path, monkeypatch, cap
     assert [(settings.size, settings.steps) for settings in made] == [("4m", 7)]
     card = (out / "README.md").read_text(encoding="utf-8")
     assert f"\n    rethinker pretrain-tiny --out {out} --size 4m --steps 7 --seed 0 --threads 1\n" in card
-    assert "Seed 0, 7 steps in 0 minutes on 1 CPU thread." in card
+    assert "Seed 0, 7 steps in 2 minutes on 1 CPU thread." in card
     assert "Measured on the 18 test queries" in card
     assert "(1 queries per cell)" in card
+    assert not (out / pretrain.STATE).exists()
     assert "accuracy of the first pass 0.000" in capsys.readouterr().out

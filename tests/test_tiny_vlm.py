@@ -11,6 +11,7 @@ import pytest
 import torch
 from bounds import EXACT, PIXELS, in_float64, rounding
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from rethinker.config import ModelConfig
@@ -34,6 +35,8 @@ from rethinker.tiny.curriculum import (
 )
 from rethinker.tiny.model import SPECIAL_TOKENS, equal_size_pixels, tiny_model, tiny_processor, train_tokenizer
 from rethinker.tiny.pretrain import (
+    STATE,
+    Pretraining,
     cycle_ends,
     decision_loss,
     make_optimizers,
@@ -282,6 +285,46 @@ def test_training_learns_and_repeats_exactly(tmp_path: Path) -> None:
         assert supervised_loss(one, batch) / tokens < start - 0.3
     with pytest.raises(ValueError, match="at least 1"):
         pretrain_tiny(tmp_path / "none", PretrainSettings(steps=0))
+
+
+SHORT = PretrainSettings(
+    steps=6,
+    cycles=(CYCLES[0], replace(CYCLES[1], begin=3)),
+    batch_size=4,
+    tokenizer_traces=200,
+    warmup_steps=2,
+    save_every=1,
+)
+
+
+@pytest.mark.parametrize("last", [1, 3, 4])  # within a cycle, where the next begins, and within that
+def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch, last) -> None:
+    pretrain_tiny(tmp_path / "whole", SHORT)
+    save = Pretraining.save
+
+    def stop(training: Pretraining) -> None:
+        save(training)
+        if training.step == last:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Pretraining, "save", stop)
+        pretrain_tiny(tmp_path / "stopped", SHORT)
+    before = torch.load(tmp_path / "stopped" / STATE)["seconds"]
+    assert pretrain_tiny(tmp_path / "stopped", replace(SHORT, save_every=100), resume=True) > before > 0
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_training_is_resumed_with_its_own_settings_only(tmp_path: Path) -> None:
+    pretrain_tiny(tmp_path, replace(SHORT, steps=1))
+    with pytest.raises(
+        ValueError, match=r"pretraining.pt has other settings: steps was 1, now 6; resume with those, or"
+    ):
+        pretrain_tiny(tmp_path, SHORT, resume=True)
+    state = (tmp_path / STATE).stat().st_mtime_ns
+    pretrain_tiny(tmp_path, replace(SHORT, steps=1), resume=True)  # there is nothing left to do
+    assert (tmp_path / STATE).stat().st_mtime_ns == state
 
 
 def test_every_weight_has_one_optimiser_and_muon_takes_matrices(model) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,8 +43,9 @@ def make_data(
     option("--steps", type=int, help="optimizer steps (default: those of the committed checkpoint)"),
     option("--seed", type=int, default=0),
     option("--threads", type=int, default=2, help="CPU threads (default: %(default)s)"),
+    option("--resume", action="store_true", help="go on with the one in this folder that was stopped, if there is one"),
 )
-def pretrain_tiny(out: Path, size: str, steps: int | None, seed: int, threads: int) -> int:
+def pretrain_tiny(out: Path, size: str, steps: int | None, seed: int, threads: int, resume: bool) -> int:
     import torch
 
     from rethinker.tiny import pretrain
@@ -57,9 +57,7 @@ def pretrain_tiny(out: Path, size: str, steps: int | None, seed: int, threads: i
     settings = PretrainSettings(size=size, seed=seed)
     if steps is not None:
         settings = replace(settings, steps=steps)
-    started = time.monotonic()
-    pretrain.pretrain_tiny(out, settings)
-    minutes = (time.monotonic() - started) / 60
+    minutes = pretrain.pretrain_tiny(out, settings, resume) / 60
     plural = "s" if threads > 1 else ""
     options = {"out": out, "size": size, "steps": steps, "seed": seed, "threads": threads}
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
@@ -69,6 +67,7 @@ def pretrain_tiny(out: Path, size: str, steps: int | None, seed: int, threads: i
         seed=seed,
         made=f"{settings.steps:,} steps in {minutes:.0f} minutes on {threads} CPU thread{plural}",
     )
+    (out / pretrain.STATE).unlink(missing_ok=True)  # it has done its work
     first, forced = measures.first_sampled, measures.forced_sampled
     print(f"written: {out}; accuracy of the first pass {first:.3f}, after a forced second look {forced:.3f}")
     return 0

@@ -54,7 +54,7 @@ class PretrainSettings:
     final_rate: float = 0.03  # of the learning rate, at the end of a cycle
     clip_norm: float = 1.0
     tokenizer_traces: int = 20_000
-    save_every: int = 300  # steps
+    save_every: int = 100  # steps
 
 
 class TraceBatches:
@@ -70,6 +70,15 @@ class TraceBatches:
             sorted({i for parts in answers for i in tokenize_trace(self._tokenizer, parts)[0]})
         )
         self._prompts: dict[str, str] = {}
+
+    @property
+    def random_state(self) -> tuple[Any, ...]:
+        """All that the next batches depend on beside the settings."""
+        return self._rng.getstate()
+
+    @random_state.setter
+    def random_state(self, state: tuple[Any, ...]) -> None:
+        self._rng.setstate(state)
 
     def step(self, cycle: Cycle) -> list[dict[str, torch.Tensor]]:
         """One optimiser step's micro-batches as ``cycle`` wants them.

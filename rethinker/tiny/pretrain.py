@@ -6,15 +6,20 @@ and can when made to; this base is built to have the same three habits (``datase
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, smooth_l1_loss
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLForConditionalGeneration
 
+from rethinker.rundir.atomic import atomic_write_bytes
 from rethinker.tiny.curriculum import IGNORED, Cycle, PretrainSettings, TraceBatches, tokenizer_corpus
 from rethinker.tiny.model import (
     save_policy,
@@ -25,30 +30,35 @@ from rethinker.tiny.model import (
 
 log = logging.getLogger(__name__)
 
+STATE = "pretraining.pt"  # beside the weights: what a stopped training needs to go on
 DECISION_WEIGHT = 0.1  # of the loss on a decision to continue, beside 1 for any other token's
 
 
-def pretrain_tiny(out: str | Path, settings: PretrainSettings | None = None) -> None:
-    """Train the tiny VLM from nothing and write it to ``out`` as a Hugging Face folder.
+def pretrain_tiny(out: str | Path, settings: PretrainSettings | None = None, resume: bool = False) -> float:
+    """Train the tiny VLM from nothing and write it to ``out`` as a Hugging Face folder; the seconds that took in all.
 
-    It is written every ``save_every`` steps as well. Uses PyTorch's current number of threads. The same settings on the
-    same machine give the same weights.
+    It is written every ``save_every`` steps as well, with ``STATE``: a resumed training goes on there, and gives the
+    weights of one that was not stopped. Uses PyTorch's current number of threads. The same settings on the same machine
+    give the same weights.
 
     Raises:
-        ValueError: ``steps`` or ``batch_size`` is not positive, the first cycle does not begin at 0, or no such size.
+        ValueError: ``steps`` or ``batch_size`` is not positive, the first cycle does not begin at 0, no such size, or
+            what is to be resumed has other settings.
     """
     settings = settings or PretrainSettings()
     if settings.steps < 1 or settings.batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1, got {settings.steps} and {settings.batch_size}")
     if settings.cycles[0].begin != 0:
         raise ValueError(f"the first cycle must begin at step 0, not {settings.cycles[0].begin}")
-    folder = Path(out)
-    processor = tiny_processor(train_tokenizer(tokenizer_corpus(settings.tokenizer_traces, settings.seed)))
-    model = tiny_model(processor.tokenizer, settings.seed, settings.size)
-    log.info("%d parameters, %d tokens of vocabulary", model.num_parameters(), len(processor.tokenizer))
-    batches = TraceBatches(processor, settings)
+    training = Pretraining(Path(out), settings)
+    log.info("%d parameters", training.model.num_parameters())
+    if resume and training.state_file.exists():
+        training.load()
+        log.info("resumed after step %d", training.step)
     for cycle, end in cycle_ends(settings):
-        train_cycle(model, processor, batches, settings, cycle, end, folder)
+        if training.step < end:
+            training.train_cycle(cycle, end)
+    return training.seconds
 
 
 def cycle_ends(settings: PretrainSettings) -> list[tuple[Cycle, int]]:
@@ -57,31 +67,83 @@ def cycle_ends(settings: PretrainSettings) -> list[tuple[Cycle, int]]:
     return list(zip(begun, [*(cycle.begin for cycle in begun[1:]), settings.steps], strict=True))
 
 
-def train_cycle(
-    model: Qwen2_5_VLForConditionalGeneration,
-    processor: Qwen2_5_VLProcessor,
-    batches: TraceBatches,
-    settings: PretrainSettings,
-    cycle: Cycle,
-    end: int,
-    folder: Path,
-) -> None:
-    """The steps from ``cycle.begin`` to ``end``, saved every ``save_every`` steps and at the end."""
-    begin = cycle.begin
-    optimizers = make_optimizers(model, cycle.learning_rate)
-    started, smooth = time.monotonic(), 0.0
-    model.train()
-    for step in range(begin + 1, end + 1):
-        rate = cycle.learning_rate * rate_factor(step - begin, end - begin, settings)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
+class Pretraining:
+    """The model, what it is trained on, and how far it is."""
+
+    def __init__(self, folder: Path, settings: PretrainSettings) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.processor = tiny_processor(train_tokenizer(tokenizer_corpus(settings.tokenizer_traces, settings.seed)))
+        self.model = tiny_model(self.processor.tokenizer, settings.seed, settings.size)
+        self.batches = TraceBatches(self.processor, settings)
+        self.step = 0  # those done
+        self.seconds = 0.0  # of training, before it was stopped too
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._optimizer_states: list[dict[str, Any]] = []  # as read from a file
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / STATE
+
+    def train_cycle(self, cycle: Cycle, end: int) -> None:
+        """The steps of ``cycle`` that are left up to ``end``, saved every ``save_every`` steps and at the end."""
+        begin, settings = cycle.begin, self.settings
+        self._optimizers = make_optimizers(self.model, cycle.learning_rate)
+        if self.step > begin:
+            for optimizer, state in zip(self._optimizers, self._optimizer_states, strict=True):
+                optimizer.load_state_dict(state)
+        started, smooth = time.monotonic() - self.seconds, None
+        self.model.train()
+        while self.step < end:
+            self.step += 1
+            rate = cycle.learning_rate * rate_factor(self.step - begin, end - begin, settings)
+            for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
                 group["lr"] = rate
-        loss = train_step(model, optimizers, batches.step(cycle), settings.clip_norm, cycle.hold_decision)
-        smooth = loss if step == begin + 1 else 0.95 * smooth + 0.05 * loss
-        if step % 50 == 0 or step == begin + 1:
-            log.info("step %d loss %.3f rate %.1e seconds %.0f", step, smooth, rate, time.monotonic() - started)
-        if step % settings.save_every == 0 or step == end:
-            save_policy(folder, model, processor)
+            batches = self.batches.step(cycle)
+            loss = train_step(self.model, self._optimizers, batches, settings.clip_norm, cycle.hold_decision)
+            self.seconds = time.monotonic() - started
+            first, smooth = smooth is None, loss if smooth is None else 0.95 * smooth + 0.05 * loss
+            if first or self.step % 50 == 0:
+                log.info("step %d loss %.3f rate %.1e seconds %.0f", self.step, smooth, rate, self.seconds)
+            if self.step % settings.save_every == 0 or self.step == end:
+                self.save()
+
+    def save(self) -> None:
+        """Write the Hugging Face folder, then how to go on from it."""
+        save_policy(self.folder, self.model, self.processor)
+        state = {
+            "settings": _settings_record(self.settings),
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "random": self.batches.random_state,
+        }
+        file = io.BytesIO()
+        torch.save(state, file)
+        atomic_write_bytes(self.state_file, file.getvalue())
+
+    def load(self) -> None:
+        """Go back to what ``save`` wrote. Raises ValueError if that had other settings."""
+        state = torch.load(self.state_file, weights_only=True)
+        before, now = json.loads(state["settings"]), json.loads(_settings_record(self.settings))
+        other = [
+            f"{name} was {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value
+        ]
+        if other:
+            raise ValueError(
+                f"{self.state_file} has other settings: {'; '.join(other)}; resume with those, or remove it"
+            )
+        self.model.load_state_dict(state["model"])
+        self.batches.random_state = state["random"]
+        self.step, self.seconds, self._optimizer_states = state["step"], state["seconds"], state["optimizers"]
+
+
+def _settings_record(settings: PretrainSettings) -> str:
+    """What decides the weights, as JSON."""
+    record = dataclasses.asdict(settings)
+    del record["save_every"]
+    return json.dumps(record)
 
 
 def train_step(
