@@ -27,6 +27,7 @@ from rethinker.tiny.model import (
     tiny_processor,
     train_tokenizer,
 )
+from rethinker.tiny.muon import Muon
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +240,7 @@ def make_optimizers(model: torch.nn.Module, learning_rate: float) -> list[torch.
         matrix = weight.ndim == 2 and "embed" not in name and "lm_head" not in name
         (hidden if matrix else rest).append(weight)
     return [
-        torch.optim.Muon(hidden, lr=learning_rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        Muon(hidden, lr=learning_rate, weight_decay=0.01, momentum=0.95),
         torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
