@@ -10,6 +10,7 @@ from rethinker.grading import grade_many
 from rethinker.policy.loading import load_policy
 from rethinker.tiny import measures as base
 from rethinker.tiny import pretrain
+from rethinker.tiny.curriculum import PretrainSettings
 from rethinker.tiny.measures import measure_base, model_card
 from rethinker.types import Query, Response
 
@@ -56,7 +57,9 @@ def test_every_share_by_hand(policy) -> None:
     assert measures.right_to_wrong_resampled == 1
     assert (measures.reflection, measures.finished) == (0, 1)
     assert measures.table.values.tolist() == [["sum", 1, 1, 0.25, 1.0, 1.0], ["sum", 2, 1, 0.0, 0.0, 0.0]]
-    card = model_card(measures, shape="three parameters", command="make it", seed=3, made="at once", data="two queries")
+    about = {"shape": "three parameters", "command": "make it", "made": "at once", "data": "two queries"}
+    card = model_card(measures, PretrainSettings(seed=3), **about)
+    assert "Up to step 3,800 the decision" in card and "near -10 where" in " ".join(card.split())
     assert "architecture with three parameters, its" in card and "    make it\n" in card
     assert "| wrong → right, forced (independent second sample) | 0.429 (0.143) |" in card
     assert "| sum | 0.25 → 1.00 | 0.00 → 0.00 |" in card
@@ -98,5 +101,8 @@ def test_the_command_writes_the_card_too(tiny_folder, tmp_path, monkeypatch, cap
     assert "Seed 0, 7 steps in 2 minutes on 1 CPU thread." in card
     assert "Measured on the 18 test queries" in card
     assert "(1 queries per cell)" in card
+    assert "The decision to take a second look carries none." in " ".join(card.split()) and "3,800" not in card
     assert not (out / pretrain.STATE).exists()
     assert "accuracy of the first pass 0.000" in capsys.readouterr().out
+    assert cli.main(["pretrain-tiny", "--out", str(out), "--resume"]) == 0 and len(made) == 1
+    assert "is finished; without --resume it is made again" in capsys.readouterr().out

@@ -28,6 +28,7 @@ from rethinker.tiny.curriculum import (
     IGNORED,
     PretrainSettings,
     TraceBatches,
+    cycle_ends,
     draw_puzzle,
     puzzle_query,
     tokenize_trace,
@@ -37,7 +38,6 @@ from rethinker.tiny.model import SPECIAL_TOKENS, equal_size_pixels, tiny_model, 
 from rethinker.tiny.pretrain import (
     STATE,
     Pretraining,
-    cycle_ends,
     decision_loss,
     make_optimizers,
     positions,
@@ -311,6 +311,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypa
         patched.setattr(Pretraining, "save", stop)
         pretrain_tiny(tmp_path / "stopped", SHORT)
     before = torch.load(tmp_path / "stopped" / STATE)["seconds"]
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == [STATE]  # half a model is none
     assert pretrain_tiny(tmp_path / "stopped", replace(SHORT, save_every=100), resume=True) > before > 0
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -322,9 +323,11 @@ def test_a_training_is_resumed_with_its_own_settings_only(tmp_path: Path) -> Non
         ValueError, match=r"pretraining.pt has other settings: steps was 1, now 6; resume with those, or"
     ):
         pretrain_tiny(tmp_path, SHORT, resume=True)
-    state = (tmp_path / STATE).stat().st_mtime_ns
-    pretrain_tiny(tmp_path, replace(SHORT, steps=1), resume=True)  # there is nothing left to do
-    assert (tmp_path / STATE).stat().st_mtime_ns == state
+    weights = tmp_path / "model.safetensors"
+    before, state = weights.read_bytes(), (tmp_path / STATE).stat().st_mtime_ns
+    weights.unlink()
+    pretrain_tiny(tmp_path, replace(SHORT, steps=1), resume=True)  # stopped after its last step
+    assert (tmp_path / STATE).stat().st_mtime_ns == state and weights.read_bytes() == before
 
 
 def test_every_weight_has_one_optimiser_and_muon_takes_matrices(model) -> None:

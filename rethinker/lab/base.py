@@ -52,6 +52,9 @@ def pretrain_tiny(out: Path, size: str, steps: int | None, seed: int, threads: i
     from rethinker.tiny.curriculum import PretrainSettings
     from rethinker.tiny.measures import document_base
 
+    if resume and (out / "README.md").exists() and not (out / pretrain.STATE).exists():
+        print(f"{out} is finished; without --resume it is made again")
+        return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
     settings = PretrainSettings(size=size, seed=seed)
@@ -63,8 +66,8 @@ def pretrain_tiny(out: Path, size: str, steps: int | None, seed: int, threads: i
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     measures = document_base(
         out,
+        settings,
         command=shlex.join(["rethinker", "pretrain-tiny", *given]),
-        seed=seed,
         made=f"{settings.steps:,} steps in {minutes:.0f} minutes on {threads} CPU thread{plural}",
     )
     (out / pretrain.STATE).unlink(missing_ok=True)  # it has done its work

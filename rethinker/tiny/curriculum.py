@@ -57,6 +57,12 @@ class PretrainSettings:
     save_every: int = 100  # steps
 
 
+def cycle_ends(settings: PretrainSettings) -> list[tuple[Cycle, int]]:
+    """The cycles that begin before the last step, each with the step at which it ends."""
+    begun = [cycle for cycle in settings.cycles if cycle.begin < settings.steps]
+    return list(zip(begun, [*(cycle.begin for cycle in begun[1:]), settings.steps], strict=True))
+
+
 class TraceBatches:
     """Endless batches of traces from a seed, as tensors for the model."""
 

@@ -30,6 +30,7 @@ from rethinker.policy.policy import Policy
 from rethinker.rollout.base import RolloutEngine
 from rethinker.rollout.transformers import TransformersEngine
 from rethinker.rundir.atomic import atomic_write_text
+from rethinker.tiny.curriculum import PretrainSettings, cycle_ends
 from rethinker.types import Query, Sampling
 
 TEST_QUERIES = 360
@@ -127,7 +128,9 @@ def _by_kind(plain: pd.DataFrame, forced: pd.DataFrame, plain_greedy: pd.DataFra
     return table.reset_index()
 
 
-def model_card(measures: BaseMeasures, *, shape: str, command: str, seed: int, made: str, data: str) -> str:
+def model_card(
+    measures: BaseMeasures, settings: PretrainSettings, *, shape: str, command: str, made: str, data: str
+) -> str:
     """The README of a base checkpoint (Markdown with the hub's header).
 
     shape: parameters and layers. command: what makes the checkpoint. made: how long that took and where. data: the
@@ -148,11 +151,12 @@ def model_card(measures: BaseMeasures, *, shape: str, command: str, seed: int, m
         ),
         command=command,
         origin=textwrap.fill(
-            f"Seed {seed}, {made}. Python {platform.python_version()}, {versions}. The same command on another machine "
-            "gives a model of the same habits, not the same bits: sums of floating-point numbers depend on processor "
-            "and threads.",
+            f"Seed {settings.seed}, {made}. Python {platform.python_version()}, {versions}. The same command on "
+            "another machine gives a model of the same habits, not the same bits: sums of floating-point numbers "
+            "depend on processor and threads.",
             width=120,
         ),
+        losses=textwrap.fill(_losses(settings), width=120),
         setting=textwrap.fill(
             f"Measured on {data}: one greedy and {m.samples} sampled responses (temperature 1) a query; the second "
             f"look is sampled at temperature {RethinkConfig().temperature}. In parentheses greedy decoding, or an "
@@ -167,6 +171,20 @@ def model_card(measures: BaseMeasures, *, shape: str, command: str, seed: int, m
         finished=f"{m.finished:.3f}",
         table="\n".join(lines),
         per_cell=int(m.table["queries"].min()),
+    )
+
+
+def _losses(settings: PretrainSettings) -> str:
+    """Which tokens carry which loss, of the cycles that were trained."""
+    text = "`rethinker/datasets/world/traces.py` says which tokens carry which loss, and why."
+    held = [cycle for cycle, _ in cycle_ends(settings) if cycle.hold_decision is not None]
+    if not held:
+        return f"{text} The decision to take a second look carries none."
+    begin = f"Up to step {held[0].begin:,} the decision to take a second look carries none; the steps after hold"
+    return (
+        f"{text} {begin} its token (`}}.` and the blank line in one) at a log-probability near "
+        f"-{held[0].hold_decision:g} where an answer ends: rarer than sampling shows, but ahead of everything that no "
+        "answer has there."
     )
 
 
@@ -185,7 +203,7 @@ def shape_in_words(model: PreTrainedModel) -> str:
     )
 
 
-def document_base(folder: str | Path, *, command: str, seed: int, made: str) -> BaseMeasures:
+def document_base(folder: str | Path, settings: PretrainSettings, *, command: str, made: str) -> BaseMeasures:
     """Measure the checkpoint in ``folder`` on drawn test queries and write its ``README.md`` (see ``model_card``).
 
     The queries are those that ``rethinker make-data`` draws by default: seed 0, 360 of them.
@@ -196,7 +214,7 @@ def document_base(folder: str | Path, *, command: str, seed: int, made: str) -> 
         measures = measure_base(TransformersEngine(policy), policy, queries)
     data = f"the {TEST_QUERIES} test queries of the visual-math world with seed 0"
     shape = shape_in_words(policy.model)
-    card = model_card(measures, shape=shape, command=command, seed=seed, made=made, data=data)
+    card = model_card(measures, settings, shape=shape, command=command, made=made, data=data)
     atomic_write_text(Path(folder) / "README.md", card)
     return measures
 
@@ -217,9 +235,7 @@ pipeline_tag: image-text-to-text
 
 {origin}
 
-`rethinker/datasets/world/traces.py` says which tokens carry which loss, and why. Up to step 3,800 the decision to take
-a second look carries none; the steps after hold its token (`}}.` and the blank line in one) at a log-probability near
--10 where an answer ends: rarer than sampling shows, but ahead of everything that no answer has there.
+{losses}
 
 ## What it does
 

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rethinker.rundir.atomic import atomic_write_bytes
-from rethinker.tiny.curriculum import IGNORED, Cycle, PretrainSettings, TraceBatches, tokenizer_corpus
+from rethinker.tiny.curriculum import IGNORED, Cycle, PretrainSettings, TraceBatches, cycle_ends, tokenizer_corpus
 from rethinker.tiny.model import (
     save_policy,
     tiny_model,
@@ -31,16 +31,16 @@ from rethinker.tiny.muon import Muon
 
 log = logging.getLogger(__name__)
 
-STATE = "pretraining.pt"  # beside the weights: what a stopped training needs to go on
+STATE = "pretraining.pt"  # in the folder, until the model is there: what a stopped training needs to go on
 DECISION_WEIGHT = 0.1  # of the loss on a decision to continue, beside 1 for any other token's
 
 
 def pretrain_tiny(out: str | Path, settings: PretrainSettings | None = None, resume: bool = False) -> float:
     """Train the tiny VLM from nothing and write it to ``out`` as a Hugging Face folder; the seconds that took in all.
 
-    It is written every ``save_every`` steps as well, with ``STATE``: a resumed training goes on there, and gives the
+    It is written at the end, and ``STATE`` every ``save_every`` steps: a training is resumed from it, and gives the
     weights of one that was not stopped. Uses PyTorch's current number of threads. The same settings on the same machine
-    give the same weights.
+    with the same number of threads give the same weights.
 
     Raises:
         ValueError: ``steps`` or ``batch_size`` is not positive, the first cycle does not begin at 0, no such size, or
@@ -54,18 +54,13 @@ def pretrain_tiny(out: str | Path, settings: PretrainSettings | None = None, res
     training = Pretraining(Path(out), settings)
     log.info("%d parameters", training.model.num_parameters())
     if resume and training.state_file.exists():
-        training.load()
+        training.resume()
         log.info("resumed after step %d", training.step)
     for cycle, end in cycle_ends(settings):
         if training.step < end:
             training.train_cycle(cycle, end)
+    save_policy(training.folder, training.model, training.processor)
     return training.seconds
-
-
-def cycle_ends(settings: PretrainSettings) -> list[tuple[Cycle, int]]:
-    """The cycles that begin before the last step, each with the step at which it ends."""
-    begun = [cycle for cycle in settings.cycles if cycle.begin < settings.steps]
-    return list(zip(begun, [*(cycle.begin for cycle in begun[1:]), settings.steps], strict=True))
 
 
 class Pretraining:
@@ -110,8 +105,7 @@ class Pretraining:
                 self.save()
 
     def save(self) -> None:
-        """Write the Hugging Face folder, then how to go on from it."""
-        save_policy(self.folder, self.model, self.processor)
+        """Write all that is needed to go on from here."""
         state = {
             "settings": _settings_record(self.settings),
             "step": self.step,
@@ -124,7 +118,7 @@ class Pretraining:
         torch.save(state, file)
         atomic_write_bytes(self.state_file, file.getvalue())
 
-    def load(self) -> None:
+    def resume(self) -> None:
         """Go back to what ``save`` wrote. Raises ValueError if that had other settings."""
         state = torch.load(self.state_file, weights_only=True)
         before, now = json.loads(state["settings"]), json.loads(_settings_record(self.settings))
