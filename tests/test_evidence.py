@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
-from rethinker.config.schema import ConfigError
+from rethinker.config.schema import ConfigError, plain
 from rethinker.evaluation.statistics import over_seeds
 from rethinker.lab.ablation.grid import load_grid
 from rethinker.lab.analysis import choice
@@ -80,7 +80,15 @@ def made_up(effects: dict[str, float], seeds: int = 8, queries: int = 40, noise:
         for seed in range(seeds):
             run = {"grid": "g", "variant": variant, "seed": seed}
             tables["runs"].append(
-                run | {"state": "finished", "settings": f"x={variant}", "tokens": 1000, "steps": 10, "episodes": 10}
+                run
+                | {
+                    "state": "finished",
+                    "settings": f"x={variant}",
+                    "commit": "0123abc",
+                    "tokens": 1000,
+                    "steps": 10,
+                    "episodes": 10,
+                }
             )
             shift = random.normal(0, noise)
             for at in range(11):
@@ -141,7 +149,7 @@ def test_what_is_not_finished_is_not_tested_and_what_has_not_begun_is_named(coll
     assert len(collected.of("episodes", "main", "filter", 1)) == 4
     assert collected.of("tests", "main", "filter", 1).empty
     assert measures.finished_seeds(collected, ("main", "ssr"), ("main", "filter")) == [0]
-    assert collected["runs"]["settings"].tolist()[-1] == "replay.mode=ssr"
+    assert collected["runs"]["settings"].tolist()[-1] == "grpo.clip_low=0.2 replay.mode=ssr"
 
 
 def test_a_sweep_has_its_own_table(collected):
@@ -183,6 +191,33 @@ def test_a_run_whose_folder_is_gone_keeps_its_rows_while_it_is_planned(collected
     }
     assert set(merged.of("queries", "main", "ssr")["samples"]) == {9}
     assert set(merged.of("queries", *gone)["samples"]) != {9}
+
+
+def test_a_run_that_remains_gets_the_words_for_its_settings_of_now(collected):
+    """The grid's file has a variant more, so that its runs differ in a setting more."""
+    new = {name: table.copy() for name, table in collected.items()}
+    new["runs"] = new["runs"].assign(state="not begun", settings="optim.lr=1e-4 replay.mode=?")
+    merged = merge(collected, new)["runs"].set_index(["variant", "seed"])
+    assert set(merged["settings"]) == {"optim.lr=1e-4 replay.mode=?"} and merged.loc[("ssr", 0), "state"] == "finished"
+    new["runs"] = new["runs"].assign(config="other")
+    merged = merge(collected, new)["runs"]
+    assert merged["settings"].tolist() == collected["runs"]["settings"].tolist()
+
+
+def test_a_setting_that_came_later_does_not_change_a_digest():
+    settings = {"name": "x", "seed": 3, "optim": {"lr": 0.5}, "replay": {"mode": "filter"}}
+    first = collect.digest(settings)
+    assert collect.digest(settings | {"name": "y", "seed": 4, "evaluation": {"every_tokens": 0}}) == first
+    assert collect.digest(settings | {"evaluation": {"every_tokens": 7}}) != first
+
+
+def test_every_committed_run_has_the_settings_of_its_grids_file():
+    committed = load(ROOT / "experiments" / "evidence" / "results")["runs"]
+    for name, rows in committed[committed["state"] == "finished"].groupby("grid"):
+        grid = load_grid(ROOT / "experiments" / "evidence" / f"{name.replace('-', '_')}.yaml")
+        there = {(run.label, run.config.seed): collect.digest(plain(run.config)) for run in grid.runs}
+        for row in rows.itertuples():
+            assert there[row.variant, row.seed] == row.config, (name, row.variant, row.seed)
 
 
 def test_the_command_collects_and_checks(runs, tmp_path, monkeypatch, capsys):
@@ -296,12 +331,14 @@ def test_areas_ends_and_tokens_of_straight_lines():
     tables = made_up({"fast": 0.4, "slow": 0.2}, seeds=5, noise=0.0)
     value = {name: effect(tables, name, "g", "fast").value for name in ("validation/area", "validation/end", "updates")}
     assert value["validation/area"] == pytest.approx(0.6) and value["updates"] == 10
-    assert value["validation/end"] == pytest.approx(0.4 + 0.4 * 0.95, abs=0.003)
+    assert value["validation/end"] == pytest.approx(0.4 + 0.4 * 0.95)
     assert effect(tables, "validation/fall", "g", "fast").value == pytest.approx(0.0, abs=1e-9)
-    assert effect(tables, "tokens_to/0.6", "g", "fast").value == pytest.approx(500, abs=6)
+    assert effect(tables, "tokens_to/0.6", "g", "fast").value == pytest.approx(500)
+    assert effect(tables, "tokens_to/0.603", "g", "fast").value == pytest.approx(507.5)  # between two points
+    assert effect(tables, "tokens_to/0.3", "g", "fast").value == 0.0
     assert math.isinf(effect(tables, "tokens_to/0.7", "g", "slow").value)
     # fast reaches slow's end, 0.59, at 475 tokens, where slow needs 950
-    assert effect(tables, "tokens_to_match", "g", "fast", "slow").value == pytest.approx(0.5, abs=0.01)
+    assert effect(tables, "tokens_to_match", "g", "fast", "slow").value == pytest.approx(0.5)
     assert math.isinf(effect(tables, "tokens_to_match", "g", "slow", "fast").value)
     assert effect(tables, "validation/area", "g", "fast", "slow").value == pytest.approx(0.1)
     assert effect(tables, "effective/ratio", "g", "fast").value == pytest.approx(0.2 / 0.47)
@@ -315,6 +352,38 @@ def test_curves_are_cut_where_the_shortest_run_ends():
     assert measures.budget(tables, ("g", "long")) == 1000
     assert measures.budget(tables, ("g", "long"), ("g", "short")) == 500
     assert effect(tables, "validation/end", "g", "long", "short").value == pytest.approx(0.0)
+
+
+def test_updates_can_be_equal_in_place_of_tokens():
+    """As fast by tokens, `few` makes half as many updates, so by update it is twice as fast."""
+    tables = made_up({"many": 0.4, "few": 0.4}, seeds=5, noise=0.0)
+    for name in ("validations", "episodes"):
+        rows = tables[name]
+        tables[name] = rows.assign(step=rows["step"].where(rows["variant"] == "many", rows["step"] / 2))
+    assert effect(tables, "validation/end", "g", "few", "many").value == pytest.approx(0.0)
+    # by update 5 `few` is at its end, and `many` half way: over the last tenth 0.78 and 0.59
+    assert effect(tables, "validation/end@updates", "g", "few", "many").value == pytest.approx(0.78 - 0.59)
+    assert effect(tables, "validation/area@updates", "g", "few", "many").value == pytest.approx(0.6 - 0.5)
+
+
+def test_the_difference_of_two_differences():
+    tables = made_up({"a": 0.4, "b": 0.1, "c": 0.3, "d": 0.2}, seeds=5)
+    one, two = (effect(tables, "test/plain/accuracy", "g", *pair) for pair in (("a", "b"), ("c", "d")))
+    found = effect(tables, "test/plain/accuracy", "g", "a", "b", beyond=("c", "d"))
+    assert found.value == pytest.approx(one.value - two.value) and (found.seeds, found.queries) == (5, 40)
+    part = Part(grid="g", measure="validation/end", of="a", against="b", beyond=("c", "d"), above=0.0)
+    assert part.effect(tables).value == pytest.approx(0.95 * 0.2, abs=0.02) and part.planned(tables) == 5
+    row = {"measure": "m", "grid": "g", "of": "a", "against": "b", "minus": "", "relative": False, "beyond": ("c", "d")}
+    assert words.measured_words(row) == "`m`, g: (a − b) − (c − d)"
+
+
+def test_questions_of_different_worlds_are_not_paired():
+    tables = made_up({"a": 0.3, "b": 0.1}, seeds=2, queries=4)
+    runs = tables["runs"]
+    tables["runs"] = runs.assign(data=runs["variant"].map({"a": "sha256:1", "b": "sha256:2"}))
+    with pytest.raises(ValueError, match=r"different data cannot be paired by question .*g:a: sha256:1; g:b: sha256:2"):
+        effect(tables, "test/plain/accuracy", "g", "a", "b")
+    assert effect(tables, "validation/end", "g", "a", "b").seeds == 2
 
 
 def test_test_accuracy_is_paired_by_seed_and_query():

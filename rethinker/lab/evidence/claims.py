@@ -24,6 +24,7 @@ class Part:
     against: str | None = None  # variant that it is compared with, seed by seed
     minus: str | None = None  # the measure that is subtracted; None: the same
     relative: bool = False  # the ratio instead of the difference
+    beyond: tuple[str, ...] = ()  # another pair (variant, compared with), whose difference is subtracted
     above: float | None = None
     below: float | None = None
     not_below: float | None = None
@@ -38,11 +39,12 @@ class Part:
     def effect(self, tables: Tables) -> Effect:
         """The measured effect, with its interval."""
         pair = (self.grid, self.of, self.against)
-        return effect(tables, self.measure, *pair, minus=self.minus, relative=self.relative)
+        return effect(tables, self.measure, *pair, minus=self.minus, relative=self.relative, beyond=tuple(self.beyond))
 
     def planned(self, tables: Tables) -> int:
         """Seeds that the effect will have when all of the grid's runs are finished."""
-        variants = [(self.grid, self.of)] + ([parse(self.against, self.grid)] if self.against else [])
+        others = [self.against, *self.beyond] if self.against else []
+        variants = [(self.grid, self.of), *(parse(name, self.grid) for name in others)]
         return min(tables.of("runs", *variant)["seed"].nunique() for variant in variants)
 
 
@@ -70,6 +72,8 @@ def read_claims(values: Sequence[dict[str, Any]], grids: Collection[str]) -> lis
         for part in claim.parts:
             if len(part.bounds) != 1:
                 raise ConfigError(f"claim {claim.id}, {part.says!r}: give one of above, below and not_below")
+            if part.beyond and (len(part.beyond) != 2 or not part.against):
+                raise ConfigError(f"claim {claim.id}, {part.says!r}: beyond is a second pair, and needs against")
             if part.grid not in grids:
                 raise ConfigError(f"claim {claim.id}, {part.says!r}: no grid {part.grid!r}")
     return claims
@@ -91,6 +95,7 @@ def judge(tables: Tables, claims: Sequence[Claim]) -> pd.DataFrame:
                 "against": part.against or "",
                 "minus": part.minus or "",
                 "relative": part.relative,
+                "beyond": part.beyond,
                 **found.__dict__,
             }
             rows.append(row | {"side": side, "bound": bound, "verdict": says, "claim_verdict": all_of(verdicts)})

@@ -17,7 +17,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from rethinker.config import RunConfig
 from rethinker.config.repository import find_repository
+from rethinker.config.schema import plain
 from rethinker.lab.ablation.grid import Grid, GridRun
 from rethinker.lab.ablation.origin import origin
 from rethinker.lab.analysis.choice import looks
@@ -27,7 +29,7 @@ from rethinker.rundir.folder import run_state
 from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import Metrics, load_evaluations, load_metrics, load_settings
 
-NOT_BEGUN = {"state": PLANNED, **dict.fromkeys(PROGRESS[1:], 0), "settings": "", **dict.fromkeys(MADE, "")}
+NOT_BEGUN = {"state": PLANNED, **dict.fromkeys(PROGRESS[1:], 0), **dict.fromkeys(MADE, "")}
 
 
 def collect(grids: Iterable[Grid]) -> Tables:
@@ -42,8 +44,8 @@ def collect(grids: Iterable[Grid]) -> Tables:
             raise ValueError(f"two grids are called {grid.name}")
         seen.add(grid.name)
         begun = [run for run in grid.runs if RunDir(run.config.folder).metrics.is_file()]
-        settings = differing({run.config.name: load_settings(run.config.folder) for run in begun})
         sweep = is_sweep(grid)
+        settings = {} if sweep else differing({run.config.name: plain(run.config) for run in grid.runs})
         for run in begun:
             found = sweep_row(grid, run) if sweep else run_tables(grid.name, run)
             about = {"grid": grid.name, "seed": run.config.seed}
@@ -54,10 +56,14 @@ def collect(grids: Iterable[Grid]) -> Tables:
                 rows[name].append(table.assign(**about))
         planned = [run for run in grid.runs if run not in begun] if begun and not sweep else []
         rows["runs"] += [
-            pd.DataFrame([NOT_BEGUN | {"grid": grid.name, "seed": run.config.seed, "variant": run.label}])
+            pd.DataFrame([NOT_BEGUN | _planned(run) | {"grid": grid.name, "settings": settings[run.config.name]}])
             for run in planned
         ]
     return Tables({name: ordered(name, parts) for name, parts in rows.items()})
+
+
+def _planned(run: GridRun) -> dict[str, Any]:
+    return {"seed": run.config.seed, "variant": run.label, "config": digest(plain(run.config))}
 
 
 def is_sweep(grid: Grid) -> bool:
@@ -78,7 +84,7 @@ def run_tables(grid: str, run: GridRun) -> dict[str, pd.DataFrame]:
     facts = read_json(RunDir(folder).provenance)
     about = origin(folder)
     last = timed.iloc[-1] if len(timed) else {"episode": 0, "step": 0, "tokens": 0, "seconds": 0.0}
-    row = {"state": state, "episodes": last["episode"], "steps": last["step"], "settings": ""}
+    row = {"state": state, "episodes": last["episode"], "steps": last["step"]}
     row |= {"tokens": last["tokens"], "seconds": round(float(last["seconds"]), 1)}
     row |= {name: about[name] or "" for name in ("commit", "engine", "data")}
     versions = facts.get("versions", {})
@@ -210,6 +216,11 @@ def _scalar(value: Any) -> str:
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """12 digits that equal settings share, whatever the run is called."""
-    text = json.dumps(_own(settings), sort_keys=True, default=str)
+    """12 digits that equal settings share, whatever the run is called.
+
+    What is at its default is left out: a setting that came later does not change those of runs made before it.
+    """
+    defaults = flat(plain(RunConfig()))
+    own = {key: value for key, value in _own(settings).items() if key not in defaults or value != defaults[key]}
+    text = json.dumps(own, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -10,6 +10,7 @@ from rethinker.lab.evidence.tables import Tables
 HEADINGS = {
     "validation/end": "validation, end",
     "validation/area": "validation, area",
+    "validation/end@updates": "end, equal updates",
     "test/plain/accuracy": "test, plain",
     "test/forced/accuracy": "forced",
     "test/bound/accuracy": "bound",
@@ -26,7 +27,8 @@ class GridPage:
     against: str | None = None
     variants: tuple[str, ...] = ()  # in figures, and first in tables; (): all, by name
     figures: tuple[str, ...] = ()  # keys of drawings.FIGURES
-    measures: tuple[str, ...] = tuple(HEADINGS)
+    measures: tuple[str, ...] = tuple(name for name in HEADINGS if not name.endswith("@updates"))
+    paired: tuple[str, ...] = ()  # further measures, of differences only
 
 
 def shown(tables: Tables, name: str, grid: GridPage, *, every: bool = False) -> list[str]:

@@ -1,8 +1,8 @@
-"""One number per run and measure from the tables: what variants are compared by. All at equal generated tokens.
+"""One number per run and measure from the tables: what variants are compared by, at equal generated tokens or updates.
 
-Variants that are compared are cut at the tokens that every one of their finished runs reached. ``start`` and ``end``
-are the first and the last tenth of that budget; the area under a curve is its mean over the budget, linear between
-points, from the first validation on.
+Variants that are compared are cut at the tokens (with ``@updates``: the updates) that every one of their finished runs
+reached. ``start`` and ``end`` are the first and the last tenth of that budget; the area under a curve is its mean over
+the budget. Curves are linear between validations; metrics of episodes are means over episodes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from rethinker.lab.evidence.tables import Tables
 
 Variant = tuple[str, str]  # a grid's name, and one of its labels
 
-POINTS = 201  # of the token grid
+POINTS = 201  # of the grid of tokens or updates
 TENTH = 0.1
+LAST = round((1 - TENTH) * (POINTS - 1))  # its point where the last tenth begins
 TRAINING = (
     "accuracy",
     "reward",
@@ -48,6 +49,7 @@ MEASURES = {
     "validation/end": "greedy validation accuracy, mean over the last tenth of the budget",
     "validation/area": "mean greedy validation accuracy over the budget (area under the curve)",
     "validation/fall": "best of the running mean over a tenth of the budget, minus its last value: what was lost again",
+    "validation/<...>@updates": "the same at equal updates",
     "updates": "optimizer updates within the budget",
     "<training>/start": "mean of a metric of episodes over the first tenth of the budget, e.g. effective/start",
     "<training>/end": "the same over the last tenth",
@@ -72,23 +74,30 @@ def finished_seeds(tables: Tables, *variants: Variant) -> list[int]:
     )
 
 
-def budget(tables: Tables, *variants: Variant) -> float:
+def axis_of(measure: str) -> str:
+    """What a measure's budget is counted in: the column ``tokens`` or ``step``."""
+    return "step" if measure.endswith("@updates") else "tokens"
+
+
+def budget(tables: Tables, *variants: Variant, axis: str = "tokens") -> float:
     """Tokens that every finished run of the variants has a validation at or after; 0 where none was validated."""
     ends = []
     for variant in variants:
         part = tables.of("validations", *variant)
         part = part[part["seed"].isin(finished_seeds(tables, variant))]
-        ends.append(float(part.groupby("seed")["tokens"].max().min()) if len(part) else 0.0)
+        ends.append(float(part.groupby("seed")[axis].max().min()) if len(part) else 0.0)
     return min(ends)
 
 
-def curves(tables: Tables, grid: str, variant: str, seeds: Sequence[int], most: float) -> np.ndarray:
-    """Validation accuracy on ``POINTS`` equal steps of tokens from 0 to ``most``: seeds x POINTS, linear between."""
+def curves(
+    tables: Tables, grid: str, variant: str, seeds: Sequence[int], most: float, axis: str = "tokens"
+) -> np.ndarray:
+    """Validation accuracy at ``POINTS`` equal steps of tokens from 0 to ``most``: seeds x POINTS, linear between."""
     at = np.linspace(0.0, most, POINTS)
     found = []
     for seed in seeds:
         rows = tables.of("validations", grid, variant, seed).sort_values("episode")
-        found.append(np.interp(at, rows["tokens"], rows["accuracy"]) if len(rows) else np.full(POINTS, math.nan))
+        found.append(np.interp(at, rows[axis], rows["accuracy"]) if len(rows) else np.full(POINTS, math.nan))
     return np.array(found).reshape(len(found), POINTS)
 
 
@@ -98,12 +107,13 @@ def values(tables: Tables, measure: str, grid: str, variant: str, seeds: Sequenc
     ``test/...`` and ``choice/...`` are those at the end of the run, or with ``@STAGE`` behind them at that stage's end.
     NaN where a run has none of it. Raises ValueError for an unknown measure.
     """
+    name = measure
     measure, _, stage = measure.partition("@")
     kind, _, rest = measure.partition("/")
     if kind == "test" and rest.endswith("/accuracy"):
         return _by_query(_at(tables.of("queries", grid, variant), rest.removesuffix("/accuracy"), stage), seeds)
     if kind == "validation" and rest in ("end", "area", "fall"):
-        found = _of_curves(curves(tables, grid, variant, seeds, most), rest).tolist()
+        found = _of_curves(curves(tables, grid, variant, seeds, most, axis_of(name)), rest).tolist()
     elif kind == "test" and rest.partition("/")[2] in TEST:
         mode, _, what = rest.partition("/")
         rows = _at(tables.of("tests", grid, variant), mode, stage)
@@ -120,13 +130,17 @@ def values(tables: Tables, measure: str, grid: str, variant: str, seeds: Sequenc
 
 def _of_curves(found: np.ndarray, what: str) -> np.ndarray:
     if what == "area":
-        return (found[:, 1:] + found[:, :-1]).mean(axis=1) / 2
-    last = found[:, -max(2, round(TENTH * POINTS)) :].mean(axis=1)
+        return mean_height(found)
     if what == "end":
-        return last
-    width = max(1, round(TENTH * POINTS))  # a running mean over a tenth of the budget
+        return mean_height(found[:, LAST:])
+    width = POINTS - LAST  # a running mean over a tenth of the budget
     smooth = np.array([np.convolve(row, np.full(width, 1 / width), mode="valid") for row in found])
     return smooth.max(axis=1) - smooth[:, -1]
+
+
+def mean_height(found: np.ndarray) -> np.ndarray:
+    """Mean of each row's straight lines between equally spaced points."""
+    return (found[:, 1:] + found[:, :-1]).mean(axis=1) / 2
 
 
 def _training(rows: pd.DataFrame, column: str, what: str, most: float) -> float:

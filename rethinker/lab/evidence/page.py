@@ -7,6 +7,7 @@ Names: ``verdicts``, ``claim ID``, ``grid NAME``, ``sweeps``, ``runs``.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pandas as pd
 import yaml
 
 from rethinker.config.schema import ConfigError, build
+from rethinker.lab.ablation.origin import short
 from rethinker.lab.evidence import series
 from rethinker.lab.evidence.bootstrap import Effect
 from rethinker.lab.evidence.claims import Claim, judge, read_claims
@@ -27,6 +29,7 @@ from rethinker.lab.figures.output import render
 from rethinker.lab.figures.style import THEMES, NoData
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
 
+SETTING = re.compile(r"([\w.]+)=(.*?)(?= [\w.]+=|$)")
 MECHANISM = {
     "effective/start": "effective queries, start",
     "effective/end": "end",
@@ -142,6 +145,7 @@ def grid_part(name: str, grid: GridPage, tables: Tables, pictures: str) -> str:
         return "*No run of this grid is finished yet.*"
     spreads = series.spread(tables, name, variants, "test/plain/accuracy").set_index("variant")["sd"]
     rows, how, differences = [], [], []
+    both = [*grid.measures, *grid.paired]
     for variant in variants:
         found = {measure: effect(tables, measure, name, variant) for measure in grid.measures}
         seeds = max((each.seeds for each in found.values()), default=0)
@@ -149,11 +153,11 @@ def grid_part(name: str, grid: GridPage, tables: Tables, pictures: str) -> str:
         rows.append([variant, str(seeds), *_cells(found), spread])
         how.append([variant, *_cells({measure: effect(tables, measure, name, variant) for measure in MECHANISM})])
         if grid.against and variant != grid.against:
-            paired = {measure: effect(tables, measure, name, variant, grid.against) for measure in grid.measures}
+            paired = {measure: effect(tables, measure, name, variant, grid.against) for measure in both}
             if seeds := max(each.seeds for each in paired.values()):
                 differences.append([variant, str(seeds), *_cells(paired, grid.against)])
-    head = [HEADINGS.get(measure, f"`{measure}`") for measure in grid.measures]
-    blocks = [measured(["variant", "seeds", *head, "test: sd of seeds"], rows)]
+    head = [HEADINGS.get(measure, f"`{measure}`") for measure in both]
+    blocks = [measured(["variant", "seeds", *head[: len(grid.measures)], "test: sd of seeds"], rows)]
     if differences:
         blocks.append(
             f"Minus {grid.against}, paired by seed; curves at the pair's equal tokens, tests at the runs' ends:"
@@ -201,6 +205,7 @@ def runs(tables: Tables, plan: Plan) -> str:
         return "*No run has been collected yet.*"
     rows = []
     for name in dict.fromkeys([*plan.grids, *table["grid"]]):
+        own = own_settings(table[table["grid"] == name])
         for variant, part_ in table[table["grid"] == name].groupby("variant"):
             done = part_[part_["state"] == "finished"]
             some = done if len(done) else part_
@@ -209,14 +214,27 @@ def runs(tables: Tables, plan: Plan) -> str:
                 *(f"{some[key].mean():.0f}" for key in ("steps", "episodes")),
             ]
             size = size if some["tokens"].any() else ["–"] * 3
-            rows.append([name, str(variant), f"{len(done)} of {len(part_)}", *size, setting(some)])
-    head = ["grid", "variant", "finished", "tokens", "updates", "episodes", "settings that differ within the grid"]
+            rows.append([name, str(variant), f"{len(done)} of {len(part_)}", *size, own[str(variant)], code(done)])
+    head = ["grid", "variant", "finished", "tokens", "updates", "episodes", "settings unlike most of the grid", "code"]
     return markdown(head, rows)
 
 
-def setting(rows: pd.DataFrame) -> str:
-    text = rows["settings"].iloc[0]
-    return f"`{text}`" if text else ""
+def own_settings(rows: pd.DataFrame) -> dict[str, str]:
+    """variant -> its settings that fewer than half of the grid's variants share, of those in which these differ."""
+    first = rows.groupby("variant")["settings"].first()
+    each = {str(name): dict(SETTING.findall(text)) for name, text in first.items()}
+    counts = Counter(item for settings in each.values() for item in settings.items())
+    rare = {
+        name: [f"{key}={value}" for key, value in settings.items() if 2 * counts[key, value] <= len(each)]
+        for name, settings in each.items()
+    }
+    return {name: f"`{' '.join(words)}`" if words else "" for name, words in rare.items()}
+
+
+def code(rows: pd.DataFrame) -> str:
+    """The commits that the runs were made by, and how many by each."""
+    counts = rows["commit"].map(short).value_counts(sort=False)
+    return ", ".join(f"{commit}{f': {count}' if len(counts) > 1 else ''}" for commit, count in counts.items())
 
 
 def write_all(root: Path) -> list[Path]:

@@ -61,7 +61,7 @@ COLUMNS = {
     "tokens": "generated since the start of the run, thrown-away ones included; tests: a response; queries: sum",
     "seconds": "wall-clock since the start of the run; other runs shared the machine",
     "settings": "what sets the run apart from others of its grid, the seed not counted",
-    "config": "first digits of the SHA-256 of config.yaml without names and folders",
+    "config": "first digits of the SHA-256 of the settings that are not at their default, without names and folders",
     "label, last": "stage whose end was evaluated, and whether it is the run's last one",
     "accuracy": "in validations greedy; in tests pass@1 of the samples, interval over queries; in episodes of y1",
     "second": "share of (queries: number of) sampled responses with a second look, spontaneous or forced",
@@ -147,7 +147,8 @@ def merge(before: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame])
     """The tables with the runs of ``found`` in the place of theirs in ``before``. Of the other runs in ``before`` those
     remain that are still in their grid's file, and those of grids that ``found`` does not have.
 
-    Sweeps are replaced as a whole.
+    Sweeps are replaced as a whole. A run that remains gets the words for its settings as they are now among its grid's
+    runs, if those settings are still its own.
     """
     planned = found["runs"][list(RUN)]
     here = planned[found["runs"]["state"] != PLANNED]
@@ -159,6 +160,11 @@ def merge(before: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame])
             kept = table[(_among(table, planned) | ~table["grid"].isin(set(planned["grid"]))) & ~_among(table, here)]
         new = found[name]
         if name == "runs":
+            known = new.set_index([*RUN, "config"])["settings"]
+            now = [known.get(key) for key in kept[[*RUN, "config"]].itertuples(index=False, name=None)]
+            kept = kept.assign(
+                settings=[old if text is None else text for old, text in zip(kept["settings"], now, strict=True)]
+            )
             new = new[(new["state"] != PLANNED) | ~_among(new, kept)]
         merged[name] = ordered(name, [kept, new])
     return Tables(merged)

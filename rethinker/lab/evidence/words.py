@@ -21,6 +21,8 @@ def measured_words(row: dict[str, Any]) -> str:
     words = f"`{row['measure']}`, {row['grid']}: {row['of']}"
     if not row["against"]:
         return words
+    if row.get("beyond"):
+        return f"`{row['measure']}`, {row['grid']}: ({row['of']} − {row['against']}) − ({' − '.join(row['beyond'])})"
     return f"{words} {sign} {row['against']}{', `' + row['minus'] + '`' if row['minus'] else ''}"
 
 
@@ -35,7 +37,7 @@ def in_words(row: dict[str, Any]) -> str:
     if not (signed or ratio or tokens or NOT_A_SHARE.search(row["measure"])):
         low, high = max(low, 0.0), min(high, 1.0)  # a share's; NaN stays NaN
 
-    def text(number: float) -> str:
+    def text(number: float, end: bool = False) -> str:
         if math.isinf(number):
             return "not reached"
         if tokens:
@@ -43,9 +45,12 @@ def in_words(row: dict[str, Any]) -> str:
         if ratio or row["measure"].startswith(REACH + "/") or NOT_A_SHARE.search(row["measure"]):
             digits = 2 if ratio or not (size := SIZE.search(row["measure"])) else 0 if size[0] == "updates" else 1
             return f"{number:{'+' * (signed and not ratio)}.{digits}f}"
-        return f"{100 * number:{'+' * signed}.1f}"
+        digits = 2 if end and 0 < abs(100 * number) < 0.05 else 1  # "-0.0" would not say on which side of 0 it lies
+        return f"{100 * number:{'+' * signed}.{digits}f}"
 
-    return text(value) if math.isnan(low) or low == math.inf else f"{text(value)} [{text(low)}, {text(high)}]"
+    return (
+        text(value) if math.isnan(low) or low == math.inf else f"{text(value)} [{text(low, True)}, {text(high, True)}]"
+    )
 
 
 def bound_words(row: dict[str, Any]) -> str:
