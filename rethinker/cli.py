@@ -133,16 +133,24 @@ def serve(
     settings("for every run, e.g. optim.lr=3e-5; name= base= seeds=[0,1] slots= baseline= slurm.*= are the grid's own"),
     option("--slots", type=int, help="runs in parallel (default: the grid's)"),
     option("--on", choices=("slurm", "local"), help="submit the runs as jobs by submitit (local: of this machine)"),
+    option("--only", nargs="+", metavar="LABEL", help="run these variants only; the table keeps the others"),
     option("--dry-run", action="store_true", help="check every config and list what would run"),
 )
 def ablate(
-    file: str, overrides: list[str], slots: int | None, on: Literal["slurm", "local"] | None, dry_run: bool
+    file: str,
+    overrides: list[str],
+    slots: int | None,
+    on: Literal["slurm", "local"] | None,
+    only: list[str] | None,
+    dry_run: bool,
 ) -> int:
     from rethinker.lab.ablation.grid import load_grid
     from rethinker.lab.ablation.run import plan, run_grid, save_table
     from rethinker.lab.ablation.table import compare, in_words
 
-    grid = load_grid(file, overrides)
+    # argparse takes settings behind --only for labels, too
+    labels = None if only is None else [item for item in only if "=" not in item]
+    grid = load_grid(file, [*overrides, *(item for item in only or () if "=" in item)], labels)
     if dry_run:
         print(plan(grid).to_string(index=False))
         return 0
@@ -153,7 +161,8 @@ def ablate(
         print(left if on else "stopped and saved; run the same command to resume", file=sys.stderr)
         return 130
     table = save_table(grid)
-    print(in_words(compare(table, grid.baseline)))
+    found = compare(table, grid.baseline)
+    print(in_words(found[found["label"].isin(labels)] if labels else found))
     print(f"written: {grid.folder / 'table.parquet'}, {grid.folder / 'table.csv'}")
     return 0 if set(outcomes.values()) == {"finished"} else 1
 

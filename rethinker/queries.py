@@ -11,10 +11,11 @@ from accelerate.utils import gather_object
 from rich.markup import escape
 
 from rethinker.config import RunConfig
+from rethinker.config.settings import Split
 from rethinker.datasets.drawn import DrawnChecks
 from rethinker.datasets.filters import RowFilter, training_filter
 from rethinker.datasets.io import Dropped, describe_dropped
-from rethinker.evaluation.held_out import Split, checked_when_drawn, read_split
+from rethinker.evaluation.held_out import checked_when_drawn, read_split
 from rethinker.policy.lengths import PromptRoom
 from rethinker.rundir.atomic import atomic_write_text
 from rethinker.rundir.paths import RunDir

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -183,6 +184,27 @@ def test_the_grids_of_the_repository(name, labels, seeds, monkeypatch):
         assert rates == ([1e-5] * 4 if name == "grid_7b" else [1e-4, 5e-5, 5e-5, 5e-5])  # each its better one
 
 
+def test_only_some_variants(tmp_path):
+    """Labels as the table shows them; seeds that are typed are those to run, beside the file's."""
+    axes = {
+        "replay": {"ssr": ["replay.mode=ssr"], "none": ["replay.mode=grpo"]},
+        "q": {"0": [], "5": ["rethink.fraction=0.5"]},
+    }
+    path = write_grid(tmp_path, axes=axes, baseline="none-0")
+    whole = load_grid(path)
+    grid = load_grid(path, only=["none-5", "ssr-0"])
+    wanted = ("ssr-0-s0", "ssr-0-s1", "none-5-s0", "none-5-s1")
+    assert [run.config.name for run in grid.wanted] == [f"small-{name}" for name in wanted]
+    assert whole.wanted == list(whole.runs) == list(grid.runs)
+    grid = load_grid(path, ["seeds=[1,3]"], only=["none-5"])
+    assert [run.config.name for run in grid.wanted] == ["small-none-5-s1", "small-none-5-s3"]
+    assert [run.config.name for run in grid.runs] == [*(run.config.name for run in whole.runs), "small-none-5-s3"]
+    for only, said in ((["ssr", "none-0"], "--only ssr"), ([], "--only")):
+        with pytest.raises(ConfigError) as caught:
+            load_grid(path, only=only)
+        assert str(caught.value) == f"{path}: {said}: the labels are ssr-0, ssr-5, none-0, none-5"
+
+
 # -- running ----------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +229,31 @@ def test_runs_side_by_side_and_once(tmp_path, train):
     ablation.run_grid(more, say=lines.append)
     assert sorted({name for what, name in events(tmp_path)[8:]}) == ["small-filter-s2", "small-ssr-s2"]
     assert len(pd.read_csv(grid.folder / "table.csv")) == 6
+
+
+def test_one_variant_and_seed_is_made_again(tmp_path, train, capsys):
+    """In the place of a lost run; the table keeps all others, also those whose folders are gone."""
+    path = str(write_grid(tmp_path))
+    assert cli.main(["ablate", path]) == 0
+    table = tmp_path / "runs" / "small" / "table.csv"
+    before = pd.read_csv(table)
+    for name in ("ssr-s0", "ssr-s1", "filter-s0"):
+        shutil.rmtree(tmp_path / "runs" / f"small-{name}")
+    capsys.readouterr()
+    assert cli.main(["ablate", path, "--only", "ssr", "seeds=[1]", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(" start ") == 1 and "small-ssr-s1" in out and "small-filter" not in out
+    assert cli.main(["ablate", path, "--only", "ssr", "seeds=[1]"]) == 0
+    assert begun(tmp_path)[4:] == ["small-ssr-s1"]
+    pd.testing.assert_frame_equal(pd.read_csv(table), before)
+    assert cli.main(["ablate", path, "--only", "ssr", "seeds=[3]"]) == 0
+    after = pd.read_csv(table)
+    assert list(after["run"]) == [*before["run"], "small-ssr-s3"] and set(after["state"]) == {"finished"}
+    assert cli.main(["ablate", path, "--only", "filter", "seeds=[0]"]) == 0  # small-ssr-s3 is not of this call
+    assert begun(tmp_path)[5:] == ["small-ssr-s3", "small-filter-s0"]
+    pd.testing.assert_frame_equal(pd.read_csv(table), after)
+    assert cli.main(["ablate", path, "--only", "sr"]) == 2
+    assert "--only sr: the labels are ssr, filter" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_leaves_the_others_alone(tmp_path, train, capsys):

@@ -238,6 +238,7 @@ def test_a_run_made_again_is_compared_row_by_row(collected):
     changed = Tables({name: table.copy() for name, table in collected.items()})
     at = changed["validations"].query("variant == 'ssr' and seed == 0").index[1]
     changed["validations"].loc[at, "accuracy"] += 0.01
+    changed["validations"].loc[at - 1, "accuracy"] += 1e-8  # rounding: not named
     changed["validations"].loc[at, "seconds"] += 5
     (found,) = differences(collected, changed, "main", "ssr", 0)
     assert found.startswith("validations.accuracy: from row 1")
@@ -575,6 +576,17 @@ def test_words_of_effects():
     assert words.in_words(length) == "20.3 [18.0, 21.0]"
     assert words.in_words(length | {"measure": "updates", "against": "b"}) == "+20 [+18, +21]"
     assert words.in_words(tokens | {"value": math.inf, "low": math.inf}) == "not reached"
+
+
+def test_tokens_to_an_accuracy_against_another_are_a_ratio():
+    """As ``effect`` has it: a gets there with half of the tokens."""
+    tables = made_up({"a": 0.4, "b": 0.2}, seeds=5, noise=0.0)
+    row = {"measure": "tokens_to/0.5", "grid": "g", "of": "a", "against": "b", "minus": "", "relative": False}
+    row |= Part("g", "tokens_to/0.5", "a", "b", below=0.6).effect(tables).__dict__
+    assert row["value"] == pytest.approx(0.5, abs=0.01)
+    assert words.in_words(row | {"value": 0.5, "low": 0.4, "high": math.inf}) == "0.50 [0.40, not reached]"
+    assert words.measured_words(row) == "`tokens_to/0.5`, g: a / b"
+    assert words.bound_words(row | {"side": "below", "bound": 0.6}) == "below 0.6"
 
 
 # -- what is committed ------------------------------------------------------------------------------------------------

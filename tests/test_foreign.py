@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from rethinker.config import load_config
@@ -44,6 +45,20 @@ def test_every_row_of_every_split_can_be_used(made: Path, name: str, monkeypatch
         assert all(query.answer.isdecimal() and query.source and query.category for query in queries)
         pictures[use] = {query.images[0] for query in queries}
     assert not pictures["test"] & (pictures["train"] | pictures["validation"])
+
+
+def test_validation_asks_other_questions_about_pictures_that_may_be_trained_on(made: Path):
+    """As its docstring says; the digits' parts are tested by their places."""
+    import make_foreign
+
+    rows = {
+        use: pq.read_table(made / "easy_vqa" / f"questions-{use}.parquet").to_pylist() for use in make_foreign.SPLITS
+    }
+    assert not {row["id"] for row in rows["train"]} & {row["id"] for row in rows["validation"]}
+    parts = {use: {row["picture"].partition("-")[0] for row in found} for use, found in rows.items()}
+    assert parts == {"train": {"train"}, "validation": {"train"}, "test": {"test"}}
+    places = [set(range(*make_foreign.PARTS[use])) for use in make_foreign.SPLITS]
+    assert sum(map(len, places)) == len(set.union(*places)) == 1797
 
 
 def test_the_number_of_an_answer_stands_behind_the_question(made: Path, monkeypatch, tmp_path):

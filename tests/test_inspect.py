@@ -84,6 +84,20 @@ def test_a_data_set_with_other_columns_says_what_it_has(tmp_path: Path, capsys: 
     assert "no column 'answr' in the schema" in capsys.readouterr().err
 
 
+def test_columns_are_those_that_a_run_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Training data with the schema's own columns, beside a test split with others."""
+    (tmp_path / "own.jsonl").write_text('{"qid": "a", "question": "1 + 1?", "answer": "2"}\n', encoding="utf-8")
+    (tmp_path / "other.jsonl").write_text('{"problem": "1 + 2?", "solution": "3"}\n', encoding="utf-8")
+    files = [f"data.train={tmp_path / 'own.jsonl'}", f"data.test={tmp_path / 'other.jsonl'}"]
+    settings = [*files, "data.columns={question: problem, answer: solution}"]
+    (tmp_path / "x.yaml").write_text("data: {columns_of: [test]}\n", encoding="utf-8")
+    command = ["data", "inspect", str(tmp_path / "x.yaml"), *settings, "--out", str(tmp_path / "card")]
+    assert main(command) == 0
+    assert "1 rows, 1 usable" in capsys.readouterr().out
+    assert main([*command, "data.columns_of=[train]"]) == 0
+    assert "1 rows, 0 usable" in capsys.readouterr().out
+
+
 @pytest.mark.long
 def test_39000_rows_are_drawn_from_in_little_memory(tmp_path: Path):
     """The seconds are in experiments/LOG.md."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -350,6 +352,19 @@ def test_commands(config, fake, tmp_path, capsys):
     assert run("tail", tmp_path)[0] == 2 and run("jobs", tmp_path / "nowhere")[0] == 2
     job.files.job_record.unlink()
     assert run("tail", folder)[0] == 2
+
+
+def test_launch_says_that_checkpoints_may_not_find_room(config, fake, tmp_path, capsys, monkeypatch):
+    """Free is what a run needs at least; the tiny VLM's checkpoints need more."""
+    file = tmp_path / "some.yaml"
+    file.write_text(to_yaml(config))
+    fake("episodes")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200 * 2**20))
+        assert cli.main(["launch", str(file)]) == 0
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1 and warnings[0].startswith(f"warning: 200 MiB free on the disk of {tmp_path}; the ")
+    assert Job(config.folder).wait(20).state == "finished"
 
 
 # -- interrupts -------------------------------------------------------------------------------------------------------

@@ -620,6 +620,19 @@ def test_the_command_refuses_nothing(capsys, monkeypatch):
     assert "model.sharding=full" in out
 
 
+def test_a_config_of_servers_is_planned_with_servers(capsys, monkeypatch):
+    """As with --servers, of a number that it chooses and says; never trainer and engine on the same GPUs."""
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = plan(capsys, "rollout.engine=server", "--gpus", "8").splitlines()
+    (said,) = (line for line in lines if line.startswith("Servers: "))
+    number = re.search(r"taken are (\d),", said)
+    assert number and "same GPUs" not in "".join(lines) and f"{number[1]} GPUs are servers" in lines[0]
+    given = plan(capsys, "rollout.engine=server", "--gpus", "8", "--servers", number[1]).splitlines()
+    assert given == [line for line in lines if line != said]
+    small = plan(capsys, "rollout.engine=server", "--gpus", "2", "--gpu", "a100-40", *FULL)
+    assert "1 GPUs are servers" in small and "Does not fit" in small and "gpu_memory_utilization" not in small
+
+
 def test_explain_gives_formulas_with_their_numbers(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     out = plan(capsys, *FULL, "--gpus", "8", "--sharding", "full", "--explain")
@@ -645,6 +658,7 @@ def test_sums_are_those_of_the_parts(capsys, monkeypatch):
         (("--gpu", "h100"), "--gpu h100: known are h100-80, h200-141"),
         (("--gpus", "6", "--nodes", "4"), "every machine has the same number of GPUs"),
         (("--gpus", "2", "--servers", "2"), "needs at least one GPU that trains"),
+        (("rollout.engine=server", "--gpus", "1"), "--gpus 1: with rollout.engine=server a server has 1 to itself"),
         (("model.path=someone/other",), "not one of the known sizes"),
     ],
 )

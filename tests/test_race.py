@@ -113,7 +113,7 @@ def test_a_failed_run_is_no_best_rate_and_is_said(tmp_path: Path):
     add(file, [*diverged, diverged[-1] | {"split": FAILED, "accuracy": math.nan}])
     add(file, a_run("grpo", 100, 1e-4, 0.5, 0.6, 0.6, 0.6))
     table = read(file)
-    assert best_rates(table) == {"grpo": 1e-4} and ("grpo", 100, 4e-4) in finished(table)
+    assert best_rates(table) == {"grpo": 1e-4} and finished(table) == {("grpo", 100, 1e-4)}
     assert sweep_summary(table, {"grpo": "GRPO"}).splitlines()[2] == "| GRPO | **0.600** | – |"
     assert "| 1, 1 failed |" in summary(table[table["lr"] == 4e-4], {"grpo": "GRPO"}, (0.6,))
     add(file, a_run("grpo", 100, 4e-4, 0.5, 0.7, 0.7, 0.7))  # again, in its place
@@ -168,6 +168,9 @@ def test_finished_runs_are_not_repeated(tmp_path: Path):
     assert unfinished(wanted(options), finished(read(options.table)), "race") == groups  # they take turns
     add(options.table, a_run("grpo", 0, 1e-4, 0.5, test=0.5))
     assert unfinished(wanted(options), finished(read(options.table)), "race") == groups[1:]
+    killed = a_run("grpo", 0, 1e-4, 0.5)
+    add(options.table, [*killed, killed[-1] | {"split": "failed", "accuracy": math.nan}])
+    assert unfinished(wanted(options), finished(read(options.table)), "race") == groups  # again, both
     add(tmp_path / "sweep.csv", a_run("grpo", 100, 4e-4, 0.9))
     with pytest.raises(ValueError, match=r"grpo raced at 0\.0001, now it would at 0\.0004"):
         wanted(options)

@@ -12,8 +12,9 @@ the visual-math world's sums. ``sums-<split>.parquet`` has them as bytes, as Hug
 ``half-<split>.parquet`` one of both is printed, as in that world; in ``one-<split>.parquet`` a printed 0 is added to
 one, so that all ten results are equally common.
 
-Training, validation and test queries show different pictures: of easy-VQA the package's own two parts, of the digits
-three parts of the 1,797. The configs beside this file map the columns (``data.columns``).
+Test queries show pictures of their own: of easy-VQA the second of the package's two parts, of the digits the last of
+three parts of the 1,797. The digits' validation does too; easy-VQA's asks questions of the first part that are not
+trained on, about pictures that may be. The configs beside this file map the columns (``data.columns``).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def easy_vqa_rows(sizes: dict[str, int], rng: random.Random) -> Rows:
             rng.shuffle(rows)
         pools[part] = kinds
     found: Rows = {}
-    for split in SPLITS:  # validation: questions of the first part that are not trained on, on pictures that may be
+    for split in SPLITS:  # validation too is of the first part: other questions, on pictures that may be trained on
         pool = pools["test" if split == "test" else "train"]
         found[split] = [pool[kind].pop() for kind in itertools.islice(itertools.cycle(ANSWERS), sizes[split])]
     return found

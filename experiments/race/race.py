@@ -6,7 +6,8 @@ file.
     race.py sweep --start reflecting     from weights that reflect now and then        -> results/sweep-reflecting.csv
     race.py race --start reflecting                                                    -> results/race-reflecting.csv
 
-Runs that are in the table are not repeated; a race's group of methods is, if one of them is missing.
+Finished runs of the table are not repeated, failed ones are; a race's group of methods is, if one of them is missing or
+has failed.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def wanted(options: argparse.Namespace) -> list[list[Run]]:
     missing = [method for method in options.methods if method not in best]
     if missing:
         raise ValueError(f"{options.sweep} has no {', '.join(missing)}: run the sweep first")
-    for method, _, lr in records.finished(records.read(options.table)):
+    for method, _, lr in records.named(records.read(options.table)):
         if method in options.methods and lr != best[method]:
             raise ValueError(
                 f"{options.table}: {method} raced at {lr:g}, now it would at {best[method]:g}; take it out first"
@@ -156,7 +157,7 @@ def unfinished(groups: Iterable[Sequence[Run]], done: set[tuple[str, int, float]
 
 
 def race(groups: Sequence[Sequence[Run]], options: argparse.Namespace, console: Console) -> bool:
-    """All groups, ``options.jobs`` of them at a time; a finished run is in the table at once. True if one failed."""
+    """All groups, ``options.jobs`` of them at a time; a run is in the table as soon as it ends. True if one failed."""
     lock = Lock()
     failures = []
 

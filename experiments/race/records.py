@@ -27,11 +27,11 @@ def read(file: Path) -> pd.DataFrame:
 
 
 def add(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Put a finished run into the table, in place of an earlier one of its name; written anew, sorted."""
+    """Put a run that has ended into the table, in place of an earlier one of its name; written anew, sorted."""
     new = pd.DataFrame(list(rows), columns=list(COLUMNS))
     before = read(file)
     if len(before):
-        before = before[~before[list(RUN)].apply(tuple, axis=1).isin(finished(new))]
+        before = before[~before[list(RUN)].apply(tuple, axis=1).isin(named(new))]
     table = pd.concat([before, new], ignore_index=True) if len(before) else new
     table = table.sort_values([*RUN, "cpu_s", "split"], ascending=[True] * 4 + [False], ignore_index=True)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,12 @@ def add(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def finished(table: pd.DataFrame) -> set[tuple[str, int, float]]:
-    """The runs that are in the table: only whole ones are put there."""
+    """The runs of the table that came to their end: the others are to be run again."""
+    return named(table) - named(table[table["split"] == FAILED])
+
+
+def named(table: pd.DataFrame) -> set[tuple[str, int, float]]:
+    """All runs of the table, those that failed too."""
     return {(str(method), int(seed), float(lr)) for method, seed, lr in table[list(RUN)].itertuples(index=False)}
 
 
@@ -63,7 +68,7 @@ def best_rates(sweep: pd.DataFrame) -> dict[str, float]:
 
 def sweep_scores(sweep: pd.DataFrame) -> dict[str, dict[float, float]]:
     """Of each method and learning rate that none of its runs failed at: the mean of the last evaluations."""
-    failed = {(method, lr) for method, _, lr in finished(sweep[sweep["split"] == FAILED])}
+    failed = {(method, lr) for method, _, lr in named(sweep[sweep["split"] == FAILED])}
     scores: dict[str, dict[float, list[float]]] = {}
     for (method, _, lr), rows in validations(sweep):
         if (method, lr) not in failed:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rethinker.config.schema import option
 
 Sharding = Literal["none", "full", "hybrid"]
+Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class DataConfig:
     # Data with other columns: what each of the schema's is made of, e.g. {question: problem, image: images}; names,
     # templates and constants are explained in rethinker/datasets/columns.py (ours)
     columns: dict[str, Any] = field(default_factory=dict)
-    columns_of: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")  # that have them
+    columns_of: tuple[Split, ...] = ("train", "validation", "test")  # that have them
     # When images, gold answers and the lengths of prompts of data.train are checked: all before the first episode, or
     # those of an episode when it draws them (39,000 rows are open in seconds). What cannot be used is reported and left
     # out either way (ours)
@@ -66,6 +67,10 @@ class DataConfig:
     pass_rate_column: str = "PassRate_7BBase"  # or PassRate_32BTrained: whose responses it was measured on (ViRL39K)
     prompt_suffix: str = ""  # put behind every question (the official code's is in experiments/vl_rethinker_7b.yaml)
     prompt_hint: str = ""  # the paper's reflection hint, which it sets in stage 2 (appendix B.4)
+
+    def columns_for(self, use: Split) -> dict[str, Any] | None:
+        """``columns``, if the data for ``use`` has them."""
+        return self.columns if use in self.columns_of else None
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from rethinker.config import RunConfig, data_source
+from rethinker.config.settings import Split
 from rethinker.datasets.drawn import LEFT_TO_THE_DRAW
 from rethinker.datasets.filters import RowFilter
 from rethinker.datasets.io import Dropped, describe_dropped, load_queries
@@ -23,8 +23,6 @@ from rethinker.rollout import make_engine
 from rethinker.rollout.base import RolloutEngine
 from rethinker.seeding import stable_seed
 from rethinker.types import Query, Sampling
-
-Split = Literal["train", "validation", "test"]
 
 
 def read_split(
@@ -46,15 +44,10 @@ def read_split(
         path,
         split,
         {"train": data.train_limit, "validation": None, "test": data.test_limit}[use],
-        columns=columns_of(config, use),
+        columns=data.columns_for(use),
         keep=keep,
         **options,
     )
-
-
-def columns_of(config: RunConfig, use: Split) -> Mapping[str, Any] | None:
-    """``data.columns``, if the data for ``use`` has them."""
-    return config.data.columns if use in config.data.columns_of else None
 
 
 def checked_when_drawn(config: RunConfig, use: Split) -> bool:

@@ -80,7 +80,7 @@ def _on_test(file: str, overrides: list[str], out: Path | None, label: str) -> i
     check_model(config)
     if config.data.test:
         make_missing([replace(config, data=DataConfig(config.data.test))], lambda text: print(text, file=sys.stderr))
-        check_data("data.test", config.data.test, config.data.columns if "test" in config.data.columns_of else None)
+        check_data("data.test", config.data.test, config.data.columns_for("test"))
     from rethinker.evaluation.held_out import evaluate_checkpoint
 
     result = evaluate_checkpoint(config)

@@ -18,7 +18,8 @@ from rethinker.benchmarks.checkpoint import look_at, outline
 from rethinker.benchmarks.tasks import Task
 from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
-from rethinker.evaluation.held_out import Split, most_images, read_split
+from rethinker.config.settings import Split
+from rethinker.evaluation.held_out import most_images, read_split
 from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import load_outline
 from rethinker.policy.policy import Policy

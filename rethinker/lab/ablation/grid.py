@@ -78,6 +78,12 @@ class Grid:
     slots: int
     baseline: str | None
     slurm: Mapping[str, Any] = field(default_factory=dict)
+    only: frozenset[str] = frozenset()  # names of the runs that are wanted; empty: all are
+
+    @property
+    def wanted(self) -> list[GridRun]:
+        """The runs to be made; the table has the others too."""
+        return [run for run in self.runs if not self.only or run.config.name in self.only]
 
     @property
     def labels(self) -> list[str]:
@@ -85,15 +91,26 @@ class Grid:
         return list(dict.fromkeys(run.label for run in self.runs))
 
 
-def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
+def load_grid(path: str | Path, overrides: Sequence[str] = (), only: Sequence[str] | None = None) -> Grid:
     """The grid of a YAML file. ``overrides``: the keys of ``GridFile`` are its own, others every run's.
 
-    Raises ConfigError for an unreadable file, an unknown key (naming the nearest), a bad value, a setting that is given
-    in two places, two runs of one name, or any run whose config is not valid.
+    ``only``: labels; the other runs are not wanted. Seeds among ``overrides`` are then those that are wanted, beside
+    the file's.
+
+    Raises ConfigError for an unreadable file, an unknown key (naming the nearest) or label, a bad value, a setting that
+    is given in two places, two runs of one name, or any run whose config is not valid.
     """
     try:
-        file, typed = _read(path, overrides)
-        return _resolve(file, typed)
+        grid = _resolve(*_read(path, overrides))
+        if only is None:
+            return grid
+        unknown = [label for label in only if label not in grid.labels]
+        if unknown or not only:
+            raise ConfigError(f"{' '.join(['--only', *unknown])}: the labels are {', '.join(grid.labels)}")
+        wanted = {run.config.name: run for run in grid.runs if run.label in only}
+        whole = _resolve(*_read(path, [item for item in overrides if not item.startswith("seeds=")]))
+        runs = {run.config.name: run for run in whole.runs} | wanted
+        return replace(whole, runs=tuple(runs.values()), only=frozenset(wanted))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -14,7 +14,7 @@ from rethinker.lab.ablation.gpus import check_processes, slot_gpus, visible_gpus
 from rethinker.lab.ablation.grid import Grid
 from rethinker.lab.ablation.origin import CurrentProvenance, mixture
 from rethinker.lab.ablation.slots import RunOutcome, Slots, exclusive
-from rethinker.lab.ablation.table import COLUMNS, run_rows, typed
+from rethinker.lab.ablation.table import COLUMNS, NOT_BEGUN, run_rows, typed
 from rethinker.lab.jobs.files import config_file, is_alive, is_run
 from rethinker.lab.jobs.preflight import make_missing
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
@@ -25,15 +25,17 @@ FINISHED, BUSY = "nothing: finished", "wait: another job writes it"
 
 
 def plan(grid: Grid) -> pd.DataFrame:
-    """One row per run: name, labels, seed, episodes, what would happen (start, resume, wait, nothing), what changed
-    since it was made (code, data; "" for nothing), its settings.
+    """One row per wanted run: name, labels, seed, episodes, what would happen (start, resume, wait, nothing), what
+    changed since it was made (code, data; "" for nothing), its settings.
 
     Raises RunExists if a folder of that name holds a run with other settings.
     """
     rows, now = [], CurrentProvenance()
     for run in grid.runs:
         folder = run.config.folder
-        checkpoint = check_folder(run.config, resume=True)
+        checkpoint = check_folder(run.config, resume=True)  # of the others too: the table is read from them
+        if grid.only and run.config.name not in grid.only:
+            continue
         todo = "resume" if checkpoint else "start"
         if is_alive(folder):
             todo = BUSY
@@ -51,7 +53,7 @@ def plan(grid: Grid) -> pd.DataFrame:
 def run_grid(
     grid: Grid, slots: int | None = None, *, on: Where | None = None, say: Callable[[str], None] = print
 ) -> dict[str, str]:
-    """Run what is left of a grid, then write its table; returns run -> finished, stopped or failed.
+    """Run what is left of a grid's wanted runs, then write its table; returns run -> finished, stopped or failed.
 
     A finished run is loaded, a stopped one is resumed, one that another job writes is waited for (see ``Slots``). A run
     that fails does not stop the others; the end of its log is said when all are done. Ctrl-C or SIGTERM stops all after
@@ -68,8 +70,8 @@ def run_grid(
     _warn(grid, planned["changed since"], say)
     outcomes = dict.fromkeys(planned.index[planned["to do"] == FINISHED], "finished")
     if outcomes:
-        say(f"{len(outcomes)} of {len(grid.runs)} runs: {FINISHED}")
-    left = [run.config for run in grid.runs if run.config.name not in outcomes]
+        say(f"{len(outcomes)} of {len(grid.wanted)} runs: {FINISHED}")
+    left = [run.config for run in grid.wanted if run.config.name not in outcomes]
     count = grid.slots if slots is None else slots
     completed, ended = True, dict[str, RunOutcome]()
     if left and on:
@@ -85,7 +87,7 @@ def run_grid(
         say(f"warning: {differ}")
     if not completed:
         raise KeyboardInterrupt
-    return {run.config.name: outcomes[run.config.name] for run in grid.runs}
+    return {run.config.name: outcomes[run.config.name] for run in grid.wanted}
 
 
 def _run(
@@ -121,7 +123,7 @@ def _warn(grid: Grid, changed: pd.Series, say: Callable[[str], None]) -> None:
         say("warning: neither data.test nor data.validation is set: there will be no accuracy to compare")
     for what, runs in changed[changed != ""].groupby(changed, sort=False):
         say(
-            f"warning: changed since {len(runs)} of {len(grid.runs)} runs were made: {what} ({', '.join(runs.index)}); "
+            f"warning: changed since {len(runs)} of {len(changed)} runs were made: {what} ({', '.join(runs.index)}); "
             "they are used as they are, and made anew where their folders are removed"
         )
 
@@ -143,9 +145,23 @@ def collect(grid: Grid) -> pd.DataFrame:
 
 
 def save_table(grid: Grid) -> pd.DataFrame:
-    """``collect``, written to ``table.parquet`` and ``table.csv`` in the grid's folder."""
-    table, buffer = collect(grid), io.BytesIO()
+    """``collect``, written to ``table.parquet`` and ``table.csv`` in the grid's folder.
+
+    Where not all runs are wanted, the rows that the file has of runs without data now stay in it.
+    """
+    table, buffer, file = collect(grid), io.BytesIO(), grid.folder / "table.parquet"
+    if grid.only and file.is_file():
+        table = _with_rows_of(pd.read_parquet(file), table)
     table.to_parquet(buffer, index=False)
-    atomic_write_bytes(grid.folder / "table.parquet", buffer.getvalue())
+    atomic_write_bytes(file, buffer.getvalue())
     atomic_write_text(grid.folder / "table.csv", table.to_csv(index=False))
     return table
+
+
+def _with_rows_of(before: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the rows that one of ``before`` has of runs that have not begun, or are not in it."""
+    order = {name: at for at, name in enumerate(dict.fromkeys([*table["run"], *before["run"]]))}
+    begun = table.loc[table["state"] != NOT_BEGUN, "run"]
+    kept = before[~before["run"].isin(begun)]
+    both = pd.concat([table[~table["run"].isin(kept["run"])], kept])[list(table.columns)]
+    return typed(both.sort_values("run", key=lambda names: names.map(order), kind="stable", ignore_index=True))

@@ -50,6 +50,7 @@ EPISODE_MEASURES = {
     "tokens/generated": ("last", "tokens generated since the run's start"),
     "seconds": ("last", "wall-clock seconds since the run's start, pauses excluded"),
 }
+NOT_BEGUN = "not begun"  # state of a run without a folder
 PROGRESS = "episodes"  # how many have ended: every run has this row
 VALIDATION = "validation/accuracy"
 TEST = "test/plain/pass@1"
@@ -69,7 +70,7 @@ def run_rows(config: RunConfig) -> list[dict[str, Any]]:
     from ``state`` on. Raises ValueError for a broken file.
     """
     folder = config.folder
-    state = {"state": Job(folder).status().state if is_run(folder) else "not begun"} | origin(folder)
+    state = {"state": Job(folder).status().state if is_run(folder) else NOT_BEGUN} | origin(folder)
     begun = {"stage": "start", "episode": 0, "step": 0}
     if not RunDir(folder).metrics.is_file():
         return [state | begun | {"measure": PROGRESS, "value": 0.0}]

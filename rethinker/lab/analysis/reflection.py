@@ -44,11 +44,6 @@ def _first_responses(run: Path, stamps: tuple[Stamp, ...]) -> pd.DataFrame:
     return rows.astype({"correct": float, "reflects": bool}).reset_index(drop=True)
 
 
-def first_responses(run: str | Path) -> pd.DataFrame:
-    """episode, stage, qid, category, level, correct (0.0 or 1.0), reflects of every y1 of training."""
-    return _first_responses(Path(run), rollout_stamps(run)).copy()
-
-
 def reflection_over_time(run: str | Path, by: str | None = None) -> pd.DataFrame:
     """An episode (and ``by``: category or level): responses, ``reflects`` (their number), ``share``."""
     keys = ["episode", *_split(by), "stage"]

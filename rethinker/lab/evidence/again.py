@@ -21,15 +21,21 @@ def differences(committed: Tables, again: Tables, grid: str, variant: str, seed:
             words.append(f"{name}: {len(first)} rows committed, {len(second)} made again")
             continue
         for column in first.columns.difference(SKIPPED):
-            try:
-                pair = (first[column], second[column])
-                pd.testing.assert_series_equal(*pair, check_dtype=False, rtol=1e-5, atol=1e-6)
-            except AssertionError:
-                hit = first[column].astype(object).fillna("") != second[column].astype(object).fillna("")
-                at = int(hit.to_numpy().argmax())
+            if not _equal(first[column], second[column]):
+                rows = range(len(first))
+                at = next(row for row in rows if not _equal(first[column].iloc[[row]], second[column].iloc[[row]]))
                 words.append(
                     f"{name}.{column}: from row {at}, {first[column][at]} committed, {second[column][at]} again"
                 )
     if not words and committed.of("runs", grid, variant, seed).empty:
         words.append(f"the tables have no run of {grid}, {variant}, seed {seed}")
     return words
+
+
+def _equal(first: pd.Series, second: pd.Series) -> bool:
+    """Whether all values are equal, numbers up to rounding."""
+    try:
+        pd.testing.assert_series_equal(first, second, check_dtype=False, rtol=1e-5, atol=1e-6)
+    except AssertionError:
+        return False
+    return True

@@ -17,7 +17,7 @@ DIFFERENCE = re.compile(rf"(?:^|/)(?:{'|'.join(DIFFERENCES)})(?:$|@)")
 
 def measured_words(row: dict[str, Any]) -> str:
     """Which number it is: "`validation/end`, bare: ssr − grpo"."""
-    sign = "/" if row["relative"] or row["measure"] == MATCH else "−"
+    sign = "/" if _is_ratio(row) else "−"
     words = f"`{row['measure']}`, {row['grid']}: {row['of']}"
     if not row["against"]:
         return words
@@ -32,7 +32,7 @@ def in_words(row: dict[str, Any]) -> str:
     if value is None or math.isnan(value):
         return "–"
     signed = bool(row.get("against") or DIFFERENCE.search(row["measure"]))
-    ratio = bool(row.get("relative")) or row["measure"] == MATCH
+    ratio = _is_ratio(row)
     tokens = row["measure"].startswith(REACH + "/") and not signed
     if not (signed or ratio or tokens or NOT_A_SHARE.search(row["measure"])):
         low, high = max(low, 0.0), min(high, 1.0)  # a share's; NaN stays NaN
@@ -42,7 +42,7 @@ def in_words(row: dict[str, Any]) -> str:
             return "not reached"
         if tokens:
             return short_number(number)
-        if ratio or row["measure"].startswith(REACH + "/") or NOT_A_SHARE.search(row["measure"]):
+        if ratio or NOT_A_SHARE.search(row["measure"]):
             digits = 2 if ratio or not (size := SIZE.search(row["measure"])) else 0 if size[0] == "updates" else 1
             return f"{number:{'+' * (signed and not ratio)}.{digits}f}"
         digits = 2 if end and 0 < abs(100 * number) < 0.05 else 1  # "-0.0" would not say on which side of 0 it lies
@@ -53,10 +53,16 @@ def in_words(row: dict[str, Any]) -> str:
     )
 
 
+def _is_ratio(row: dict[str, Any]) -> bool:
+    """Whether two are divided, as tokens are, not subtracted."""
+    tokens = row["measure"] == MATCH or (bool(row.get("against")) and row["measure"].startswith(REACH + "/"))
+    return bool(row.get("relative")) or tokens
+
+
 def bound_words(row: dict[str, Any]) -> str:
     """ "above 0" as the table's units say it."""
     side, number = row["side"].replace("_", " "), row["bound"]
-    shares = not (row["relative"] or row["measure"] == MATCH or NOT_A_SHARE.search(row["measure"]))
+    shares = not (_is_ratio(row) or row["measure"].startswith(REACH + "/") or NOT_A_SHARE.search(row["measure"]))
     return f"{side} {100 * number:g}" if shares else f"{side} {number:g}"
 
 

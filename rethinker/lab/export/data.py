@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from rethinker.config import RunConfig
+from rethinker.config.settings import Split
 from rethinker.datasets.filters import training_filter
 from rethinker.datasets.io import describe_dropped
-from rethinker.evaluation.held_out import Split, read_split
+from rethinker.evaluation.held_out import read_split
 from rethinker.policy.archive import present
 from rethinker.policy.pictures import animated, open_image
 from rethinker.policy.prompt import IMAGE_PLACEHOLDER, chat_messages

@@ -143,7 +143,7 @@ def make_card(config: RunConfig, *, images: int, tokens: bool) -> tuple[Card, li
             return list(check_golds(golds))
 
         queries, dropped = load_queries(
-            path, split, columns=data.columns, read_images=False, check_golds=read_golds, keep=seen
+            path, split, columns=data.columns_for("train"), read_images=False, check_golds=read_golds, keep=seen
         )
     sample = _sample([query for query in queries if query.images], images)
     faults = {query.qid: fault for query in sample if (fault := _fault(query))}

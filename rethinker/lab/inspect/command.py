@@ -37,7 +37,7 @@ def data(action: str, place: str, overrides: list[str], model: str | None, image
     if model:
         config = replace(config, model=replace(config.model, path=model))
     source = config.data.train
-    check_data("place", source, config.data.columns)
+    check_data("place", source, config.data.columns_for("train"))
     card, queries = make_card(config, images=images, tokens=model is not None)
     print(card)
     out = out or PLACES / re.sub(r"[^\w.-]+", "-", source).strip("-.")

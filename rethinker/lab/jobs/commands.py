@@ -24,7 +24,8 @@ def launch(file: str, overrides: list[str], resume: bool) -> int:
     config = load_config(file, typed=overrides)
     finished = run_state(config.folder) == "finished"
     if not finished:
-        preflight(config)  # the job does so too, but only its log would say so
+        for warning in preflight(config):  # the job checks too, but only its log would say so
+            print(f"warning: {warning}", file=sys.stderr)
     job = start(config, resume=resume or finished)
     if finished:
         print(f"{config.folder} is finished; its report: {RunDir(config.folder).report}")

@@ -15,6 +15,7 @@ from rethinker.config import RunConfig, data_source
 from rethinker.config.paths import is_hub_id
 from rethinker.config.repository import find_repository
 from rethinker.config.schema import ConfigError
+from rethinker.config.settings import Split
 
 GENERATED = Path("data", "generated")  # in the repository: where what is missing is drawn
 DRAWN = ("train.parquet", "validation.parquet", "test.parquet")  # if it has these names, which make_data writes
@@ -36,7 +37,7 @@ def preflight(config: RunConfig) -> list[str]:
     for use, source in _sources(config):
         place = Path(source).absolute()
         if place.parent not in to_draw or place.name not in DRAWN:
-            check_data(f"data.{use}", source, config.data.columns if use in config.data.columns_of else None)
+            check_data(f"data.{use}", source, config.data.columns_for(use))
     check_filter(config)
     return list(check_disk(config, weights))
 
@@ -177,8 +178,12 @@ def make_missing(configs: Iterable[RunConfig], say: Callable[[str], None]) -> No
             ) from error
 
 
-def _sources(config: RunConfig) -> Iterator[tuple[str, str]]:
-    splits = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
+def _sources(config: RunConfig) -> Iterator[tuple[Split, str]]:
+    splits: dict[Split, str | None] = {
+        "train": config.data.train,
+        "validation": config.data.validation,
+        "test": config.data.test,
+    }
     return ((use, source) for use, source in splits.items() if source)
 
 

@@ -77,7 +77,7 @@ def show_report(run: str | Path) -> None:
 
 
 def show_figures(run: str | Path, *names: str, theme: str = "light") -> None:
-    """Figures of a run by their names in ``plots.FIGURES``; where it has no data for one, the reason in words.
+    """Figures of a run by their names in ``catalogue.FIGURES``; where it has no data for one, the reason in words.
 
     ``theme``: "light" or "dark". Raises ValueError for an unknown name or theme.
     """

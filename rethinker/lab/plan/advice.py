@@ -70,6 +70,15 @@ def split(case: Case) -> tuple[Case, list[Seconds]] | None:
     return best, episode(best, stage, packing)
 
 
+def with_servers(case: Case) -> Case:
+    """The case or, where its config wants servers and has no number of them, the best ``split``."""
+    if case.servers or case.config.rollout.engine != "server":
+        return case
+    found = split(case)
+    assert found, "make_case refuses servers without GPUs for them"
+    return found[0]
+
+
 def seconds(case: Case) -> float:
     """Seconds of an episode of the last stage."""
     return total(episode(case, case.stages[-1], case.config.model.forward))

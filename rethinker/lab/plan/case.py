@@ -25,7 +25,8 @@ class Case:
     """A config on GPUs.
 
     ``shards``: ranks that share one copy of the weights. ``servers``: GPUs that run vLLM alone; 0: every GPU trains and
-    generates in turn (colocated).
+    generates in turn (colocated), or, where the config says rollout.engine=server, it is still to be chosen
+    (``advice.with_servers``).
     """
 
     config: RunConfig
@@ -169,6 +170,12 @@ def make_case(
         raise ConfigError(f"--gpus {gpus} --servers {servers}: needs at least one GPU that trains")
     if nodes < 1 or gpus % nodes:
         raise ConfigError(f"--gpus {gpus} --nodes {nodes}: every machine has the same number of GPUs")
+    least = config.rollout.tensor_parallel_size
+    if config.rollout.engine == "server" and not servers and gpus <= least:
+        raise ConfigError(
+            f"--gpus {gpus}: with rollout.engine=server a server has {least} to itself (rollout.tensor_parallel_size) "
+            "and others train; give more, or set rollout.engine=vllm"
+        )
     shape, source = find_shape(config.model.path)
     if prompt_tokens is None:
         prompt_tokens = TEXT_TOKENS + _usual_image(config, shape)

@@ -16,7 +16,12 @@ from rethinker.lab.command_line import CONFIG, command, option, settings
     option("--gpu", default="h100-80", help="their type, e.g. h200-141, a100-80, l40s (default: %(default)s)"),
     option("--nodes", type=int, help="machines (default: as few as eight GPUs each allow)"),
     option("--sharding", choices=("none", "full", "hybrid"), help="of weights over the GPUs (default: model.sharding)"),
-    option("--servers", type=int, default=0, help="GPUs that only generate (default: all train and generate in turn)"),
+    option(
+        "--servers",
+        type=int,
+        default=0,
+        help="GPUs that only generate (default: all train and generate in turn; engine=server: the best number)",
+    ),
     option("--prompt-tokens", type=int, help="mean, images included (default: from the config's pixel limits)"),
     option("--response-tokens", type=int, help="mean (default: 500)"),
     option("--explain", action="store_true", help="also print formulas and assumptions"),

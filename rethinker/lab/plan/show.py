@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rethinker.config import check_trainable
 from rethinker.config.schema import ConfigError
 from rethinker.lab.plan import timing
-from rethinker.lab.plan.advice import failing, faster, repairs, split
+from rethinker.lab.plan.advice import failing, faster, repairs, split, with_servers
 from rethinker.lab.plan.case import Case
 from rethinker.lab.plan.memory import FRAGMENTATION, GIB, WORKSPACE, fits, kv_tokens, longest, moments, offloaded
 from rethinker.lab.plan.timing import Seconds, episode, overlapped, total
@@ -38,12 +38,13 @@ class Page:
 
 def describe(case: Case, source: str, explain: bool = False) -> Page:
     """The plan of a case; ``source`` is where the model's sizes come from."""
+    given, case = case, with_servers(case)
     machines = -(-case.gpus // case.per_node)
     where = f"{case.gpus} x {case.gpu.name}" + (f" on {machines} machines" if machines > 1 else "")
     layout = f"{case.servers} GPUs are servers" if case.servers else "trainer and engine on the same GPUs"
     title = f"{case.config.model.path} on {where}, sharding {case.sharding}, {layout}"
     parts: list[Table | list[str]] = [
-        [COMPUTED, *_model(case, source)],
+        [COMPUTED, *_model(case, source), *_chosen(given, case)],
         _memory(case, explain),
         _room(case),
         _episode(case, explain),
@@ -71,6 +72,15 @@ def _model(case: Case, source: str) -> list[str]:
     except ConfigError as error:
         lines.append(f"As it is this config cannot be trained: {error}.")
     return lines
+
+
+def _chosen(given: Case, case: Case) -> list[str]:
+    if given.servers == case.servers:
+        return []
+    return [
+        f"Servers: rollout.engine=server and no --servers were given; taken are {case.servers}, with which an episode "
+        "is shortest where the next one is generated during training."
+    ]
 
 
 def _memory(case: Case, explain: bool) -> Table:
