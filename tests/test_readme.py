@@ -133,7 +133,11 @@ def test_what_replay_gains():
     assert all(effect(tables, "tokens_to_match", "forced", "ssr", other).low > 0.6 for other in ("grpo", "filter"))
     methods = ("grpo", "filter", "ssr", "dynamic", "dr-grpo")
     bare = [effect(tables, "test/plain/accuracy", "bare", method).value for method in methods]
-    assert f"more than {100 * (max(bare) - min(bare)):.1f} points apart" in " ".join(text.split())
+    words = " ".join(text.split())
+    assert f"held-out means are within {100 * (max(bare) - min(bare)):.1f} points" in words
+    below = effect(tables, "validation/end", "bare", "dynamic", "grpo")
+    assert f"dynamic sampling ends {-100 * below.value:.1f} points below GRPO" in words and below.high < 0
+    assert effect(tables, "validation/end@updates", "forced", "dynamic", "ssr").low > 0.2  # "far ahead"
 
 
 def test_speed_beside_the_peer():
