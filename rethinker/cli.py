@@ -153,8 +153,8 @@ def ablate(
         print(left if on else "stopped and saved; run the same command to resume", file=sys.stderr)
         return 130
     table = save_table(grid)
+    print(f"written: {grid.folder / 'table.parquet'}, {grid.folder / 'table.csv'}")  # also where no comparison follows
     print(in_words(compare(table, grid.baseline)))
-    print(f"written: {grid.folder / 'table.parquet'}, {grid.folder / 'table.csv'}")
     return 0 if set(outcomes.values()) == {"finished"} else 1
 
 
