@@ -16,7 +16,7 @@ from rethinker.lab.figures.catalogue import FIGURES, THEMES, draw
 from rethinker.lab.figures.contrast import contrast, readable
 from rethinker.lab.figures.style import Theme, colors, strength
 from rethinker.lab.report.results import gains
-from rethinker.lab.report.wandb_report import fig7_keys, fig7_words
+from rethinker.lab.report.wandb_report import fig7_keys, fig7_words, headline
 from rethinker.lab.report.write import write_report
 
 HOSTILE = "<script>alert('x')</script><img src=http://example.com/a.png onerror=alert(1)>&amp;"
@@ -106,6 +106,18 @@ def test_one_stage_and_an_image_that_is_gone(tmp_path: Path) -> None:
     ):
         assert text in html
     assert "cannot be read any more" in html
+
+
+def test_a_run_that_a_budget_ended_is_finished(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=(2,), queries=4, held_out=6)
+    (run / "config.yaml").write_text("stages: [{name: reasoner, episodes: 5}]\nbudget: {tokens: 90}\n")
+    for state, words in (
+        ("running", "2 of 5 episodes (not finished) · 8 optimiser steps"),
+        ("finished", "2 episodes (budget used up) · 8 optimiser steps"),
+    ):
+        (run / "status.json").write_text(json.dumps({"state": state}))
+        assert words in write_report(run).read_text(encoding="utf-8")
+        assert f"**run**: {words}" in headline(run)
 
 
 def test_what_is_wrong_stands_at_the_top(tmp_path: Path) -> None:

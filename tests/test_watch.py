@@ -347,6 +347,27 @@ def test_the_notebook_is_renewed_in_place(tmp_path, page):
     assert live.watch(folder, theme="dark").state == "failed"
 
 
+@pytest.mark.parametrize(
+    ("state", "words", "half"),
+    [("finished", "episode 2/4 (budget used up)", False), ("stopped", "episode 2/4", True)],
+)
+def test_a_run_that_a_budget_ended_has_a_full_bar(tmp_path, page, state, words, half):
+    atomic_write_text(tmp_path / "config.yaml", "stages: [{name: a, episodes: 4}]\nbudget: {steps: 4}\n")
+    atomic_write_text(tmp_path / "status.json", json.dumps({"state": state}))
+    for episode in (1, 2):
+        line(tmp_path, episode)
+    text = printed(tmp_path)
+    assert f"{state}  a  {words}  step 0" in text
+    console = Console(width=80, color_system="truecolor", force_terminal=True, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(watch.view(read(tmp_path), 0, console))
+    (bar,) = [row for row in console.export_text(styles=True).splitlines() if "━" in row]
+    assert [part.count("━") for part in bar.split("\x1b[0m") if "━" in part] == ([40, 40] if half else [80])
+    live.watch(tmp_path)
+    head = page.outputs[0][-1].data
+    assert words in head and f'style="width:{50 if half else 100}.0%"' in head
+    assert str(Job(tmp_path).status()) == f"{state}, {words}, a"
+
+
 def test_an_interrupt_ends_the_watching_only(tmp_path, page, monkeypatch):
     folder = tmp_path / "run"
     atomic_write_text(folder / "config.yaml", "name: run\n")

@@ -15,6 +15,7 @@ from rethinker.evaluation.statistics import paired_difference
 from rethinker.lab.analysis import diagnostics
 from rethinker.lab.figures.evaluation import count_range, one_measure
 from rethinker.lab.report.html import percent
+from rethinker.rundir.folder import run_state
 from rethinker.rundir.reader import Metrics, load_settings
 
 
@@ -35,7 +36,12 @@ def progress(run: Path, metrics: Metrics) -> str:
     last = metrics.episodes.iloc[-1]
     planned = sum(int(stage.get("episodes", 1)) for stage in load_settings(run).get("stages") or [])
     done = int(last["episode"])
-    words = [f"{done} episodes" if done >= planned else f"{done} of {planned} episodes (not finished)"]
+    if done >= planned:
+        words = [f"{done} episodes"]
+    elif run_state(run) == "finished":
+        words = [f"{done} episodes (budget used up)"]
+    else:
+        words = [f"{done} of {planned} episodes (not finished)"]
     words.append(f"{int(last['step'])} optimiser steps")
     words.append("stages " + ", ".join(metrics.stages()["stage"]))
     if pd.notna(last["tokens/generated"]):
