@@ -433,6 +433,10 @@ def test_blocks_of_a_report(tmp_path):
     assert plots["Queries by their first responses"].y[0] == "queries/effective"
     assert plots["Validation, greedy"].x == "episode"
     assert plots["Advantages, after"].y == ["advantages/after"]
+    shares = ["replay/effective_before", "replay/effective_after"]  # with a price unanimous groups do not count in them
+    assert [title for title, panel in plots.items() if getattr(panel, "y", None) == shares] == [
+        "Share whose advantage, by correctness, is not zero"
+    ]
     assert "evaluation/start/forced/pass@1" in plots["Held-out accuracy"].metrics
     words = "\n".join(block.text for block in blocks if type(block).__name__ == "MarkdownBlock")
     assert "**run-2**: 4 episodes" in words and "| start | plain |" in words
