@@ -368,6 +368,15 @@ def test_a_run_that_a_budget_ended_has_a_full_bar(tmp_path, page, state, words, 
     assert str(Job(tmp_path).status()) == f"{state}, {words}, a"
 
 
+@pytest.mark.parametrize(("rewards", "bottom"), [((-0.4, None, 0.2), -0.4), ((0.1, 0.2), 0.0), ((None, None), 0.0)])
+def test_negative_rewards_are_on_the_panel(tmp_path, rewards, bottom):
+    """As where many tokens have a price."""
+    for episode, reward in enumerate(rewards, 1):
+        line(tmp_path, episode, **{"reward/mean": reward, "accuracy/first": 0.5})
+    panel, *others = live.charts(read(tmp_path).metrics).figure.axes
+    assert panel.get_ylim() == (bottom, 1.03) and {axis.get_ylim()[0] for axis in others} == {0.0}
+
+
 def test_an_interrupt_ends_the_watching_only(tmp_path, page, monkeypatch):
     folder = tmp_path / "run"
     atomic_write_text(folder / "config.yaml", "name: run\n")

@@ -144,6 +144,7 @@ def charts(metrics: Metrics, theme: Theme = LIGHT) -> Drawing:
                 share_axis(axis, 1.03)
                 legend_below(axis, 3, lines=2)
             _stages(axis, table)
+        reward.set_ylim(bottom=min(0.0, float(table["reward/mean"].min())))  # a price of tokens can make it negative
     return Drawing(
         figure,
         f"Training so far ({len(table)} episodes): mean reward of the trained groups, accuracy of sampled first "
