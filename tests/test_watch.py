@@ -108,7 +108,9 @@ def test_time_left(tmp_path):
         line(tmp_path, episode)
     now = read(tmp_path)
     assert now.seconds_left == 20.0
-    assert replace(now, status=replace(now.status, episodes=2)).seconds_left == 0.0
+    stages = "[{name: a, episodes: 9, overrides: {budget: {steps: 8}}}, {name: b, episodes: 7}]"
+    atomic_write_text(tmp_path / "config.yaml", f"stages: {stages}\nbudget: {{steps: 12}}\n")
+    assert now.seconds_left == 30.0  # an episode of two steps, then two
 
 
 BAD = {

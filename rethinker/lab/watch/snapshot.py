@@ -61,8 +61,8 @@ class Snapshot:
     @property
     def seconds_left(self) -> float | None:
         """``pace.seconds_left`` of the episodes so far."""
-        budget = load_settings(self.folder).get("budget", {}) if len(self.metrics.episodes) else {}
-        return seconds_left(self.metrics.episodes.to_dict("records"), self.status.episodes, budget)
+        episodes = self.metrics.episodes.to_dict("records")
+        return seconds_left(episodes, load_settings(self.folder)) if episodes else None
 
     @cached_property
     def findings(self) -> list[Finding]:
