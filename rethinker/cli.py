@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -161,9 +161,9 @@ def ablate(
         print(left if on else "stopped and saved; run the same command to resume", file=sys.stderr)
         return 130
     table = save_table(grid)
+    print(f"written: {grid.folder / 'table.parquet'}, {grid.folder / 'table.csv'}")  # also where no comparison follows
     found = compare(table, grid.baseline)
     print(in_words(found[found["label"].isin(labels)] if labels else found))
-    print(f"written: {grid.folder / 'table.parquet'}, {grid.folder / 'table.csv'}")
     return 0 if set(outcomes.values()) == {"finished"} else 1
 
 
@@ -192,7 +192,7 @@ def watch(folder: Path, once: bool, every: float, responses: int) -> int:
 def report(folders: list[Path], wandb: bool, publish: bool) -> int:
     if publish and not wandb:
         raise ValueError("--publish is for W&B Reports: add --wandb")
-    runs = _runs(folders)
+    runs = _runs(folders, lambda run: RunDir(run).metrics.exists(), "no episode has ended yet (no metrics.jsonl)")
     for run in runs:
         if not RunDir(run).metrics.exists():
             raise FileNotFoundError(f"{run} is not the folder of a run (no metrics.jsonl)")
@@ -200,17 +200,21 @@ def report(folders: list[Path], wandb: bool, publish: bool) -> int:
     if wandb:
         from rethinker.lab.report.wandb_report import save_report
 
-        address = save_report(runs, publish=publish)
+        lacks = "nothing for a W&B report (tracking.wandb=true records it)"
+        recorded = _runs(folders, lambda run: run in runs and RunDir(run).wandb_id.is_file(), lacks)
+        address = save_report(recorded, publish=publish)
         print(f"W&B report ({'published' if publish else 'draft'}): {address}")
     return 0
 
 
 @command("sync", "Upload to Weights & Biases what runs recorded (tracking.wandb=true) but have not sent yet.", FOLDERS)
 def sync(folders: list[Path]) -> int:
+    from rethinker.lab.wandb.sync import recordings
     from rethinker.lab.wandb.sync import sync as send
 
+    runs = _runs(folders, lambda run: bool(recordings(run)), "nothing was recorded for W&B (tracking.wandb=true)")
     code = 0
-    for done in send(_runs(folders)):
+    for done in send(runs):
         print(done)
         code = 1 if done.cut_short else code
     return code
@@ -269,12 +273,24 @@ def doctor() -> int:
     return print_checks(run_checks())
 
 
-def _runs(folders: Sequence[Path]) -> list[Path]:
-    """The named runs; a folder that is not a run stands for the runs in it."""
+def _runs(folders: Sequence[Path], usable: Callable[[Path], bool], lacks: str) -> list[Path]:
+    """The named runs; a folder that is not a run stands for the usable runs in it, and the others are said.
+
+    Raises FileNotFoundError if nothing is left.
+    """
     runs: list[Path] = []
     for folder in folders:
         inside = sorted(path.parent for path in folder.glob("*/config.yaml"))
-        runs += [folder] if RunDir(folder).config.exists() or not inside else inside
+        if RunDir(folder).config.exists() or not inside:
+            runs.append(folder)
+            continue
+        for run in inside:
+            if usable(run):
+                runs.append(run)
+            else:
+                print(f"skipped: {run}: {lacks}", file=sys.stderr)
+    if not runs:
+        raise FileNotFoundError(f"no run in {', '.join(map(str, folders))} can be used: {lacks}")
     return list(dict.fromkeys(runs))
 
 

@@ -642,6 +642,7 @@ def made_up(values: dict[str, dict[int, float]], measure: str = TEST, state: str
     rows = [
         {"run": f"g-{label}-s{seed}", "label": label, "seed": seed, "state": state, "stage": stage, "episode": episode}
         | {"step": 4 * episode, "measure": measure, "value": part * value, "low": value - 0.1, "high": value + 0.1}
+        | {"planned": "train 2 episodes"}
         | {"n": 40, "queries": 10, "commit": "a" * 40, "engine": "VllmEngine", "processes": 2, "data": "sha256:1"}
         for label, seeds in values.items()
         for seed, value in seeds.items()
@@ -689,9 +690,46 @@ def test_wrong_comparisons():
     with pytest.raises(ValueError, match="baseline 'x': the table has ssr, filter, grpo"):
         compare(made_up(VALUES), "x")
     table = made_up(VALUES)
-    table.loc[(table["run"] == "g-ssr-s1") & (table["stage"] == "train"), "episode"] = 7
-    with pytest.raises(ValueError, match="ssr: its runs ended after 2, 7 episodes"):
+    table.loc[table["run"] == "g-ssr-s1", "planned"] = "train 7 episodes"
+    lengths = r"\(g-ssr-s0: train 2 episodes; g-ssr-s1: train 7 episodes\)"
+    with pytest.raises(ValueError, match=f"ssr: its runs are of different lengths {lengths}: give them the same"):
         compare(table)
+
+
+def test_runs_that_end_by_a_budget_are_compared(tmp_path, capsys):
+    """They end after different numbers of episodes, one of them before its last stage."""
+    stages = "stages=[{name: reasoner, episodes: 9}, {name: rethinker, episodes: 9}]"
+    path = write_grid(tmp_path, common=[f"runs_dir={tmp_path / 'runs'}", "budget.tokens=4000", stages])
+    grid = load_grid(path)
+    for run, lengths in zip(grid.runs, ((2, 1), (2, 3), (1, 2), (3,)), strict=True):
+        write_run(run.config.folder, stages=lengths, queries=6, held_out=8, seed=len(lengths))
+        (run.config.folder / "config.yaml").write_text(to_yaml(run.config))
+        (run.config.folder / "status.json").write_text('{"state": "finished"}')
+        came_from(run.config.folder)
+    assert cli.main(["ablate", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "t over seeds; n = 64, seeds 0, 1" in out and "2 paired by seed" in out
+    table = ablation.collect(grid)
+    limits = "reasoner 9 episodes or budget.tokens=4000, rethinker 9 episodes or budget.tokens=4000"
+    assert set(table["planned"]) == {limits}
+    progress = compare(table).set_index(["label", "measure"])["value"].xs(PROGRESS, level="measure")
+    assert progress.to_dict() == {"ssr": 4.0, "filter": 3.0}
+    assert "Seeds: 0, 1." in figures.draw(table, "table3", baseline="filter").caption
+
+
+def test_the_table_is_named_before_a_comparison_that_fails(tmp_path, capsys):
+    """Here a stage is as long as the seed says."""
+    longer = ["stages=[{name: reasoner, episodes: 2}]", "stages.0.episodes=\\${seed}"]
+    path = write_grid(tmp_path, seeds=[1, 2], common=[f"runs_dir={tmp_path / 'runs'}", *longer])
+    for run in load_grid(path).runs:
+        write_run(run.config.folder, stages=(run.config.seed,), queries=4, held_out=6)
+        (run.config.folder / "config.yaml").write_text(to_yaml(run.config))
+        (run.config.folder / "status.json").write_text('{"state": "finished"}')
+        came_from(run.config.folder)
+    assert cli.main(["ablate", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert "(small-ssr-s1: reasoner 1 episodes; small-ssr-s2: reasoner 2 episodes)" in captured.err
+    assert f"written: {tmp_path / 'runs' / 'small' / 'table.parquet'}" in captured.out
 
 
 @pytest.mark.parametrize("missing", ["no row", "no value"])

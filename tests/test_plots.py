@@ -149,6 +149,16 @@ def test_effective_queries_and_effective_samples_have_different_names(run: Path)
     assert titles[1] == "Effective queries by difficulty"
 
 
+def test_shares_that_leave_out_unanimous_groups_say_by_correctness(run: Path) -> None:
+    """With a price of tokens those have advantages too: the histogram shows them, the shares do not count them."""
+    from rethinker.lab.notebook.live import charts
+
+    assert "whose advantage, by correctness, is not zero" in plots.draw(run, "overview").caption
+    assert "whose advantage, by correctness, is not zero" in charts(diagnostics.load_metrics(run)).caption
+    shares = re.findall(r"not zero, by correctness: \d+% \(.*?\) before, 100% ", plots.draw(run, "advantages").caption)
+    assert len(shares) == 2  # one a stage
+
+
 def test_the_word_of_the_caption_is_one_of_reflection(run: Path) -> None:
     caption = plots.draw(run, "words").caption
     assert re.search(r"“wait” is in \d+% \(95% interval .*\), queries as clusters; diamonds: .*; rings: n =", caption)

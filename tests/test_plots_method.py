@@ -128,7 +128,10 @@ def test_a_trigger_that_knows_the_verdict_is_no_comparison_of_words(run, tmp_pat
 
 
 def test_draws_beside_the_law(tmp_path):
-    """Episode 1, alpha 2: 10 draws for sizes 1, 1, 2 by 1 : 1 : 4. Episode 2, alpha 0: 3 draws alike for 1, 2, 2."""
+    """Episode 1, alpha 2: 10 draws for sizes 1, 1, 2 by 1 : 1 : 4. Episode 2, alpha 0: 3 draws alike for 1, 2, 2.
+
+    In both the group of "all" is all right, and has the advantages that a price of tokens gives: it is never stored.
+    """
     stages = "stages:\n- name: one\n  overrides: {replay: {alpha: 2}}\n- name: two\n  overrides: {replay: {alpha: 0}}\n"
     (tmp_path / "config.yaml").write_text(stages)
     (tmp_path / "rollouts").mkdir()
@@ -136,7 +139,11 @@ def test_draws_beside_the_law(tmp_path):
         (1, "one", (1, -1, 2, 0, None), (1, 2, 7, 0, 0)),
         (2, "two", (1, -2, 2), (0, 1, 2)),
     ):
-        rows = [{"advantage": size, "replays": times} for size, times in zip(sizes, replays, strict=True)]
+        rows = [
+            {"qid": "some", "correct": bool(size and size > 0), "advantage": size, "replays": times}
+            for size, times in zip(sizes, replays, strict=True)
+        ]
+        rows += [{"qid": "all", "correct": True, "advantage": size, "replays": 0} for size in (1, -2, 2)]
         table = pd.DataFrame(
             [dict.fromkeys(ROLLOUT_COLUMNS) | {"episode": episode, "stage": stage} | row for row in rows]
         )
@@ -150,8 +157,9 @@ def test_draws_beside_the_law(tmp_path):
 
 def test_nothing_drawn_is_an_empty_table(tmp_path):
     (tmp_path / "rollouts").mkdir()
-    row = dict.fromkeys(ROLLOUT_COLUMNS) | {"episode": 1, "stage": "one", "advantage": 1.0, "replays": 0}
-    pd.DataFrame([row]).to_parquet(tmp_path / "rollouts" / "episode-00001.parquet")
+    row = dict.fromkeys(ROLLOUT_COLUMNS) | {"episode": 1, "stage": "one", "qid": "x", "replays": 0}
+    rows = [row | {"advantage": advantage, "correct": advantage > 0} for advantage in (1.0, -1.0)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "rollouts" / "episode-00001.parquet")
     assert method_tables.draws_by_advantage(tmp_path).empty
 
 

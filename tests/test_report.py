@@ -15,9 +15,10 @@ from rethinker.evaluation.result import Evaluation, load
 from rethinker.lab.figures.catalogue import FIGURES, THEMES, draw
 from rethinker.lab.figures.contrast import contrast, readable
 from rethinker.lab.figures.style import Theme, colors, strength
-from rethinker.lab.report.results import gains
-from rethinker.lab.report.wandb_report import fig7_keys, fig7_words
+from rethinker.lab.report.results import failure_tables, gains
+from rethinker.lab.report.wandb_report import fig7_keys, fig7_words, headline
 from rethinker.lab.report.write import write_report
+from rethinker.rundir.reader import load_metrics
 
 HOSTILE = "<script>alert('x')</script><img src=http://example.com/a.png onerror=alert(1)>&amp;"
 
@@ -106,6 +107,34 @@ def test_one_stage_and_an_image_that_is_gone(tmp_path: Path) -> None:
     ):
         assert text in html
     assert "cannot be read any more" in html
+
+
+def test_a_run_that_a_budget_ended_is_finished(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=(2,), queries=4, held_out=6)
+    (run / "config.yaml").write_text("stages: [{name: reasoner, episodes: 5}]\nbudget: {tokens: 90}\n")
+    for state, words in (
+        ("running", "2 of 5 episodes (not finished) · 8 optimiser steps"),
+        ("finished", "2 episodes (budget used up) · 8 optimiser steps"),
+    ):
+        (run / "status.json").write_text(json.dumps({"state": state}))
+        assert words in write_report(run).read_text(encoding="utf-8")
+        assert f"**run**: {words}" in headline(run)
+
+
+def test_empty_first_responses_are_counted_among_first_responses(tmp_path: Path) -> None:
+    """Only they are looked at, while responses that are cut can be second looks too."""
+    run = write_run(tmp_path / "run", stages=(1, 2), queries=4, held_out=6)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    empty = {"rollout/empty": 8, "rollout/truncated": 8}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record | empty) + "\n" for record in records))
+    rollouts = [pd.read_parquet(path) for path in sorted(run.glob("rollouts/*.parquet"))[1:]]
+    responses = sum(map(len, rollouts))
+    assert sum((table["pass"] == "first").sum() for table in rollouts) == 2 * 4 * 8 < responses
+    table = failure_tables(run, load_metrics(run))["training"]
+    assert table is not None
+    (cells,) = (dict(zip(table.headers, row, strict=True)) for row in table.rows if row[0] == "rethinker")
+    assert cells["empty first responses"] == ("16", "25.0%")
+    assert cells["cut at the token limit"] == ("16", f"{100 * 16 / responses:.1f}%")
 
 
 def test_what_is_wrong_stands_at_the_top(tmp_path: Path) -> None:

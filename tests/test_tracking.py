@@ -8,7 +8,7 @@ import pytest
 import wandb
 from wandb.sdk.mailbox import MailboxClosedError
 
-from rethinker.config import RunConfig, TrackingConfig
+from rethinker.config import RunConfig, StageConfig, TrackingConfig
 from rethinker.lab.wandb import mirror as wandb_mirror
 from rethinker.rundir.metrics import histogram
 from rethinker.rundir.tracking import Tracker
@@ -114,6 +114,14 @@ def test_progress_line(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "episode    1/1  step     4  accuracy 0.250  reward   –   effective 0.50→  –   buffer     3" in text
     assert "1,234 tokens/s" in text and "left" in text
+
+
+def test_time_left_minds_the_budget_of_the_stage(tmp_path, capsys):
+    stages = (StageConfig("first", 9, {"budget": {"steps": 12}}), StageConfig("second", 5))
+    writer = Tracker(RunConfig(name="run", runs_dir=str(tmp_path), stages=stages))
+    writer.episodes.append({"stage": "first", "episode": 1, "step": 4, "seconds": 100.0})
+    writer.progress(1, 4, EPISODE_LINE)
+    assert "11:40 left" in capsys.readouterr().out  # two more episodes, and five; each takes a hundred seconds
 
 
 class FailingSink:

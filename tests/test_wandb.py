@@ -207,6 +207,22 @@ def test_offline_recordings_are_sent_later(tmp_path, server, image_files, capsys
     no_key_under(tmp_path)
 
 
+def test_a_run_that_recorded_nothing_does_not_stop_a_folder_of_runs(tmp_path, server, image_files, capsys):
+    """Unless it is named itself, or there is no other."""
+    config = run_config(tmp_path / "runs", wandb_responses=0)
+    live(config, range(1, 3), image_files)
+    bare = write_run(tmp_path / "runs" / "bare", stages=(1,), queries=3, held_out=4)
+    assert main(["sync", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr()
+    assert f"skipped: {bare}: nothing was recorded for W&B" in said.err and "1 recording sent" in said.out
+    assert len(server.runs) == 1
+    assert main(["sync", str(tmp_path / "runs"), str(bare)]) == 2
+    assert f"{bare} recorded nothing for W&B" in capsys.readouterr().err
+    config.folder.rename(tmp_path / "elsewhere")
+    assert main(["sync", str(tmp_path / "runs")]) == 2
+    assert f"no run in {tmp_path / 'runs'} can be used: nothing was recorded" in capsys.readouterr().err
+
+
 def test_steps_go_on_after_a_kill(tmp_path, server, image_files):
     """The second process repeats an episode that the first one had recorded after its checkpoint: W&B gets both."""
     config = run_config(tmp_path, wandb_responses=0)
@@ -365,6 +381,22 @@ def test_a_report_arrives(server, finished, capsys):
     no_key_under(finished.parent)
 
 
+def test_runs_without_data_do_not_stop_the_report_of_a_folder(server, finished, capsys):
+    """One has not begun, one was not recorded for W&B."""
+    runs = finished.parent
+    begun, bare = runs / "begun", write_run(runs / "bare", stages=(1,), queries=3, held_out=4)
+    atomic_write_text(begun / "config.yaml", "name: begun\n")
+    assert main(["report", str(runs)]) == 0
+    said = capsys.readouterr()
+    assert said.out.split() == ["written:", str(bare), "written:", str(finished)]
+    assert said.err == f"skipped: {begun}: no episode has ended yet (no metrics.jsonl)\n"
+    assert main(["report", str(runs), "--wandb"]) == 0
+    assert f"skipped: {bare}: nothing for a W&B report" in capsys.readouterr().err
+    assert server.reports[0]["displayName"] == "Rethinker: made-up"
+    assert main(["report", str(runs), str(begun)]) == 2
+    assert f"{begun} is not the folder of a run (no metrics.jsonl)" in capsys.readouterr().err
+
+
 def test_a_run_that_is_not_on_the_server(server, finished, capsys):
     server.runs.clear()
     assert main(["report", str(finished), "--wandb"]) == 2
@@ -433,6 +465,10 @@ def test_blocks_of_a_report(tmp_path):
     assert plots["Queries by their first responses"].y[0] == "queries/effective"
     assert plots["Validation, greedy"].x == "episode"
     assert plots["Advantages, after"].y == ["advantages/after"]
+    shares = ["replay/effective_before", "replay/effective_after"]  # with a price unanimous groups do not count in them
+    assert [title for title, panel in plots.items() if getattr(panel, "y", None) == shares] == [
+        "Share whose advantage, by correctness, is not zero"
+    ]
     assert "evaluation/start/forced/pass@1" in plots["Held-out accuracy"].metrics
     words = "\n".join(block.text for block in blocks if type(block).__name__ == "MarkdownBlock")
     assert "**run-2**: 4 episodes" in words and "| start | plain |" in words

@@ -108,7 +108,9 @@ def test_time_left(tmp_path):
         line(tmp_path, episode)
     now = read(tmp_path)
     assert now.seconds_left == 20.0
-    assert replace(now, status=replace(now.status, episodes=2)).seconds_left == 0.0
+    stages = "[{name: a, episodes: 9, overrides: {budget: {steps: 8}}}, {name: b, episodes: 7}]"
+    atomic_write_text(tmp_path / "config.yaml", f"stages: {stages}\nbudget: {{steps: 12}}\n")
+    assert now.seconds_left == 30.0  # an episode of two steps, then two
 
 
 BAD = {
@@ -345,6 +347,36 @@ def test_the_notebook_is_renewed_in_place(tmp_path, page):
     assert live.watch(folder, every=60, until=1).episode == 1
     os.close(lock)
     assert live.watch(folder, theme="dark").state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "half"),
+    [("finished", "episode 2/4 (budget used up)", False), ("stopped", "episode 2/4", True)],
+)
+def test_a_run_that_a_budget_ended_has_a_full_bar(tmp_path, page, state, words, half):
+    atomic_write_text(tmp_path / "config.yaml", "stages: [{name: a, episodes: 4}]\nbudget: {steps: 4}\n")
+    atomic_write_text(tmp_path / "status.json", json.dumps({"state": state}))
+    for episode in (1, 2):
+        line(tmp_path, episode)
+    text = printed(tmp_path)
+    assert f"{state}  a  {words}  step 0" in text
+    console = Console(width=80, color_system="truecolor", force_terminal=True, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(watch.view(read(tmp_path), 0, console))
+    (bar,) = [row for row in console.export_text(styles=True).splitlines() if "━" in row]
+    assert [part.count("━") for part in bar.split("\x1b[0m") if "━" in part] == ([40, 40] if half else [80])
+    live.watch(tmp_path)
+    head = page.outputs[0][-1].data
+    assert words in head and f'style="width:{50 if half else 100}.0%"' in head
+    assert str(Job(tmp_path).status()) == f"{state}, {words}, a"
+
+
+@pytest.mark.parametrize(("rewards", "bottom"), [((-0.4, None, 0.2), -0.4), ((0.1, 0.2), 0.0), ((None, None), 0.0)])
+def test_negative_rewards_are_on_the_panel(tmp_path, rewards, bottom):
+    """As where many tokens have a price."""
+    for episode, reward in enumerate(rewards, 1):
+        line(tmp_path, episode, **{"reward/mean": reward, "accuracy/first": 0.5})
+    panel, *others = live.charts(read(tmp_path).metrics).figure.axes
+    assert panel.get_ylim() == (bottom, 1.03) and {axis.get_ylim()[0] for axis in others} == {0.0}
 
 
 def test_an_interrupt_ends_the_watching_only(tmp_path, page, monkeypatch):

@@ -207,8 +207,7 @@ def counts(episode: Episode, options: Settings) -> Counter[str]:
 
     ``options``: the settings of its stage, complete.
     """
-    responses = round(_number(episode, "rollout/responses"))
-    firsts = round(responses / (1 + _number(episode, "rethink/forced")))
+    responses, firsts = round(_number(episode, "rollout/responses")), first_responses(episode)
     groups = round(firsts / options["rollout"]["group_size"])
     wrong, right, mixed, after = (
         round(groups * _number(episode, name))
@@ -242,6 +241,11 @@ def counts(episode: Episode, options: Settings) -> Counter[str]:
         rounds=round(_number(episode, "rollout/rounds")),
         skipped=round(_number(episode, "replay/skipped_steps")),
     )
+
+
+def first_responses(episode: Episode) -> int:
+    """Responses of an episode without its forced continuations."""
+    return round(_number(episode, "rollout/responses") / (1 + _number(episode, "rethink/forced")))
 
 
 def of_stage(settings: Settings, stage: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Protocol
 
 import pandas as pd
@@ -130,7 +129,7 @@ class Tracker:
 
     def progress(self, episode: int, step: int, metrics: Mapping[str, Any]) -> None:
         """The episode's line: where the run is and how it does."""
-        left = seconds_left([START, *self.episodes], self.config.episodes, asdict(self.config.budget))
+        left = seconds_left([START, *self.episodes], to_dict(self.config))
         self.say(
             f"episode [bold]{episode:>4}[/]/{self.config.episodes}  step {step:>5}  "
             f"accuracy {metrics['accuracy/first']:.3f}  reward {_number(metrics['reward/mean'])}  "

@@ -8,6 +8,7 @@ the same seed draws the same queries in the same order, so that what the order d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -26,6 +27,7 @@ COLUMNS = {
     "seed": "seed of the run",
     "state": "how the run stands, as its job says: 'starting', 'running', 'stopping', 'finished', 'stopped', 'failed'; "
     "'not begun'",
+    "planned": "what ends the run: the episodes and budgets of its stages",
     "commit": "of the code, of all starts of the run; '+changes': the code was not as committed",
     "engine": "that generated the responses",
     "processes": "that trained",
@@ -70,7 +72,8 @@ def run_rows(config: RunConfig) -> list[dict[str, Any]]:
     from ``state`` on. Raises ValueError for a broken file.
     """
     folder = config.folder
-    state = {"state": Job(folder).status().state if is_run(folder) else NOT_BEGUN} | origin(folder)
+    state = {"state": Job(folder).status().state if is_run(folder) else NOT_BEGUN, "planned": planned(config)}
+    state |= origin(folder)
     begun = {"stage": "start", "episode": 0, "step": 0}
     if not RunDir(folder).metrics.is_file():
         return [state | begun | {"measure": PROGRESS, "value": 0.0}]
@@ -102,6 +105,16 @@ def run_rows(config: RunConfig) -> list[dict[str, Any]]:
     return [state | row for row in rows]
 
 
+def planned(config: RunConfig) -> str:
+    """What ends the run, in words: its stages' episodes, and their budgets where they have some."""
+    words = []
+    for number, stage in enumerate(config.stages):
+        budget = asdict(config.for_stage(number).budget)
+        limits = [f" or budget.{name}={limit}" for name, limit in budget.items() if limit is not None]
+        words.append(f"{stage.name} {stage.episodes} episodes{''.join(limits)}")
+    return ", ".join(words)
+
+
 def typed(table: pd.DataFrame) -> pd.DataFrame:
     """The table with numbers as numbers, also where a column is empty: counts that may be missing, and floats."""
     counts = {name: "Int64" for name in ("processes", "n", "queries", "pairs") if name in table}
@@ -124,13 +137,15 @@ def compare(table: pd.DataFrame, baseline: str | None = None, stage: str | None 
         seeds, ``queries`` the different ones. Intervals of shares end at 0 and 1, those of their differences at -1 and
         1. A difference has an interval where two seeds or more are in both.
 
-    Raises ValueError for a baseline that is not in the table, and for runs of different lengths under one label.
+    Raises ValueError for a baseline that is not in the table, and for runs of one label whose settings end them at
+    different lengths. Where they ended does not count: with a budget it differs from seed to seed, which is fair.
     """
     labels = list(dict.fromkeys(table["label"]))
     if baseline is not None and baseline not in labels:
         raise ValueError(f"baseline {baseline!r}: the table has {', '.join(labels)}")
-    rows = final(table[table["state"] == "finished"], stage)
-    _check_lengths(rows)
+    finished = table[table["state"] == "finished"]
+    _check_lengths(finished)
+    rows = final(finished, stage)
     values = {key: part.set_index("seed")["value"] for key, part in rows.groupby(["label", "measure"])}
     measures = list(dict.fromkeys(rows["measure"]))
     found = []
@@ -155,12 +170,16 @@ def final(table: pd.DataFrame, stage: str | None = None) -> pd.DataFrame:
     return rows.dropna(subset=["value"]).groupby(["run", "measure"], sort=False).tail(1).sort_index()
 
 
-def _check_lengths(rows: pd.DataFrame) -> None:
-    """Raises ValueError if the runs of a label end at different episodes: their means would mix them."""
-    for label, ends in rows.groupby(["label", "run"], sort=False)["episode"].max().groupby("label", sort=False):
-        lengths = sorted({int(end) for end in ends})
-        if len(lengths) > 1:
-            raise ValueError(f"{label}: its runs ended after {', '.join(map(str, lengths))} episodes")
+def _check_lengths(finished: pd.DataFrame) -> None:
+    """Raises ValueError if the runs of a label were to end differently: their means would mix lengths."""
+    for label, part in finished.groupby("label", sort=False):
+        plans = part.groupby("planned", sort=False)["run"].first()
+        if len(plans) > 1:
+            lengths = "; ".join(f"{run}: {plan}" for plan, run in plans.items())
+            raise ValueError(
+                f"{label}: its runs are of different lengths ({lengths}): give them the same stages and budget, or "
+                "another label each"
+            )
 
 
 def _mean(part: pd.DataFrame, measure: str) -> dict[str, Any]:

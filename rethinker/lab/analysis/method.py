@@ -49,10 +49,13 @@ def draws_by_advantage(run: str | Path) -> pd.DataFrame:
     samples, draws with the 95% interval of their number (Wilson's, of their share of all), ``expected``: the draws that
     fell on an episode's own samples, given to them by abs(A) ** alpha with the stage's ``replay.alpha``. That is exact
     where an episode is one step; of several, samples of the first step can be drawn in the later ones too. The last two
-    columns are the same by sample. Empty if nothing was drawn.
+    columns are the same by sample. Samples of groups that agree in correctness are left out: they are never stored,
+    also where a price of tokens gives them an advantage. Empty if nothing was drawn.
     """
-    rows = load_rollouts(run, ["episode", "stage", "advantage", "replays"]).dropna(subset=["advantage"])
-    rows = rows[rows["advantage"] != 0]
+    names = ["episode", "stage", "qid", "correct", "advantage", "replays"]
+    rows = load_rollouts(run, names).dropna(subset=["advantage"])
+    verdicts = rows.groupby(["episode", "qid"])["correct"].transform("nunique")
+    rows = rows[(rows["advantage"] != 0) & (verdicts > 1)]
     drawn = int(rows["replays"].sum())
     columns = ["abs(A)", "samples", "draws", "low", "high", "expected", "draws a sample", "expected a sample"]
     if not drawn:

@@ -117,8 +117,8 @@ def advantages(run: Path, theme: Theme) -> Drawing:
         part = rows[rows["stage"] == stage]
         before, after = (_spread(part[f"replay/effective_{which}"]) for which in ("before", "after"))
         words.append(
-            f"{stage}: n = {counts['before']:,} before, {counts['after']:,} after; not zero: {before} before, "
-            f"{after} after"
+            f"{stage}: n = {counts['before']:,} before, {counts['after']:,} after; not zero, by correctness: "
+            f"{before} before, {after} after"
         )
     for axis in axes:  # one scale, so that the stages can be compared
         axis.set_ylim(0, max(other.get_ylim()[1] for other in axes))

@@ -53,9 +53,20 @@ class JobStatus:
         """Whether its processes live."""
         return self.state in ("starting", "running", "stopping")
 
+    @property
+    def share(self) -> float:
+        """Of the run that is done, from 0 to 1: 1 where it is finished, also by a budget."""
+        return 1.0 if self.state == "finished" else min(1.0, self.episode / max(1, self.episodes))
+
+    @property
+    def progress(self) -> str:
+        """How many of its episodes have ended, in words."""
+        ended_early = self.state == "finished" and 0 < self.episode < self.episodes
+        return f"episode {self.episode}/{self.episodes}{' (budget used up)' if ended_early else ''}"
+
     def __str__(self) -> str:
         where = f", {self.stage}" if self.stage else ""
-        text = f"{self.state}, episode {self.episode}/{self.episodes}{where}"
+        text = f"{self.state}, {self.progress}{where}"
         return "\n  ".join([text, *self.error])
 
 

@@ -144,12 +144,13 @@ def charts(metrics: Metrics, theme: Theme = LIGHT) -> Drawing:
                 share_axis(axis, 1.03)
                 legend_below(axis, 3, lines=2)
             _stages(axis, table)
+        reward.set_ylim(bottom=min(0.0, float(table["reward/mean"].min())))  # a price of tokens can make it negative
     return Drawing(
         figure,
         f"Training so far ({len(table)} episodes): mean reward of the trained groups, accuracy of sampled first "
-        "responses and greedy validation accuracy; share of samples with an advantage other than zero, before and "
-        "after selection; share of trained samples from the buffer and of first responses that reflect unforced; "
-        "generated tokens by second of generation.",
+        "responses and greedy validation accuracy; share of samples whose advantage, by correctness, is not zero, "
+        "before and after selection; share of trained samples from the buffer and of first responses that reflect "
+        "unforced; generated tokens by second of generation.",
     )
 
 

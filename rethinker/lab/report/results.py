@@ -15,6 +15,8 @@ from rethinker.evaluation.statistics import paired_difference
 from rethinker.lab.analysis import diagnostics
 from rethinker.lab.figures.evaluation import count_range, one_measure
 from rethinker.lab.report.html import percent
+from rethinker.rundir.diagnosis import first_responses
+from rethinker.rundir.folder import run_state
 from rethinker.rundir.reader import Metrics, load_settings
 
 
@@ -35,7 +37,12 @@ def progress(run: Path, metrics: Metrics) -> str:
     last = metrics.episodes.iloc[-1]
     planned = sum(int(stage.get("episodes", 1)) for stage in load_settings(run).get("stages") or [])
     done = int(last["episode"])
-    words = [f"{done} episodes" if done >= planned else f"{done} of {planned} episodes (not finished)"]
+    if done >= planned:
+        words = [f"{done} episodes"]
+    elif run_state(run) == "finished":
+        words = [f"{done} episodes (budget used up)"]
+    else:
+        words = [f"{done} of {planned} episodes (not finished)"]
     words.append(f"{int(last['step'])} optimiser steps")
     words.append("stages " + ", ".join(metrics.stages()["stage"]))
     if pd.notna(last["tokens/generated"]):
@@ -168,14 +175,18 @@ def failure_tables(run: Path, metrics: Metrics) -> dict[str, Table | None]:
     """What went wrong: in training, by stage; in evaluations, how verdicts were reached."""
     names = {
         "rollout/truncated": "cut at the token limit",
-        "rollout/empty": "empty",
+        "rollout/empty": "empty first responses",
         "grader/no_answer": "without a boxed answer",
         "grader/failures": "not gradable",
     }
     lines: list[Sequence[object]] = []
     for stage, part in metrics.episodes.groupby("stage", sort=False):
         total = part["rollout/responses"].sum()
-        counts = [(f"{part[name].sum():,.0f}", percent(part[name].sum() / total if total else None)) for name in names]
+        firsts = sum(map(first_responses, part.to_dict("records")))
+        counts = []
+        for name in names:
+            number, of = part[name].sum(), firsts if name == "rollout/empty" else total
+            counts.append((f"{number:,.0f}", percent(number / of if of else None)))
         lines.append((stage, len(part), f"{total:,.0f}", *counts, f"{part['replay/skipped_steps'].sum():,.0f}"))
     training = Table(("stage", "episodes", "responses", *names.values(), "skipped steps"), lines)
     evaluations = diagnostics.load_evaluations(run)

@@ -114,7 +114,11 @@ def report_blocks(runs: Sequence[Path], *, entity: str, project: str) -> list[An
         grid(
             line("Advantages, before", "advantages/before", share=False),
             line("Advantages, after", "advantages/after", share=False),
-            line("Share with an advantage other than zero", "replay/effective_before", "replay/effective_after"),
+            line(
+                "Share whose advantage, by correctness, is not zero",
+                "replay/effective_before",
+                "replay/effective_after",
+            ),
         ),
         wr.H2("Second looks at test time (Fig. 7)"),
         wr.MarkdownBlock(

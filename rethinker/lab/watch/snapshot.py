@@ -53,7 +53,7 @@ class Snapshot:
         """Where the run is, in a line."""
         status, steps = self.status, self.metrics.steps
         step = int(steps["step"].iloc[-1]) if len(steps) else 0
-        parts = [status.stage, f"episode {status.episode}/{status.episodes}", f"step {step}", clock(status.seconds)]
+        parts = [status.stage, status.progress, f"step {step}", clock(status.seconds)]
         if status.alive and self.seconds_left is not None:
             parts.append(f"{clock(self.seconds_left)} left")
         return "  ".join(part for part in parts if part)
@@ -61,8 +61,8 @@ class Snapshot:
     @property
     def seconds_left(self) -> float | None:
         """``pace.seconds_left`` of the episodes so far."""
-        budget = load_settings(self.folder).get("budget", {}) if len(self.metrics.episodes) else {}
-        return seconds_left(self.metrics.episodes.to_dict("records"), self.status.episodes, budget)
+        episodes = self.metrics.episodes.to_dict("records")
+        return seconds_left(episodes, load_settings(self.folder)) if episodes else None
 
     @cached_property
     def findings(self) -> list[Finding]:

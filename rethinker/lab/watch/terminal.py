@@ -58,7 +58,7 @@ def view(run: Snapshot, responses: int, console: Console, *, fit: bool = False) 
     width, status = console.width, run.status
     top = Text.assemble((run.folder.name, "bold"), "  ", (status.state, f"bold {COLORS.get(status.state, 'yellow')}"))
     top.append(f"  {run.headline}")
-    done = round(width * min(1.0, status.episode / max(1, status.episodes)))
+    done = round(width * status.share)
     head = [top, Text.assemble(("━" * done, "blue"), ("━" * (width - done), "bright_black"))]
     head += [Text(line, style="red") for line in status.error]
     metrics = _metrics(run, width) if len(run.metrics.episodes) else Text("\nno episode has ended yet", style="dim")
