@@ -102,7 +102,9 @@ def test_the_readme_shows_the_lines_of_the_program(tmp_path: Path, capsys, monke
     tracker = Tracker(config)
     names = ("accuracy/first", "reward/mean", "queries/effective", "replay/effective_after", "reflection/share")
     metrics = dict.fromkeys(names, 0.5) | {"replay/buffer_size": 4096, "rollout/tokens_per_second": 9000.0}
-    tracker.episodes = [{"episode": 1, "step": 16, "seconds": 300.0, "time/episode": 280.0}]
+    tracker.episodes = [
+        {"stage": config.stages[0].name, "episode": 1, "step": 16, "seconds": 300.0, "time/episode": 280.0}
+    ]
     tracker.progress(1, config.batches(config.samples_per_episode), metrics)
     (printed,) = capsys.readouterr().out.splitlines()
     rates = PassRateFilter(config.data.pass_rate_column, *(config.data.pass_rate or ()), 38870, 16000, 19000)

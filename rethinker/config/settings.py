@@ -62,7 +62,7 @@ class DataConfig:
     # A named subset of data.train: vl-rethinker-7b, -32b, -72b, ...; rethinker/datasets/filters.yaml has their sources
     filter: str | None = None
     # Queries of data.train whose pass rate lies within these bounds, both included; those without a rate are left out.
-    # None: all. (The paper trains on subsets by pass rate, but gives no bounds.)
+    # None: all. (The paper's subsets: right at least once in eight; it gives no upper bound.)
     pass_rate: tuple[float, float] | None = option(None, min=0, max=1)
     pass_rate_column: str = "PassRate_7BBase"  # or PassRate_32BTrained: whose responses it was measured on (ViRL39K)
     prompt_suffix: str = ""  # put behind every question (the official code's is in experiments/vl_rethinker_7b.yaml)
@@ -225,7 +225,9 @@ class TrackingConfig:
     # Rows with images in an episode's table; 0: no tables (ours). Each table has its own copy of its images on disk.
     wandb_responses: int = option(64, min=0)
     wandb_checkpoints: bool = False  # the best and the last one become artifacts when the run ends or stops (ours)
-    save_every: int = option(10, min=0)  # episodes between checkpoints; 0: only at the ends of stages
+    # Episodes between checkpoints. A stage's end, a stop and a new best validation have theirs, whatever this is; 0: only
+    # these.
+    save_every: int = option(10, min=0)
     # Newest checkpoints that stay, beside the best one and those at the ends of stages. Where the last one turns out to
     # be damaged, a resume takes the one before; 1 saves its space (7B, all weights trained: 100 GB) (ours)
     keep_last: int = option(2, min=1)
