@@ -225,8 +225,8 @@ class TrackingConfig:
     # Rows with images in an episode's table; 0: no tables (ours). Each table has its own copy of its images on disk.
     wandb_responses: int = option(64, min=0)
     wandb_checkpoints: bool = False  # the best and the last one become artifacts when the run ends or stops (ours)
-    # Episodes between checkpoints. A stage's end, a stop and a new best validation have theirs, whatever this is; 0: only
-    # these.
+    # Episodes between checkpoints. The end of a stage, a stop and a new best validation have theirs, whatever this is;
+    # 0: only these
     save_every: int = option(10, min=0)
     # Newest checkpoints that stay, beside the best one and those at the ends of stages. Where the last one turns out to
     # be damaged, a resume takes the one before; 1 saves its space (7B, all weights trained: 100 GB) (ours)
