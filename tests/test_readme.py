@@ -128,6 +128,7 @@ def test_what_replay_gains():
     pairs = (("ssr", "grpo"), ("ssr", "filter"), ("ssr", "dynamic"), ("dr-ssr", "dr-grpo"))
     found = [effect(tables, "test/plain/accuracy", "forced", *pair) for pair in pairs]
     assert {each.seeds for each in found} == {8} and "eight seeds" in text
+    found.append(effect(tables, "test/plain/accuracy", "bare", "paper-ssr", "std-grpo"))
     shown = [f"{100 * a.value:+.1f} [{100 * a.low:+.1f}, {100 * a.high:+.1f}]" for a in found]
     assert re.findall(r"[+-][\d.]+ \[[^\]]*\]", text) == shown
     assert all(effect(tables, "tokens_to_match", "forced", "ssr", other).low > 0.6 for other in ("grpo", "filter"))
