@@ -86,10 +86,7 @@ def evaluate_checkpoint(config: RunConfig) -> Evaluation:
     torch.set_num_threads(config.launch.threads)
     if config.launch.deterministic:
         use_deterministic_algorithms()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_policy(
-        config.model, device, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint
-    )
+    policy = policy_to_ask(config, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint)
     room = PromptRoom(policy, config.rollout.max_new_tokens)
     queries, dropped = read_split(config, "test", room)
     if dropped:
