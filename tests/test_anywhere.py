@@ -163,6 +163,17 @@ def test_a_missing_model(elsewhere):
     assert "is a file; give the folder of a checkpoint" in problem("model.path=file")
 
 
+def test_an_engine_over_several_gpus_in_several_processes(elsewhere):
+    """Found before anything is loaded; servers, a single process and the transformers engine have none in each."""
+    settings = ("rollout.tensor_parallel_size=4", "rollout.engine=vllm", "launch.processes=8")
+    found = problem("model.path=no/model/at/all", *settings)
+    assert "rollout.tensor_parallel_size=4 in 8 processes" in found and "rollout.engine=server" in found
+    file = ROOT / "experiments" / "accelerate" / "gpus-8.yaml"
+    assert "in 8 processes" in problem(*settings[:2], f"launch.accelerate={file}")
+    for change in ("launch.processes=1", "rollout.engine=server", "rollout.engine=transformers"):
+        preflight.check_engine(load_config(None, [*settings, change]))
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

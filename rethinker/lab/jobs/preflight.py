@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rethinker.config.paths import is_hub_id
 from rethinker.config.repository import find_repository
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import Split
+from rethinker.lab.jobs.accelerate import read_accelerate_file
 
 GENERATED = Path("data", "generated")  # in the repository: where what is missing is drawn
 DRAWN = ("train.parquet", "validation.parquet", "test.parquet")  # if it has these names, which make_data writes
@@ -24,8 +26,10 @@ STATES = 3  # weights and AdamW's two moments
 
 
 def preflight(config: RunConfig) -> list[str]:
-    """Warnings for a run of ``config``. Raises ConfigError if it could not start: no model, servers or data where
-    they should be (data that ``missing_generated`` names aside), or no room on the disk of ``runs_dir``."""
+    """Warnings for a run of ``config``. Raises ConfigError if it could not start: an engine over several GPUs in each
+    of several processes, no model, servers or data where they should be (data that ``missing_generated`` names aside),
+    or no room on the disk of ``runs_dir``."""
+    check_engine(config)
     weights = check_model(config)
     servers = Path(config.rollout.servers)
     if config.rollout.engine == "server" and not list(servers.glob("*.json")):
@@ -40,6 +44,23 @@ def preflight(config: RunConfig) -> list[str]:
             check_data(f"data.{use}", source, config.data.columns_for(use))
     check_filter(config)
     return list(check_disk(config, weights))
+
+
+def check_engine(config: RunConfig) -> None:
+    """Raises ConfigError for what ``rollout.vllm_setup.placement`` refuses, which comes when the weights are loaded."""
+    rollout, launch = config.rollout, config.launch
+    vllm = rollout.engine == "vllm" or (rollout.engine == "auto" and find_spec("vllm") is not None)
+    if not vllm or rollout.tensor_parallel_size == 1:
+        return
+    count = launch.machines * launch.processes
+    if launch.accelerate:
+        count = int(read_accelerate_file(launch.accelerate).get("num_processes", 1))
+    if count > 1:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} in {count} processes: every process has an "
+            "engine of its own on its own GPU; set rollout.tensor_parallel_size=1, launch.processes=1, or "
+            "rollout.engine=server, whose servers may have several GPUs each"
+        )
 
 
 def check_model(config: RunConfig) -> int | None:

@@ -109,6 +109,17 @@ class Case:
         return self.config.rollout.tensor_parallel_size if self.vllm else 1
 
     @property
+    def refused(self) -> str:
+        """Why a run with this layout is refused, whatever its memory (``rollout.vllm_setup.placement``); "" where it is
+        not. A single process may have an engine over several GPUs, of which this knows nothing."""
+        if self.parallel == 1 or self.servers:
+            return ""
+        return (
+            f"rollout.tensor_parallel_size={self.parallel} needs servers: where trainer and engine share their GPUs, "
+            "each process has an engine of its own on one"
+        )
+
+    @property
     def engines(self) -> int:
         """Engines that generate side by side."""
         return max(1, (self.servers or self.gpus) // self.parallel)

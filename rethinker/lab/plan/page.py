@@ -79,8 +79,8 @@ ENTRIES = (
     _base(8, *FULL, gpu="h200-141", sharding="full"),
     _base(8, *FULL, gpu="b200", sharding="full"),
     _base(8, *_model("Qwen2.5-VL-32B", *_LARGE), sharding="full"),
-    _base(64, *_model("Qwen2.5-VL-32B", *_LARGE), sharding="full"),
-    _base(64, *_model("Qwen2.5-VL-72B", *_LARGE), sharding="full"),
+    _base(64, *_model("Qwen2.5-VL-32B", *_LARGE), "rollout.engine=server", sharding="full", servers=24),
+    _base(64, *_model("Qwen2.5-VL-72B", *_LARGE), "rollout.engine=server", sharding="full", servers=24),
 )
 
 
