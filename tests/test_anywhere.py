@@ -251,6 +251,28 @@ def test_a_full_disk(elsewhere, monkeypatch):
     assert "the checkpoints of this run may take" in warning and "runs_dir=..." in warning
 
 
+def test_the_disk_for_a_model_of_the_hub(elsewhere, monkeypatch):
+    """7B, all weights: four checkpoints (the two newest, the best one, one being written) of weights and moments in
+    float32. What a run has saved already needs no more room."""
+    settings = ["model.path=Qwen/Qwen2.5-VL-7B-Instruct", "name=large"]
+    config = load_config(None, settings)
+    size = preflight.checkpoint_bytes(config, None)
+    assert size == 12 * 8_292_166_656
+    adapters = load_config(None, [*settings, "model.dtype=bfloat16", "model.lora_rank=64"])
+    assert preflight.checkpoint_bytes(adapters, None) == 2 * 8_292_166_656 + 16 * 28 * 64 * 90_112
+    unknown = load_config(None, ["model.path=someone/other"])
+    assert preflight.checkpoint_bytes(unknown, None) == 0 and preflight.checkpoint_bytes(unknown, 5) == 15
+    free = 4 * size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))
+    (warning,) = preflight.check_disk(config, size)
+    assert "may take 370.9 GiB more" in warning
+    saved = elsewhere / "runs" / "large" / "checkpoints" / "step-000016" / "model"
+    saved.mkdir(parents=True)
+    with (saved / "model.safetensors").open("wb") as file:
+        file.truncate(size)  # a hole: it takes no room
+    assert not list(preflight.check_disk(config, size))
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

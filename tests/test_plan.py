@@ -35,8 +35,8 @@ from rethinker.lab.plan.memory import (
     training,
 )
 from rethinker.lab.plan.page import make_page
-from rethinker.lab.plan.shapes import KNOWN, Shape, find_shape, read_shape
 from rethinker.lab.plan.tokens import episode_tokens, micro_batches
+from rethinker.lab.sizes.shapes import KNOWN, Shape, find_shape, read_shape
 from rethinker.policy.families import FAMILIES
 from tests.fsdp_memory import model_config
 

@@ -9,7 +9,7 @@ from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import Sharding
 from rethinker.lab.plan.hardware import GPUS, Gpu
-from rethinker.lab.plan.shapes import Shape, find_shape
+from rethinker.lab.sizes.shapes import Shape, find_shape
 
 PIXELS = (
     256 * 28 * 28,

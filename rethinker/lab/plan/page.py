@@ -13,7 +13,6 @@ from rethinker.lab.plan.advice import failing
 from rethinker.lab.plan.case import Case, make_case
 from rethinker.lab.plan.hardware import GPUS
 from rethinker.lab.plan.memory import GIB, moments
-from rethinker.lab.plan.shapes import KNOWN
 from rethinker.lab.plan.show import (
     ASSUMPTIONS,
     COMPUTED,
@@ -24,6 +23,7 @@ from rethinker.lab.plan.show import (
     to_markdown,
 )
 from rethinker.lab.plan.timing import episode, overlapped, total
+from rethinker.lab.sizes.shapes import KNOWN
 
 BASE = "vl_rethinker_7b.yaml"
 FULL = (
