@@ -657,6 +657,16 @@ def test_a_config_of_servers_is_planned_with_servers(capsys, monkeypatch):
     assert "1 GPUs are servers" in small and "Does not fit" in small and "gpu_memory_utilization" not in small
 
 
+def test_the_gpus_of_a_run_with_servers_are_more_than_its_processes(capsys, monkeypatch):
+    """launch.machines x launch.processes are the trainers alone."""
+    monkeypatch.setenv("COLUMNS", "200")
+    settings = ("rollout.engine=server", "launch.processes=6")
+    assert main(["plan", str(PAPER), *settings]) == 2
+    error = capsys.readouterr().err
+    assert "the 6 GPUs of launch.machines x launch.processes train" in error and "give --servers N" in error
+    assert plan(capsys, *settings, "--servers", "2") == plan(capsys, *settings, "--servers", "2", "--gpus", "8")
+
+
 def test_explain_gives_formulas_with_their_numbers(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     out = plan(capsys, *FULL, "--gpus", "8", "--sharding", "full", "--explain")

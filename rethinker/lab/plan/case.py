@@ -175,6 +175,13 @@ def make_case(
         raise ConfigError(f"--gpu {gpu}: known are {', '.join(GPUS)}")
     if gpus is None:
         gpus = config.launch.machines * config.launch.processes
+        if config.rollout.engine == "server":  # these train
+            if not servers:
+                raise ConfigError(
+                    f"rollout.engine=server: the {gpus} GPUs of launch.machines x launch.processes train, and how many "
+                    "servers have is not said: give --servers N, or with --gpus N the number of both together"
+                )
+            gpus += servers
         nodes = nodes or max(config.launch.machines, -(-gpus // PER_NODE))
     nodes = -(-gpus // PER_NODE) if nodes is None else nodes
     if gpus < 1 or not 0 <= servers < gpus:
