@@ -20,7 +20,7 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from rethinker.lab.plan.shapes import KNOWN, Shape
+from rethinker.lab.sizes.shapes import KNOWN, Shape
 from rethinker.policy.forward import PolicyForward
 from rethinker.policy.packing import PackedBatch
 from rethinker.policy.sharding import shard

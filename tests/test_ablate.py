@@ -26,6 +26,7 @@ from rethinker.lab.figures import ablation as figures
 from rethinker.lab.figures import catalogue as plots
 from rethinker.lab.jobs import Job
 from rethinker.lab.jobs.files import is_alive
+from rethinker.lab.jobs.gpus import visible_gpus
 from rethinker.rundir import locks, provenance
 from rethinker.rundir.folder import RunExists
 from rethinker.rundir.paths import RunDir
@@ -480,7 +481,7 @@ def test_dry_run(tmp_path, capsys):
 )
 def test_the_gpus_that_cuda_would_show(monkeypatch, value, seen):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-    assert gpus.visible_gpus() == seen
+    assert visible_gpus() == seen
 
 
 def test_slots_share_the_gpus():

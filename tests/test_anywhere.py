@@ -163,6 +163,17 @@ def test_a_missing_model(elsewhere):
     assert "is a file; give the folder of a checkpoint" in problem("model.path=file")
 
 
+def test_an_engine_over_several_gpus_in_several_processes(elsewhere):
+    """Found before anything is loaded; servers, a single process and the transformers engine have none in each."""
+    settings = ("rollout.tensor_parallel_size=4", "rollout.engine=vllm", "launch.processes=8")
+    found = problem("model.path=no/model/at/all", *settings)
+    assert "rollout.tensor_parallel_size=4 in 8 processes" in found and "rollout.engine=server" in found
+    file = ROOT / "experiments" / "accelerate" / "gpus-8.yaml"
+    assert "in 8 processes" in problem(*settings[:2], f"launch.accelerate={file}")
+    for change in ("launch.processes=1", "rollout.engine=server", "rollout.engine=transformers"):
+        preflight.check_engine(load_config(None, [*settings, change]))
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -238,6 +249,28 @@ def test_a_full_disk(elsewhere, monkeypatch):
     free = preflight.LEAST_FREE + 1
     (warning,) = preflight.preflight(load_config(None, [f"model.path={MODEL}", f"data.train={SAMPLE}"]))
     assert "the checkpoints of this run may take" in warning and "runs_dir=..." in warning
+
+
+def test_the_disk_for_a_model_of_the_hub(elsewhere, monkeypatch):
+    """7B, all weights: four checkpoints (the two newest, the best one, one being written) of weights and moments in
+    float32. What a run has saved already needs no more room."""
+    settings = ["model.path=Qwen/Qwen2.5-VL-7B-Instruct", "name=large"]
+    config = load_config(None, settings)
+    size = preflight.checkpoint_bytes(config, None)
+    assert size == 12 * 8_292_166_656
+    adapters = load_config(None, [*settings, "model.dtype=bfloat16", "model.lora_rank=64"])
+    assert preflight.checkpoint_bytes(adapters, None) == 2 * 8_292_166_656 + 16 * 28 * 64 * 90_112
+    unknown = load_config(None, ["model.path=someone/other"])
+    assert preflight.checkpoint_bytes(unknown, None) == 0 and preflight.checkpoint_bytes(unknown, 5) == 15
+    free = 4 * size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))
+    (warning,) = preflight.check_disk(config, size)
+    assert "may take 370.9 GiB more" in warning
+    saved = elsewhere / "runs" / "large" / "checkpoints" / "step-000016" / "model"
+    saved.mkdir(parents=True)
+    with (saved / "model.safetensors").open("wb") as file:
+        file.truncate(size)  # a hole: it takes no room
+    assert not list(preflight.check_disk(config, size))
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_real_model_from_the_command_line(tiny_folder, maths, tmp_path, capsys
     assert settings["prompt"]["suffix"] == checkpoint.SUFFIX and settings["rollout"]["engine"] == "transformers"
     assert settings["rollout"]["max_new_tokens"] == 24 and settings["rollout"]["temperature"] == 0.6
     before = (folder / "mathvision-test.parquet").read_bytes()
-    monkeypatch.setattr(checkpoint, "load_policy", lambda *_, **__: pytest.fail("nothing is missing"))
+    monkeypatch.setattr(checkpoint, "policy_to_ask", lambda *_, **__: pytest.fail("nothing is missing"))
     assert run(*command, capsys=capsys)[0] == 0
     assert run("rescore", str(folder), capsys=capsys)[0] == 0
     again = pd.read_parquet(folder / "mathvision-test.parquet")

@@ -13,7 +13,8 @@ import pytest
 import torch
 from tiny_training import random_samples, same, tiny_policy, weights
 
-from rethinker.config import ModelConfig
+from rethinker.config import ModelConfig, RunConfig
+from rethinker.lab.jobs.preflight import checkpoint_bytes
 from rethinker.policy.loading import load_policy
 from rethinker.policy.weights import trained_parameters
 from rethinker.replay import SelectiveSampleReplay, Selector
@@ -59,6 +60,27 @@ def save(folder, step, policy, optimizer, selector=None, is_best=False, keep_las
         best=is_best,
         keep_last=keep_last,
     )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"freeze_vision": True},
+        {"lora_rank": 4},
+        {"lora_rank": 8, "dtype": "bfloat16", "lora_targets": ("q_proj", "down_proj")},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_is_as_large_as_the_check_of_the_disk_says(tiny_folder, tmp_path, settings):
+    """But for headers, and what is no tensor."""
+    config = RunConfig(model=ModelConfig(path=str(tiny_folder), **settings))
+    policy = load_policy(config.model)
+    optimizer = adamw(policy)
+    steps(policy, optimizer, 1, seed=0)
+    folder = save(tmp_path, 1, policy, optimizer)
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    assert checkpoint_bytes(config, None) == pytest.approx(size, rel=0.1) and size > 2**16
 
 
 def test_optimizer_and_weights_go_on_bit_for_bit(policy, tmp_path):

@@ -13,12 +13,15 @@ from PIL import Image
 from toy_benchmark import Engine, Toy, asking, settings, write_rows
 
 from rethinker import cli
-from rethinker.benchmarks import paper, registry
+from rethinker.benchmarks import checkpoint, paper, registry
 from rethinker.benchmarks.running import run_tasks
 from rethinker.benchmarks.tasks import load_task
+from rethinker.config import load_config
 from rethinker.lab.compare import pairs, rows, tables
 from rethinker.lab.compare.command import write
 from rethinker.lab.figures.benchmarks import draw
+
+MODEL = Path(__file__).parents[1] / "data" / "tiny-vlm"
 
 
 class Small(Toy):
@@ -135,6 +138,40 @@ def test_differences_are_paired_by_item_and_respect_clusters_and_means_of_means(
     assert pairs.paired(before[:0], after, None).value is None
     one = pairs.paired(before[:1], after, None)
     assert (one.low, one.high) == (-1.0, 1.0)
+
+
+def asked(label: str, *changes: str, modes: tuple[str, ...] = (), samples: int = 0, **counts: dict) -> rows.Evaluation:
+    """An evaluation with the settings that ``rethinker evaluate`` records."""
+    config = load_config(None, [f"model.path={MODEL}", "rollout.engine=transformers", *changes])
+    how = checkpoint.asking(config, "boxed", modes, samples)
+    return rows.Evaluation(Path(label), label, checkpoint.settings_of(config, how, None), counts or {"emma-full": {}})
+
+
+def test_evaluations_that_were_asked_with_other_settings_are_named() -> None:
+    base = asked("base", "rollout.max_new_tokens=8192", "data.prompt_suffix=Think.", "rollout.temperature=0.6")
+    trained = asked("trained", "rollout.max_new_tokens=2048", "model.max_pixels=1003520", "rollout.dtype=float32")
+    same = asked("same", "rollout.max_new_tokens=8192", "data.prompt_suffix=Think.", modes=("forced",), samples=4)
+    (warning,) = pairs.asked_otherwise([base, same, trained])
+    assert warning.startswith("Warning: base and trained were asked with other settings (")
+    for text in ("'Think.' -> ''", "model.max_pixels None -> 1003520", "rollout.max_new_tokens 8192 -> 2048"):
+        assert text in warning
+    assert "temperature" not in warning and "dtype" not in warning  # greedy responses have none; types round
+    drawn = [asked(str(t), f"rollout.temperature={t}", "rethink.seam=spliced", samples=2) for t in (0.6, 1.0)]
+    assert "(rollout.temperature 0.6 -> 1.0)" in pairs.asked_otherwise(drawn)[0]
+    seams = [asked(seam, f"rethink.seam={seam}", modes=("bound",)) for seam in ("natural", "spliced")]
+    assert "(rethink.seam 'natural' -> 'spliced')" in pairs.asked_otherwise(seams)[0]
+    elsewhere = asked("elsewhere", "rollout.max_new_tokens=9", **{"mmmu-validation": {}})
+    assert pairs.asked_otherwise([base, elsewhere]) == []
+
+
+def test_the_command_warns_of_other_settings(evaluations: Path, capsys) -> None:
+    for run, tokens in (("base", 8192), ("trained", 2048)):
+        file = evaluations / run / "benchmarks" / "official" / "summary.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"rollout": {"max_new_tokens": tokens}}))
+    assert cli.main(["compare", str(evaluations), "--paper", "none"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for text in (said, *((evaluations / "comparison" / f"comparison.{kind}").read_text() for kind in ("md", "html"))):
+        assert "Warning: base (official) and trained (official)" in text and "8192 -" in text
 
 
 def test_the_command_writes_tables_and_figures(evaluations: Path, tmp_path: Path, capsys) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from rethinker.config import ConfigError, RunConfig, load_config
 from rethinker.config.no_effect import without_effect
 from rethinker.lab.jobs.preflight import preflight
-from rethinker.lab.serve import gpu_shares, keep_up
+from rethinker.lab.serve import gpu_shares, keep_up, serve
 from rethinker.rollout.server.engine import _check_served
 from rethinker.rollout.server.fleet import ATTEMPTS, Fleet, Server, ServerGone
 from rethinker.rollout.server.folder import Served, ServersDir, servers_of
@@ -332,10 +332,32 @@ def test_a_server_that_ends_is_started_again(tmp_path, monkeypatch):
 
 def test_the_gpus_of_each_server():
     config = load_config(None, ["rollout.tensor_parallel_size=2"])
-    assert gpu_shares(2, config, 8) == [(0, 1), (2, 3)]
-    assert gpu_shares(2, config, 0) == [(), ()]
-    with pytest.raises(ConfigError, match="this machine has 3"):
-        gpu_shares(2, config, 3)
+    assert gpu_shares(2, config, list("23567")) == [("2", "3"), ("5", "6")]
+    assert gpu_shares(2, config, []) == [(), ()]
+    with pytest.raises(ConfigError, match="this machine shows 3"):
+        gpu_shares(2, config, list("012"))
+
+
+def test_servers_stay_on_the_gpus_that_they_were_given(tmp_path, monkeypatch):
+    """They are named as in CUDA_VISIBLE_DEVICES: number 0 of its list is not GPU 0 of the machine."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,GPU-8932f937,5")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("rethinker.lab.serve.vllm_available", lambda: True)
+    monkeypatch.setattr("rethinker.lab.serve.check_plugin", lambda: None)
+    monkeypatch.setattr("rethinker.lab.serve.arguments_of", lambda config, prompts: {})
+    seen = []
+
+    class Started(ServerProcess):
+        def start(self) -> None:
+            seen.append(self.environment["CUDA_VISIBLE_DEVICES"])
+            if len(seen) == 2:
+                raise RuntimeError("seen enough")
+
+    monkeypatch.setattr("rethinker.lab.serve.ServerProcess", Started)
+    config = load_config(None, [f"rollout.servers={tmp_path}"])
+    with pytest.raises(RuntimeError, match="seen enough"):
+        serve(config, lambda: None, servers=2, host="127.0.0.1", port=8100, say=lambda _: None)
+    assert seen == ["6", "GPU-8932f937"]
 
 
 def test_the_command_line_of_a_server():

@@ -4,6 +4,7 @@ the header."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def test_the_plan_fits_on_the_gpus_of_the_header(file: Path):
     launch = case.config.launch
     assert case.trainers == launch.machines * launch.processes
     parse(entry.command.removeprefix("rethinker ").split())
+    assert replace(entry, gpus=None).case(EXPERIMENTS) == case  # the processes of the config say the same
 
 
 @pytest.mark.parametrize("file", GPUS, ids=name)

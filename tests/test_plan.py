@@ -35,8 +35,8 @@ from rethinker.lab.plan.memory import (
     training,
 )
 from rethinker.lab.plan.page import make_page
-from rethinker.lab.plan.shapes import KNOWN, Shape, find_shape, read_shape
 from rethinker.lab.plan.tokens import episode_tokens, micro_batches
+from rethinker.lab.sizes.shapes import KNOWN, Shape, find_shape, read_shape
 from rethinker.policy.families import FAMILIES
 from tests.fsdp_memory import model_config
 
@@ -546,13 +546,37 @@ def test_sharding_and_offload_are_read_from_the_config():
 def test_repairs_are_combined_where_none_is_enough_and_end_with_more_gpus():
     large = case("model.path=Qwen/Qwen2.5-VL-32B-Instruct", "rollout.tensor_parallel_size=4")
     told = repairs(large)
-    assert "--gpus 16" in told[0]
+    assert "--servers 4" in told[0] and "--gpus 16" in told[0]
     assert told[1].startswith("model.lora_rank=64 model.dtype=bfloat16")
-    settings = [
-        item for item in told[0].partition(":")[0].split() if "=" in item and not item.startswith("model.shard")
-    ]
-    again = case("model.path=Qwen/Qwen2.5-VL-32B-Instruct", "rollout.tensor_parallel_size=4", *settings, gpus=16)
+    settings = [item for item in told[0].partition(":")[0].split() if "=" in item]
+    path = "model.path=Qwen/Qwen2.5-VL-32B-Instruct"
+    again = case(path, "rollout.tensor_parallel_size=4", *settings, gpus=16, servers=4)
     assert not failing(again)
+
+
+def test_an_engine_over_several_gpus_needs_servers():
+    """A run of several processes is refused with one: ``placement`` of rollout.vllm_setup."""
+    path = "model.path=Qwen/Qwen2.5-VL-72B-Instruct"
+    shared = case(path, "rollout.tensor_parallel_size=4", "rollout.gpu_memory_utilization=0.6", gpus=64)
+    assert [moment.name for moment in failing(shared)] == ["generate"]  # there would be room
+    assert kv_tokens(shared) > 80_000 and "needs servers" in shared.refused
+    for start in (shared, case(path, gpus=64)):  # on one GPU the KV cache has no room
+        (told,) = repairs(start)
+        *settings, _, servers = told.partition(":")[0].split()
+        assert settings[0] == "rollout.engine=server"
+        size = f"rollout.tensor_parallel_size={start.parallel}"
+        served = case(path, size, *settings, gpus=64, servers=int(servers))
+        assert served.parallel > 1 and not failing(served)
+    assert repairs(case("rollout.tensor_parallel_size=4"))[0].startswith("rollout.tensor_parallel_size=1: ")
+    for gpus in (2, 8, 16):
+        small = case(path, "rollout.tensor_parallel_size=4", gpus=gpus)
+        assert all("server" in told for told in repairs(small))
+
+
+def test_the_plan_gives_the_reason_why_an_engine_cannot_be_there(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    out = plan(capsys, "rollout.tensor_parallel_size=4", "--gpus", "8")
+    assert "Does not fit: generate. rollout.tensor_parallel_size=4 needs servers: " in out
 
 
 def test_what_fits_needs_no_repair():
@@ -631,6 +655,16 @@ def test_a_config_of_servers_is_planned_with_servers(capsys, monkeypatch):
     assert given == [line for line in lines if line != said]
     small = plan(capsys, "rollout.engine=server", "--gpus", "2", "--gpu", "a100-40", *FULL)
     assert "1 GPUs are servers" in small and "Does not fit" in small and "gpu_memory_utilization" not in small
+
+
+def test_the_gpus_of_a_run_with_servers_are_more_than_its_processes(capsys, monkeypatch):
+    """launch.machines x launch.processes are the trainers alone."""
+    monkeypatch.setenv("COLUMNS", "200")
+    settings = ("rollout.engine=server", "launch.processes=6")
+    assert main(["plan", str(PAPER), *settings]) == 2
+    error = capsys.readouterr().err
+    assert "the 6 GPUs of launch.machines x launch.processes train" in error and "give --servers N" in error
+    assert plan(capsys, *settings, "--servers", "2") == plan(capsys, *settings, "--servers", "2", "--gpus", "8")
 
 
 def test_explain_gives_formulas_with_their_numbers(capsys, monkeypatch):

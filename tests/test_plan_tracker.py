@@ -14,7 +14,7 @@ from rethinker.config.settings import ModelConfig
 from rethinker.lab.plan.case import Case
 from rethinker.lab.plan.hardware import GPUS
 from rethinker.lab.plan.memory import passes
-from rethinker.lab.plan.shapes import KNOWN
+from rethinker.lab.sizes.shapes import KNOWN
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from rethinker.benchmarks.base import Protocol
 from rethinker.benchmarks.running import Skipped
 from rethinker.benchmarks.tasks import Task
 from rethinker.config import RunConfig
+from rethinker.evaluation.held_out import policy_to_ask
 from rethinker.policy.families import FAMILIES
 from rethinker.policy.lengths import PromptRoom
-from rethinker.policy.loading import load_outline, load_policy
+from rethinker.policy.loading import load_outline
 from rethinker.policy.policy import Policy
 from rethinker.processes import use_deterministic_algorithms
-from rethinker.rollout import make_engine, vllm_available
+from rethinker.rollout import engine_name, make_engine
 from rethinker.rollout.base import RolloutEngine
 from rethinker.types import Sampling
 
@@ -86,32 +86,18 @@ def settings_of(config: RunConfig, how: Asking, limit: int | None) -> dict[str, 
     }
 
 
-def engine_name(config: RunConfig) -> str:
-    """The engine that generates."""
-    if config.rollout.engine == "auto":
-        return "vllm" if vllm_available() else "transformers"
-    return config.rollout.engine
-
-
 def prompt_texts(config: RunConfig, protocol: Protocol) -> tuple[str, str]:
     """What stands behind a prompt: of the protocol boxed the config's suffix and hint, of a benchmark's own nothing."""
     return (config.data.prompt_suffix, config.data.prompt_hint) if protocol == "boxed" else ("", "")
 
 
 def start(config: RunConfig, how: Asking, tasks: Sequence[Task]) -> tuple[Policy, RolloutEngine, Skipped]:
-    """Load the policy, find what cannot be asked, and start the engine, in this process. Beside vLLM the policy has no
-    weights, as nothing but its prompts is needed."""
+    """Load the policy, find what cannot be asked, and start the engine, in this process."""
     torch.set_num_threads(config.launch.threads)
     if config.launch.deterministic:
         use_deterministic_algorithms()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = replace(config, model=replace(config.model, lora_rank=0))  # fresh adapters would change nothing
-    if engine_name(config) == "vllm":  # it has weights of its own
-        policy = outline(config, how.protocol)
-        policy.device = device
-    else:
-        suffix, hint = prompt_texts(config, how.protocol)
-        policy = load_policy(config.model, device, prompt_suffix=suffix, prompt_hint=hint)
+    suffix, hint = prompt_texts(config, how.protocol)
+    policy = policy_to_ask(config, prompt_suffix=suffix, prompt_hint=hint)
     policy.images.capacity = IMAGE_BYTES
     skipped, images, longest = look_at(policy, config, how.protocol, tasks)
     for task in tasks:

@@ -95,7 +95,7 @@ class RolloutConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of vLLM's weights and KV cache; auto: model.dtype
     canary: float | None = option(None, min=0)  # nats, see above; 0: no check (ours)
     gpu_memory_utilization: float = option(0.5, min=0, max=1, exclusive=True)  # vLLM on a GPU
-    tensor_parallel_size: int = option(1, min=1)  # vLLM on GPUs
+    tensor_parallel_size: int = option(1, min=1)  # GPUs of an engine; in a run of several processes of a server only
     servers: str = "runs/servers"  # engine=server: folder of `rethinker serve`, relative to the working directory
     # engine=server: the next episode is rolled out while this one is trained on: one episode off-policy (ours)
     overlap: bool = False

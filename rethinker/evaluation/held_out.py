@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from rethinker.datasets.io import Dropped, describe_dropped, load_queries
 from rethinker.evaluation.evaluate import evaluate
 from rethinker.evaluation.result import Evaluation
 from rethinker.policy.lengths import PromptRoom
-from rethinker.policy.loading import load_policy
+from rethinker.policy.loading import Weights, load_outline, load_policy
 from rethinker.policy.policy import Policy
 from rethinker.processes import use_deterministic_algorithms
-from rethinker.rollout import make_engine
+from rethinker.rollout import engine_name, make_engine
 from rethinker.rollout.base import RolloutEngine
 from rethinker.seeding import stable_seed
 from rethinker.types import Query, Sampling
@@ -60,6 +61,24 @@ def most_images(queries: list[Query]) -> int:
     return max((1, *(len(query.images) for query in queries)))
 
 
+def policy_to_ask(config: RunConfig, *, prompt_suffix: str, prompt_hint: str) -> Policy:
+    """``model.path`` for an evaluation in this process, which needs its prompts and, for some engines, its weights.
+
+    vLLM in process has its own. Those for servers are sent from the machine's memory: the servers may have its GPUs to
+    themselves. The transformers engine runs them. Not run on GPUs.
+    """
+    # With its number, which NCCL's way to servers asks for.
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    model = replace(config.model, lora_rank=0)  # fresh adapters would change nothing
+    name = engine_name(config)
+    if name == "vllm":
+        policy = load_outline(model, prompt_suffix=prompt_suffix, prompt_hint=prompt_hint)
+        policy.device = device
+        return policy
+    place: Weights = "waiting" if name == "server" else "here"
+    return load_policy(model, device, prompt_suffix=prompt_suffix, prompt_hint=prompt_hint, weights=place)
+
+
 def evaluate_checkpoint(config: RunConfig) -> Evaluation:
     """The evaluation of ``model.path`` on ``data.test``, in this process."""
     if config.data.test is None:
@@ -67,10 +86,7 @@ def evaluate_checkpoint(config: RunConfig) -> Evaluation:
     torch.set_num_threads(config.launch.threads)
     if config.launch.deterministic:
         use_deterministic_algorithms()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_policy(
-        config.model, device, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint
-    )
+    policy = policy_to_ask(config, prompt_suffix=config.data.prompt_suffix, prompt_hint=config.data.prompt_hint)
     room = PromptRoom(policy, config.rollout.max_new_tokens)
     queries, dropped = read_split(config, "test", room)
     if dropped:

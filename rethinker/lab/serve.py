@@ -20,6 +20,7 @@ from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import Split
 from rethinker.evaluation.held_out import most_images, read_split
+from rethinker.lab.jobs.gpus import visible_gpus
 from rethinker.policy.lengths import PromptRoom
 from rethinker.policy.loading import load_outline
 from rethinker.policy.policy import Policy
@@ -57,7 +58,7 @@ def serve(
     check_host(host)
     check_plugin()
     folder = ServersDir(config.rollout.servers)
-    shares = gpu_shares(servers, config, torch.cuda.device_count())
+    shares = gpu_shares(servers, config, visible_gpus()[: torch.cuda.device_count()])
     places = [Place(host, port + index, gpus) for index, gpus in enumerate(shares)]
     arguments = arguments_of(config, look())
     processes = [
@@ -164,15 +165,15 @@ def arguments_of(config: RunConfig, prompts: Prompts) -> dict[str, Any]:
     )
 
 
-def gpu_shares(servers: int, config: RunConfig, gpus: int) -> list[tuple[int, ...]]:
-    """The GPUs of each server: ``rollout.tensor_parallel_size`` in a row; none without GPUs. Raises ConfigError where
-    there are too few. Not run on GPUs."""
+def gpu_shares(servers: int, config: RunConfig, gpus: Sequence[str]) -> list[tuple[str, ...]]:
+    """Those of ``gpus`` (``visible_gpus``) that each server gets: ``rollout.tensor_parallel_size`` in a row; none
+    without GPUs. Raises ConfigError where there are too few. Not run on GPUs."""
     if servers < 1:
         raise ConfigError(f"--servers {servers}: at least one")
     if not gpus:
         return [()] * servers
     size = config.rollout.tensor_parallel_size
-    if servers * size > gpus:
+    if servers * size > len(gpus):
         each = f"{size} GPUs each (rollout.tensor_parallel_size)"
-        raise ConfigError(f"--servers {servers} with {each}: this machine has {gpus}")
-    return [tuple(range(index * size, (index + 1) * size)) for index in range(servers)]
+        raise ConfigError(f"--servers {servers} with {each}: this machine shows {len(gpus)}")
+    return [tuple(gpus[index * size : (index + 1) * size]) for index in range(servers)]

@@ -52,8 +52,8 @@ def load_policy(
 ) -> Policy:
     """The policy of ``config`` on ``device``, in training mode only after ``.model.train()``.
 
-    ``weights``: on the device, "waiting" in the CPU's memory for ``sharding.shard_loaded``, or "none" (a shape without
-    memory) on the ranks to which that sends their parts.
+    ``weights``: on the device, "waiting" in the CPU's memory for ``sharding.shard_loaded`` or to be sent to servers, or
+    "none" (a shape without memory) on the ranks to which shards are sent.
 
     Raises ValueError for a model family without an adapter, ConfigError for a LoRA target that the language model has
     not, for bfloat16 where the processor's kernels have none and for FlashAttention where it cannot run, OSError where

@@ -19,10 +19,18 @@ __all__ = [
     "VllmEngine",
     "canary_gap",
     "checked_gap",
+    "engine_name",
     "gap_bound",
     "make_engine",
     "vllm_available",
 ]
+
+
+def engine_name(config: RunConfig) -> str:
+    """The engine that ``config.rollout.engine`` names; ``auto``: vLLM if it is installed, else transformers."""
+    if config.rollout.engine == "auto":
+        return "vllm" if vllm_available() else "transformers"
+    return config.rollout.engine
 
 
 def make_engine(
@@ -32,7 +40,7 @@ def make_engine(
     max_prompt: int = 0,
     forward: torch.nn.Module | None = None,
 ) -> RolloutEngine:
-    """The engine that ``config.rollout.engine`` names; ``auto``: vLLM if it is installed, else transformers.
+    """The engine of ``engine_name``.
 
     ``max_images``: the most images of a query, ``max_prompt``: tokens of the longest prompt, where that is known
     (vLLM's context has room for either). vLLM in process starts from ``config.model.path``: call ``sync_weights`` first
@@ -41,11 +49,11 @@ def make_engine(
     Raises ImportError if vLLM is asked for and not installed, ConfigError for a ``rollout.dtype`` other than the
     policy's without vLLM.
     """
-    rollout = config.rollout
-    if rollout.engine == "transformers" or (rollout.engine == "auto" and not vllm_available()):
+    rollout, name = config.rollout, engine_name(config)
+    if name == "transformers":
         check_own_weights(config)
         return TransformersEngine(policy, rollout.batch_size, forward)
-    if rollout.engine == "server":
+    if name == "server":
         from rethinker.rollout.server.engine import ServerEngine
 
         return ServerEngine.connect(config, policy, max_images=max_images, max_prompt=max_prompt)

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
 
 from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
 from rethinker.lab.jobs.accelerate import read_accelerate_file
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that CUDA would show, as CUDA_VISIBLE_DEVICES names them; [] if it shows none.
-
-    As CUDA does, the list is read up to its first entry that names no GPU ("-1" hides them all).
-    """
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        import torch  # here: it takes seconds
-
-        return [str(index) for index in range(torch.cuda.device_count())]
-    items = (item.strip() for item in named.split(","))
-    return list(takewhile(lambda item: item.isdecimal() or item.startswith(("GPU-", "MIG-")), items))
 
 
 def slot_gpus(gpus: Sequence[str], slots: int) -> list[str]:

@@ -10,12 +10,13 @@ import pandas as pd
 
 from rethinker.config import RunConfig
 from rethinker.lab.ablation.cluster import ClusterJobs, Where
-from rethinker.lab.ablation.gpus import check_processes, slot_gpus, visible_gpus
+from rethinker.lab.ablation.gpus import check_processes, slot_gpus
 from rethinker.lab.ablation.grid import Grid
 from rethinker.lab.ablation.origin import CurrentProvenance, mixture
 from rethinker.lab.ablation.slots import RunOutcome, Slots, exclusive
 from rethinker.lab.ablation.table import COLUMNS, NOT_BEGUN, run_rows, typed
 from rethinker.lab.jobs.files import config_file, is_alive, is_run
+from rethinker.lab.jobs.gpus import visible_gpus
 from rethinker.lab.jobs.preflight import make_missing
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
 from rethinker.rundir.folder import check_folder, check_settings, run_state

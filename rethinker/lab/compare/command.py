@@ -56,7 +56,7 @@ def write(evaluations: list[Evaluation], names: list[str], out: Path, group: str
         shown.append(tables.passed(sampled, tables.columns(table)))
     shown.append(tables.protocols(table))
     if len(differences):
-        shown.append(tables.paired(differences))
+        shown.append(tables.paired(differences, pairs.asked_otherwise(evaluations)))
     if group is not None:
         shown.append(tables.by_group(found, group))
     files = {"comparison": table, "pass_at_k": sampled, "groups": found, "differences": differences}

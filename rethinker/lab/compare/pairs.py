@@ -7,7 +7,8 @@ what makes a question hard for both cancels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +16,16 @@ from rethinker.benchmarks.summary import in_mode, read_counted
 from rethinker.evaluation.statistics import Z95, Estimate
 from rethinker.lab.compare.rows import Evaluation, title
 
+ASKED = (
+    *("protocol", "prompt.suffix", "prompt.hint"),
+    *("model.min_pixels", "model.max_pixels", "rollout.max_new_tokens"),
+)
+# Of samples and of second looks; an evaluation without them has none of these.
+ASKED_TOO = (
+    *("rollout.temperature", "rollout.top_p"),
+    *("rethink.temperature", "rethink.min_second_look_tokens", "rethink.seam"),
+)
+SHOWN = 60  # characters of a setting
 COLUMNS = ("title", "mode", "before", "after", "difference", "low", "high", "n", "clusters")
 
 
@@ -36,6 +47,40 @@ def differences(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
                 interval = {"difference": found.value, "low": found.low, "high": found.high}
                 rows.append(about | labels | interval | {"n": found.n, "clusters": found.clusters})
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def asked_otherwise(evaluations: Sequence[Evaluation]) -> list[str]:
+    """A warning for every later evaluation that shares a benchmark with the first one and was asked with other
+    settings, types and engines aside: they change no more than rounding does."""
+    warnings = []
+    for later in evaluations[1:]:
+        first = evaluations[0]
+        changes = list(_changes(first, later))
+        if changes and first.counts.keys() & later.counts.keys():
+            warnings.append(
+                f"Warning: {first.label} and {later.label} were asked with other settings ({'; '.join(changes)}), so "
+                "their difference is not the model's alone; evaluate one of them again with the other's"
+            )
+    return warnings
+
+
+def _changes(first: Evaluation, later: Evaluation) -> Iterator[str]:
+    for key in (*ASKED, *ASKED_TOO):
+        before, after = _setting(first, key), _setting(later, key)
+        absent = key in ASKED_TOO and (before is None or after is None)
+        if before != after and not absent:
+            yield f"{key} {_short(before)} -> {_short(after)}"
+
+
+def _setting(each: Evaluation, key: str) -> Any:
+    section, _, name = key.partition(".")
+    found = each.settings.get(section)
+    return (found or {}).get(name) if name else found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def paired(before: pd.DataFrame, after: pd.DataFrame, mean_over: str | None) -> Estimate:

@@ -99,8 +99,8 @@ def protocols(table: pd.DataFrame) -> Table:
     return Table("How each row was made", ["", *shown], rows, notes, words=5)
 
 
-def paired(differences: pd.DataFrame) -> Table:
-    """Differences between evaluations, in points."""
+def paired(differences: pd.DataFrame, warnings: Sequence[str] = ()) -> Table:
+    """Differences between evaluations, in points. ``warnings``: what makes them less than they seem."""
     headers = ["after", "before", "benchmark", "mode", "difference in points", "items"]
     rows = [
         [
@@ -110,7 +110,8 @@ def paired(differences: pd.DataFrame) -> Table:
         ]
         for row in differences.to_dict("records")
     ]
-    return Table("Differences, paired by item", headers, rows, ["In brackets: 95% intervals over problems."], words=4)
+    notes = ["In brackets: 95% intervals over problems.", *(f"{text}." for text in warnings)]
+    return Table("Differences, paired by item", headers, rows, notes, words=4)
 
 
 def by_group(groups: pd.DataFrame, name: str) -> Table:

@@ -1,5 +1,6 @@
 """Checks made before any process of a run starts: model, data, disk. Every error is one line that says what was
-not found, where it was looked for and what to do. Imports no torch. Nothing here is from the paper.
+not found, where it was looked for and what to do. Imports no torch, but to count the weights of a family for which
+``sizes.shapes`` has no formulas. Nothing here is from the paper.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,22 @@ from rethinker.config.paths import is_hub_id
 from rethinker.config.repository import find_repository
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import Split
+from rethinker.lab.jobs.accelerate import read_accelerate_file
+from rethinker.lab.sizes.shapes import find_shape
 
 GENERATED = Path("data", "generated")  # in the repository: where what is missing is drawn
 DRAWN = ("train.parquet", "validation.parquet", "test.parquet")  # if it has these names, which make_data writes
 LEAST_FREE = 200 * 2**20  # bytes; a run of the tiny VLM takes some 50 MB
-STATES = 3  # weights and AdamW's two moments
+NUMBER = {"float32": 4, "bfloat16": 2}  # bytes
+MOMENTS = 8  # bytes of a trained parameter's two moments in AdamW, in float32
+ADAPTERS = 16  # bytes of an adapter's parameter: in adapter/ and in state/, with its moments
 
 
 def preflight(config: RunConfig) -> list[str]:
-    """Warnings for a run of ``config``. Raises ConfigError if it could not start: no model, servers or data where
-    they should be (data that ``missing_generated`` names aside), or no room on the disk of ``runs_dir``."""
+    """Warnings for a run of ``config``. Raises ConfigError if it could not start: an engine over several GPUs in each
+    of several processes, no model, servers or data where they should be (data that ``missing_generated`` names aside),
+    or no room on the disk of ``runs_dir``."""
+    check_engine(config)
     weights = check_model(config)
     servers = Path(config.rollout.servers)
     if config.rollout.engine == "server" and not list(servers.glob("*.json")):
@@ -39,7 +47,24 @@ def preflight(config: RunConfig) -> list[str]:
         if place.parent not in to_draw or place.name not in DRAWN:
             check_data(f"data.{use}", source, config.data.columns_for(use))
     check_filter(config)
-    return list(check_disk(config, weights))
+    return list(check_disk(config, checkpoint_bytes(config, weights)))
+
+
+def check_engine(config: RunConfig) -> None:
+    """Raises ConfigError for what ``rollout.vllm_setup.placement`` refuses, which comes when the weights are loaded."""
+    rollout, launch = config.rollout, config.launch
+    vllm = rollout.engine == "vllm" or (rollout.engine == "auto" and find_spec("vllm") is not None)
+    if not vllm or rollout.tensor_parallel_size == 1:
+        return
+    count = launch.machines * launch.processes
+    if launch.accelerate:
+        count = int(read_accelerate_file(launch.accelerate).get("num_processes", 1))
+    if count > 1:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} in {count} processes: every process has an "
+            "engine of its own on its own GPU; set rollout.tensor_parallel_size=1, launch.processes=1, or "
+            "rollout.engine=server, whose servers may have several GPUs each"
+        )
 
 
 def check_model(config: RunConfig) -> int | None:
@@ -130,8 +155,23 @@ def check_data(key: str, source: str, columns: Mapping[str, Any] | None = None) 
         raise ConfigError(f"{key}={source}: {'' if there.exists() else taken}{why}") from error
 
 
-def check_disk(config: RunConfig, weights: int | None) -> Iterator[str]:
-    """A warning where checkpoints of ``weights`` bytes may not find room. Raises ConfigError below LEAST_FREE."""
+def checkpoint_bytes(config: RunConfig, weights: int | None) -> int:
+    """Bytes of a checkpoint of this run, without its rollouts: the model in model.dtype and AdamW's state. Where the
+    model's sizes are not known, from the bytes of its ``weights``, taken as in that type; 0 without them too."""
+    model = config.model
+    try:
+        shape, _ = find_shape(model.path)
+    except ValueError:
+        return (1 if model.lora_rank else 3) * (weights or 0)
+    saved = NUMBER[model.dtype] * shape.total
+    if model.lora_rank:
+        return saved + ADAPTERS * shape.adapters(model.lora_rank, model.lora_targets)
+    return saved + MOMENTS * (shape.language if model.freeze_vision else shape.total)
+
+
+def check_disk(config: RunConfig, checkpoint: int) -> Iterator[str]:
+    """A warning where checkpoints of ``checkpoint`` bytes may not find room beside those that are there. Raises
+    ConfigError below LEAST_FREE."""
     folder = config.folder.absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     if not os.access(there, os.W_OK):
@@ -143,11 +183,11 @@ def check_disk(config: RunConfig, weights: int | None) -> Iterator[str]:
             f"{_size(LEAST_FREE)}; make room, or give another runs_dir=..."
         )
     others = len(config.stages) + 1  # beside the newest: best, the ends of stages but the last, the one being written
-    trained = STATES if not config.model.lora_rank else 1
-    need = LEAST_FREE + (others + config.tracking.keep_last) * trained * (weights or 0)
+    there_already = sum(file.stat().st_size for file in folder.glob("checkpoints/step-*/**/*") if file.is_file())
+    need = LEAST_FREE + max(0, (others + config.tracking.keep_last) * checkpoint - there_already)
     if free < need:
         yield (
-            f"{_size(free)} free on the disk of {there}; the checkpoints of this run may take {_size(need)}: "
+            f"{_size(free)} free on the disk of {there}; the checkpoints of this run may take {_size(need)} more: "
             "make room, or give another runs_dir=..."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ LEAST_TOKENS = 1024  # of a micro-batch
 
 
 def failing(case: Case) -> list[Moment]:
-    """The moments that find no room."""
+    """The moments that find no room, or have an engine that cannot be there."""
     return [moment for moment in moments(case) if not fits(case, moment)]
 
 
@@ -41,7 +42,8 @@ def repairs(case: Case) -> list[str]:
 def _together(case: Case) -> tuple[list[str], Case]:
     """Changes of the same training, one upon the other, as long as memory is missing and each helps."""
     texts: list[str] = []
-    for change in SAME:
+    first = (_own_engines, _servers) if case.refused else ()  # or nothing else would help
+    for change in (*first, *SAME):
         found = change(case) if failing(case) else None
         if found and _excess(found[1]) < _excess(case):
             texts.append(found[0])
@@ -90,7 +92,9 @@ def _told(texts: list[str], case: Case) -> str:
 
 
 def _excess(case: Case) -> float:
-    """Bytes that are missing, over all moments."""
+    """Bytes that are missing, over all moments; no end of them where the layout is refused."""
+    if case.refused:
+        return math.inf
     missing = sum(max(0.0, moment.bytes - case.gpu.memory) for moment in moments(case))
     if case.vllm:
         missing += max(0.0, longest(case) - kv_tokens(case)) * case.shape.kv_token(case.engine_bytes)
@@ -143,15 +147,43 @@ def _share(case: Case) -> tuple[str, Case] | None:
     return f"rollout.gpu_memory_utilization={share:g}", changed
 
 
+def _own_engines(case: Case) -> tuple[str, Case] | None:
+    """An engine on each GPU, in place of one over several beside trainers, where its KV cache has room."""
+    changed = case.with_settings(rollout={"tensor_parallel_size": 1})
+    if not case.refused or kv_tokens(changed) < longest(changed):
+        return None
+    return "rollout.tensor_parallel_size=1", changed
+
+
+def _servers(case: Case) -> tuple[str, Case] | None:
+    """Servers, of the size with which an episode is shortest, where an engine beside trainers is refused or has no
+    room."""
+    if case.servers or not case.vllm or not (case.refused or kv_tokens(case) < longest(case)):
+        return None
+    served = case.with_settings(rollout={"engine": "server"})
+    tried = [found for size in (served, *_larger(served, case.gpus - 1)) if (found := split(size))]
+    roomy = [found for found in tried if kv_tokens(found[0]) >= longest(case)]
+    if not roomy:
+        return None
+    best, _ = min(roomy, key=lambda found: (bool(failing(found[0])), overlapped(found[1])))
+    size = f" rollout.tensor_parallel_size={best.parallel}" if best.parallel != case.parallel else ""
+    return f"rollout.engine=server{size} --servers {best.servers}", best
+
+
 def _parallel(case: Case) -> tuple[str, Case] | None:
-    """The smallest number of GPUs an engine that gives its KV cache room."""
-    parallel, most = case.parallel, min(case.per_node, case.servers or case.gpus)
-    while case.vllm and parallel * 2 <= most and case.shape.kv_heads % (parallel * 2) == 0:
-        parallel *= 2
-        changed = case.with_settings(rollout={"tensor_parallel_size": parallel})
+    """The smallest number of GPUs a server that gives its KV cache room."""
+    for changed in _larger(case, case.servers):
         if kv_tokens(changed) >= longest(changed):
-            return f"rollout.tensor_parallel_size={parallel}", changed
+            return f"rollout.tensor_parallel_size={changed.parallel}", changed
     return None
+
+
+def _larger(case: Case, most: int) -> Iterator[Case]:
+    """With engines on twice as many GPUs, and so on: at most ``most``, and those of a machine."""
+    parallel = 2 * case.parallel
+    while case.vllm and parallel <= min(case.per_node, most) and case.shape.kv_heads % parallel == 0:
+        yield case.with_settings(rollout={"tensor_parallel_size": parallel})
+        parallel *= 2
 
 
 def _freeze(case: Case) -> tuple[str, Case] | None:
@@ -171,8 +203,10 @@ def _more_gpus(case: Case) -> Iterator[tuple[str, Case]]:
     gpus = case.gpus
     while (gpus := gpus * 2) <= MOST_GPUS:
         changed = replace(case, gpus=gpus, per_node=_per_node(case, gpus), sharding="full")
+        served = _servers(changed)  # for which there were too few
+        text, changed = (f"{served[0]} ", served[1]) if served else ("", changed)
         if not failing(changed):
-            yield f"--gpus {gpus}", changed
+            yield f"{text}--gpus {gpus}", changed
 
 
 def _twice(case: Case) -> tuple[str, Case] | None:
@@ -209,6 +243,9 @@ def _machines(case: Case) -> tuple[str, Case] | None:
     return "model.sharding=hybrid", replace(case, sharding="hybrid")
 
 
-SAME: tuple[Change, ...] = (_shard, _engine_dtype, _checkpoint, _smaller_passes, _share, _parallel)
+SAME: tuple[Change, ...] = (
+    *(_own_engines, _shard, _engine_dtype, _checkpoint),
+    *(_smaller_passes, _share, _servers, _parallel),
+)
 LESS: tuple[Change, ...] = (_freeze, _adapters)
 SPEED: tuple[Change, ...] = (_pack, _bfloat16, _engine_dtype, _keep_activations, _machines, _twice)

@@ -9,7 +9,7 @@ from rethinker.config import RunConfig
 from rethinker.config.schema import ConfigError
 from rethinker.config.settings import Sharding
 from rethinker.lab.plan.hardware import GPUS, Gpu
-from rethinker.lab.plan.shapes import Shape, find_shape
+from rethinker.lab.sizes.shapes import Shape, find_shape
 
 PIXELS = (
     256 * 28 * 28,
@@ -109,6 +109,17 @@ class Case:
         return self.config.rollout.tensor_parallel_size if self.vllm else 1
 
     @property
+    def refused(self) -> str:
+        """Why a run with this layout is refused, whatever its memory (``rollout.vllm_setup.placement``); "" where it is
+        not. A single process may have an engine over several GPUs, of which this knows nothing."""
+        if self.parallel == 1 or self.servers:
+            return ""
+        return (
+            f"rollout.tensor_parallel_size={self.parallel} needs servers: where trainer and engine share their GPUs, "
+            "each process has an engine of its own on one"
+        )
+
+    @property
     def engines(self) -> int:
         """Engines that generate side by side."""
         return max(1, (self.servers or self.gpus) // self.parallel)
@@ -164,6 +175,13 @@ def make_case(
         raise ConfigError(f"--gpu {gpu}: known are {', '.join(GPUS)}")
     if gpus is None:
         gpus = config.launch.machines * config.launch.processes
+        if config.rollout.engine == "server":  # these train
+            if not servers:
+                raise ConfigError(
+                    f"rollout.engine=server: the {gpus} GPUs of launch.machines x launch.processes train, and how many "
+                    "servers have is not said: give --servers N, or with --gpus N the number of both together"
+                )
+            gpus += servers
         nodes = nodes or max(config.launch.machines, -(-gpus // PER_NODE))
     nodes = -(-gpus // PER_NODE) if nodes is None else nodes
     if gpus < 1 or not 0 <= servers < gpus:

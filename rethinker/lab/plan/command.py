@@ -12,7 +12,11 @@ from rethinker.lab.command_line import CONFIG, command, option, settings
     "Compute what a config needs on GPUs: memory by part, seconds of an episode, what to change. Refuses nothing.",
     CONFIG,
     settings(),
-    option("--gpus", type=int, help="GPUs, servers included (default: launch.machines x launch.processes)"),
+    option(
+        "--gpus",
+        type=int,
+        help="GPUs, servers included (default: launch.machines x launch.processes; engine=server: --servers more)",
+    ),
     option("--gpu", default="h100-80", help="their type, e.g. h200-141, a100-80, l40s (default: %(default)s)"),
     option("--nodes", type=int, help="machines (default: as few as eight GPUs each allow)"),
     option("--sharding", choices=("none", "full", "hybrid"), help="of weights over the GPUs (default: model.sharding)"),

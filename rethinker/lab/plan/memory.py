@@ -55,9 +55,12 @@ def moments(case: Case) -> list[Moment]:
 
 
 def fits(case: Case, moment: Moment) -> bool:
-    """Whether a moment finds room on the GPU, and vLLM room for one sequence of the longest kind."""
+    """Whether a moment finds room on the GPU, and vLLM room for one sequence of the longest kind, with an engine that
+    can be there."""
     room = moment.bytes <= case.gpu.memory
-    return room and (moment.name not in ("generate", "serve") or not case.vllm or kv_tokens(case) >= longest(case))
+    if moment.name not in ("generate", "serve") or not case.vllm:
+        return room
+    return room and not case.refused and kv_tokens(case) >= longest(case)
 
 
 def longest(case: Case) -> int:

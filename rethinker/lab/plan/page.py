@@ -13,7 +13,6 @@ from rethinker.lab.plan.advice import failing
 from rethinker.lab.plan.case import Case, make_case
 from rethinker.lab.plan.hardware import GPUS
 from rethinker.lab.plan.memory import GIB, moments
-from rethinker.lab.plan.shapes import KNOWN
 from rethinker.lab.plan.show import (
     ASSUMPTIONS,
     COMPUTED,
@@ -24,6 +23,7 @@ from rethinker.lab.plan.show import (
     to_markdown,
 )
 from rethinker.lab.plan.timing import episode, overlapped, total
+from rethinker.lab.sizes.shapes import KNOWN
 
 BASE = "vl_rethinker_7b.yaml"
 FULL = (
@@ -79,8 +79,8 @@ ENTRIES = (
     _base(8, *FULL, gpu="h200-141", sharding="full"),
     _base(8, *FULL, gpu="b200", sharding="full"),
     _base(8, *_model("Qwen2.5-VL-32B", *_LARGE), sharding="full"),
-    _base(64, *_model("Qwen2.5-VL-32B", *_LARGE), sharding="full"),
-    _base(64, *_model("Qwen2.5-VL-72B", *_LARGE), sharding="full"),
+    _base(64, *_model("Qwen2.5-VL-32B", *_LARGE), "rollout.engine=server", sharding="full", servers=24),
+    _base(64, *_model("Qwen2.5-VL-72B", *_LARGE), "rollout.engine=server", sharding="full", servers=24),
 )
 
 

@@ -143,7 +143,8 @@ def in_seconds(seconds: float) -> str:
 def _verdict(case: Case) -> list[str]:
     if lacking := failing(case):
         what = ", ".join(moment.name for moment in lacking)
-        return [f"Does not fit: {what}. What would:", *(f"  {text}" for text in repairs(case))]
+        why = f" {case.refused}." if case.refused else ""
+        return [f"Does not fit: {what}.{why} What would:", *(f"  {text}" for text in repairs(case))]
     stage, forward = case.config.stages[-1].name, case.config.model.forward
     parts = episode(case, case.stages[-1], forward)
     slowest = max(parts, key=lambda part: part.seconds)

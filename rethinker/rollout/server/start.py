@@ -33,11 +33,11 @@ PR_SET_PDEATHSIG = 1  # Linux's prctl
 
 @dataclass(frozen=True)
 class Place:
-    """Where one server listens, and its GPUs (none: it runs on the CPU)."""
+    """Where one server listens, and its GPUs as CUDA_VISIBLE_DEVICES names them (none: it runs on the CPU)."""
 
     host: str
     port: int
-    gpus: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -141,7 +141,7 @@ def environment(place: Place, token: str, threads: int) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
     }
     if place.gpus:
-        return variables | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, place.gpus))}
+        return variables | {"CUDA_VISIBLE_DEVICES": ",".join(place.gpus)}
     return variables | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
 
 

@@ -198,15 +198,15 @@ def read_shape(config: dict[str, Any], where: str) -> Shape:
     """
     family = config.get("model_type")
     if family not in ("qwen2_5_vl", "qwen3_vl"):
-        from rethinker.lab.plan.counted import count_shape
+        from rethinker.lab.sizes.counted import count_shape
         from rethinker.policy.families import FAMILIES
 
         if family not in FAMILIES:
             raise ConfigError(f"{where}: model_type={family!r} cannot be planned, only {', '.join(FAMILIES)}")
         return count_shape(config, where)
-    text, vision = config.get("text_config", config), config["vision_config"]
     newer = family == "qwen3_vl"
     try:
+        text, vision = config.get("text_config", config), config["vision_config"]
         tower = Tower(
             depth=vision["depth"],
             width=vision["hidden_size"],

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from rethinker.config.schema import ConfigError
-from rethinker.lab.plan.shapes import Shape, Tower
+from rethinker.lab.sizes.shapes import Shape, Tower
 
 
 def count_shape(config: dict[str, Any], where: str) -> Shape:
