@@ -122,22 +122,17 @@ def test_where_it_thinks_twice():
 
 
 def test_what_replay_gains():
-    """The paragraph below the first figure, from the committed tables of the evidence."""
+    """The table below the first figure, from the committed tables of the evidence."""
     tables = load(ROOT / "experiments" / "evidence" / "results")
-    text = TEXT.partition("**Replay**")[2].partition("\n\n")[0]
-    pairs = (("ssr", "grpo"), ("ssr", "filter"), ("ssr", "dynamic"), ("dr-ssr", "dr-grpo"))
-    found = [effect(tables, "test/plain/accuracy", "forced", *pair) for pair in pairs]
-    assert {each.seeds for each in found} == {8} and "eight seeds" in text
+    text = TEXT.partition("**Replay**")[2].partition("<picture>")[0]
+    rivals = [("ssr", "grpo"), ("ssr", "filter"), ("ssr", "dynamic")]
+    pairs = [("forced", pair) for pair in (*rivals, ("dr-ssr", "dr-grpo"))] + [("bare", pair) for pair in rivals]
+    found = [effect(tables, "test/plain/accuracy", grid, *pair) for grid, pair in pairs]
     found.append(effect(tables, "test/plain/accuracy", "bare", "paper-ssr", "std-grpo"))
+    assert {each.seeds for each in found} == {8} and "eight seeds" in text
     shown = [f"{100 * a.value:+.1f} [{100 * a.low:+.1f}, {100 * a.high:+.1f}]" for a in found]
     assert re.findall(r"[+-][\d.]+ \[[^\]]*\]", text) == shown
     assert all(effect(tables, "tokens_to_match", "forced", "ssr", other).low > 0.6 for other in ("grpo", "filter"))
-    methods = ("grpo", "filter", "ssr", "dynamic", "dr-grpo")
-    bare = [effect(tables, "test/plain/accuracy", "bare", method).value for method in methods]
-    words = " ".join(text.split())
-    assert f"held-out means are within {100 * (max(bare) - min(bare)):.1f} points" in words
-    below = effect(tables, "validation/end", "bare", "dynamic", "grpo")
-    assert f"dynamic sampling ends {-100 * below.value:.1f} points below GRPO" in words and below.high < 0
     assert effect(tables, "validation/end@updates", "forced", "dynamic", "ssr").low > 0.2  # "far ahead"
 
 
