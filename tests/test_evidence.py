@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from synthetic_run import write_run
 
 from rethinker.config.schema import ConfigError, plain
@@ -21,7 +22,7 @@ from rethinker.lab.analysis import choice
 from rethinker.lab.evidence import bootstrap, collect, measures, page, series, words
 from rethinker.lab.evidence.again import differences
 from rethinker.lab.evidence.bootstrap import FAILS, HOLDS, NOTHING, UNKNOWN, Effect, all_of, mean_effect, verdict
-from rethinker.lab.evidence.claims import Part
+from rethinker.lab.evidence.claims import Part, judge, read_claims
 from rethinker.lab.evidence.effects import effect
 from rethinker.lab.evidence.tables import TABLES, Tables, load, merge, save
 from rethinker.lab.figures.style import NoData
@@ -464,6 +465,15 @@ claims:
 """
 
 
+def test_all_claims_or_one():
+    tables, plan = made_up({"a": 0.3, "b": 0.1}, seeds=5), yaml.safe_load(PLAN)
+    judged = judge(tables, read_claims(plan["claims"], {"g", "other"}))
+    assert re.findall("^### (.*)$", page.claims(judged), re.MULTILINE) == ["A beats B", "B beats A"]
+    assert re.findall("^### (.*)$", page.claims(judged, "worse"), re.MULTILINE) == ["B beats A"]
+    with pytest.raises(ValueError, match="no claim is called 'best': there are better, worse"):
+        page.claims(judged, "best")
+
+
 def test_what_second_looks_gain_and_cost_by_hand():
     """Two kinds; `always` looks twice at all and mends 4 of 8 of kind a; `some` at kind a only."""
     runs = [{"variant": name, "seed": 0, "state": "finished", "settings": f"reward.token_price={price} x=1"}
@@ -601,6 +611,13 @@ def test_the_committed_page_is_that_of_the_committed_tables():
         assert f"\n## {claim.title}\n" in text and f"<!-- begin: claim {claim.id} -->" in text
     for name in plan.grids:
         assert f"<!-- begin: grid {name} -->" in text
+
+
+def test_the_committed_figures_are_made_of_the_committed_tables():
+    folder = ROOT / "experiments" / "evidence"
+    assert (folder / "figures" / page.MADE_OF).read_text(encoding="utf-8") == page.digests(folder), (
+        "run `make evidence`"
+    )
 
 
 def test_a_part_of_a_claim_names_a_measure_that_there_is():

@@ -6,6 +6,7 @@ Names: ``verdicts``, ``claim ID``, ``grid NAME``, ``sweeps``, ``runs``.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from rethinker.lab.figures.output import render
 from rethinker.lab.figures.style import THEMES, NoData
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
 
+MADE_OF = "made-of.sha256"  # beside the figures
 SETTING = re.compile(r"([\w.]+)=(.*?)(?= [\w.]+=|$)")
 MECHANISM = {
     "effective/start": "effective queries, start",
@@ -138,6 +140,15 @@ def claim(parts: pd.DataFrame) -> str:
     return f"{whose}: {first['saw']}.\n\n{table}\n\n**Verdict: {claim_verdict(parts)}.**"
 
 
+def claims(judged: pd.DataFrame, only: str = "") -> str:
+    """Every claim below its title; ``only``: the one of this id. Raises ValueError if there is none."""
+    parts = judged[judged["claim"] == only] if only else judged
+    if only and parts.empty:
+        raise ValueError(f"no claim is called {only!r}: there are {', '.join(judged['claim'].unique())}")
+    each = parts.groupby("claim", sort=False)
+    return "\n\n".join(f"### {rows['title'].iloc[0]}\n\n{claim(rows)}" for _, rows in each)
+
+
 def grid_part(name: str, grid: GridPage, tables: Tables, pictures: str) -> str:
     """A grid's tables and figures."""
     variants = shown(tables, name, grid, every=True)
@@ -237,8 +248,15 @@ def code(rows: pd.DataFrame) -> str:
     return ", ".join(f"{commit}{f': {count}' if len(counts) > 1 else ''}" for commit, count in counts.items())
 
 
+def digests(folder: Path) -> str:
+    """SHA-256 of all that figures are made of: the tables and the plan in ``folder``; a line each, as sha256sum's."""
+    files = [*sorted((folder / "results").glob("*.*")), folder / "evidence.yaml"]
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(folder)}" for file in files]
+    return "\n".join(lines) + "\n"
+
+
 def write_all(root: Path) -> list[Path]:
-    """Every figure, and the page; returns what was written. ``root``: of the repository."""
+    """Every figure with what they are made of, and the page; returns what was written. ``root``: of the repository."""
     from rethinker.lab.evidence.tables import load
 
     folder, page = root / "experiments" / "evidence", root / "docs" / "evidence.md"
@@ -253,5 +271,6 @@ def write_all(root: Path) -> list[Path]:
                     continue
                 path = folder / "figures" / f"{name}-{kind}-{theme.name}.svg"
                 written.append(atomic_write_bytes(path, render(drawing, "svg")))
+    written.append(atomic_write_text(folder / "figures" / MADE_OF, digests(folder)))
     text = make_page(page.read_text(encoding="utf-8"), tables, plan)
     return [*written, atomic_write_text(page, text)]
