@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rethinker.config import RunConfig, to_dict
+from rethinker.rundir.reader import stage_settings
 
 LITTLE = 0.05  # share of samples with an advantage, below which an episode has little to learn from
 LIKELY = 0.1  # share of responses or groups from which something is a likely cause of an episode without signal
@@ -143,7 +143,7 @@ CAUSES = (
 
 def diagnose(episodes: Sequence[Episode], settings: Settings) -> list[Finding]:
     """What is wrong with these episodes, the worst first; [] where nothing is."""
-    options = {stage: of_stage(settings, stage) for stage in {episode["stage"] for episode in episodes}}
+    options = {stage: stage_settings(settings, stage) for stage in {episode["stage"] for episode in episodes}}
     nothing: list[Counted] = []
     little: list[Counted] = []
     rest: list[Counted] = []
@@ -246,16 +246,6 @@ def counts(episode: Episode, options: Settings) -> Counter[str]:
 def first_responses(episode: Episode) -> int:
     """Responses of an episode without its forced continuations."""
     return round(_number(episode, "rollout/responses") / (1 + _number(episode, "rethink/forced")))
-
-
-def of_stage(settings: Settings, stage: str) -> dict[str, Any]:
-    """The settings of a stage by section, complete: the default where a config of another version lacks one."""
-    merged = to_dict(RunConfig())
-    overrides = [item.get("overrides") for item in settings.get("stages") or [] if item.get("name") == stage]
-    for layer in (settings, *overrides):
-        for section, values in (layer or {}).items():
-            merged[section] = merged.get(section, {}) | values if isinstance(values, Mapping) else values
-    return merged
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rethinker.rundir.diagnosis import of_stage
+from rethinker.rundir.reader import stage_settings
 
 RECENT = 10  # episodes that the pace is taken from
 
@@ -31,7 +31,7 @@ def seconds_left(episodes: Sequence[Mapping[str, Any]], settings: Mapping[str, A
     names = [stage.get("name") for stage in stages]
     current = names.index(last["stage"]) if last["stage"] in names else 0
     for stage in stages[current:]:
-        budget = of_stage(settings, stage.get("name"))["budget"]  # counted from the start of the run
+        budget = stage_settings(settings, stage.get("name"))["budget"]  # counted from the start of the run
         most = stage.get("episodes", 1) - sum(line.get("stage") == stage.get("name") for line in episodes)
         for name, (now, before) in uses.items():
             limit = budget[name]

@@ -18,6 +18,7 @@ import pyarrow.parquet as parquet
 import yaml
 from pyarrow import ArrowException
 
+from rethinker.config import RunConfig, to_dict
 from rethinker.rundir.atomic import read_json
 from rethinker.rundir.glossary import COORDINATES, RECORDS, ROLLOUT_COLUMNS
 from rethinker.rundir.paths import RunDir
@@ -152,6 +153,16 @@ def load_settings(run: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return settings if isinstance(settings, dict) else {}
+
+
+def stage_settings(settings: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The settings of a stage by section, complete: the default where a config of another version lacks one."""
+    merged = to_dict(RunConfig())
+    overrides = [item.get("overrides") for item in settings.get("stages") or [] if item.get("name") == stage]
+    for layer in (settings, *overrides):
+        for section, values in (layer or {}).items():
+            merged[section] = merged.get(section, {}) | values if isinstance(values, Mapping) else values
+    return merged
 
 
 def run_seed(run: str | Path) -> int | None:

@@ -39,7 +39,7 @@ class Part:
     def effect(self, tables: Tables) -> Effect:
         """The measured effect, with its interval."""
         pair = (self.grid, self.of, self.against)
-        return effect(tables, self.measure, *pair, minus=self.minus, relative=self.relative, beyond=tuple(self.beyond))
+        return effect(tables, self.measure, *pair, minus=self.minus, relative=self.relative, beyond=self.beyond)
 
     def planned(self, tables: Tables) -> int:
         """Seeds that the effect will have when all of the grid's runs are finished."""

@@ -231,7 +231,7 @@ def runs(tables: Tables, plan: Plan) -> str:
 
 
 def own_settings(rows: pd.DataFrame) -> dict[str, str]:
-    """variant -> its settings that fewer than half of the grid's variants share, of those in which these differ."""
+    """variant -> its settings that at most half of the grid's variants share, of those in which these differ."""
     first = rows.groupby("variant")["settings"].first()
     each = {str(name): dict(SETTING.findall(text)) for name, text in first.items()}
     counts = Counter(item for settings in each.values() for item in settings.items())
