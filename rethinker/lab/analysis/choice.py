@@ -80,8 +80,8 @@ def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:
     return float((ranks[hit].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
-def knows_when_wrong(table: pd.DataFrame, within: Sequence[str] = ()) -> float:
-    """AUC of "takes a second look" against "the first look was wrong".
+def knows_when_wrong(table: pd.DataFrame, within: Sequence[str] = (), score: str = "second") -> float:
+    """AUC of "takes a second look", or of another column ``score``, against "the first look was wrong".
 
     ``within``: columns whose cells are judged one by one, and averaged with their pairs (wrong times right) as weights.
     Between cells is then no evidence: a rule per cell has 1/2. NaN without a pair.
@@ -92,7 +92,7 @@ def knows_when_wrong(table: pd.DataFrame, within: Sequence[str] = ()) -> float:
         wrong = part["first_correct"] == 0
         count = int(wrong.sum()) * int((~wrong).sum())
         if count:
-            total += count * auc(part["second"], wrong)
+            total += count * auc(part[score], wrong)
             pairs += count
     return total / pairs if pairs else math.nan
 

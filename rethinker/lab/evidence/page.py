@@ -1,7 +1,7 @@
 """The page ``docs/evidence.md``: its generated parts and figures, from the committed tables and ``evidence.yaml``.
 
 A generated part stands between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``; what is outside is written by hand.
-Names: ``verdicts``, ``claim ID``, ``grid NAME``, ``sweeps``, ``runs``.
+Names: ``verdicts``, ``claim ID``, ``grid NAME``, ``knowing``, ``sweeps``, ``runs``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +19,7 @@ import yaml
 
 from rethinker.config.schema import ConfigError, build
 from rethinker.lab.ablation.origin import short
-from rethinker.lab.evidence import series
+from rethinker.lab.evidence import knowing, series
 from rethinker.lab.evidence.bootstrap import Effect
 from rethinker.lab.evidence.claims import Claim, judge, read_claims
 from rethinker.lab.evidence.drawings import FIGURES, draw
@@ -27,7 +29,7 @@ from rethinker.lab.evidence.tables import Tables
 from rethinker.lab.evidence.words import anchor, bound_words, in_words, markdown, measured, measured_words, picture
 from rethinker.lab.figures.evidence import short_number
 from rethinker.lab.figures.output import render
-from rethinker.lab.figures.style import THEMES, NoData
+from rethinker.lab.figures.style import THEMES, Drawing, NoData, Theme
 from rethinker.rundir.atomic import atomic_write_bytes, atomic_write_text
 
 MADE_OF = "made-of.sha256"  # beside the figures
@@ -96,6 +98,8 @@ def part(name: str, tables: Tables, plan: Plan, judged: pd.DataFrame, pictures: 
         return sweeps(tables)
     if name == "runs":
         return runs(tables, plan)
+    if name == "knowing":
+        return knowing.part(tables, pictures)
     if kind == "claim" and rest in set(judged["claim"]):
         return claim(judged[judged["claim"] == rest])
     if kind == "grid" and rest in plan.grids:
@@ -261,16 +265,20 @@ def write_all(root: Path) -> list[Path]:
 
     folder, page = root / "experiments" / "evidence", root / "docs" / "evidence.md"
     tables, plan = load(folder / "results"), load_plan(folder / "evidence.yaml")
+    drawings: dict[str, Callable[[Theme], Drawing]] = {
+        f"{name}-{kind}": partial(draw, tables, name, grid, kind)
+        for name, grid in plan.grids.items()
+        for kind in grid.figures
+    }
+    drawings["knowing"] = partial(knowing.figure, tables)
     written = []
-    for name, grid in plan.grids.items():
-        for kind in grid.figures:
-            for theme in THEMES.values():
-                try:
-                    drawing = draw(tables, name, grid, kind, theme)
-                except NoData:
-                    continue
-                path = folder / "figures" / f"{name}-{kind}-{theme.name}.svg"
-                written.append(atomic_write_bytes(path, render(drawing, "svg")))
+    for name, drawing in drawings.items():
+        for theme in THEMES.values():
+            try:
+                drawn = render(drawing(theme), "svg")
+            except NoData:
+                continue
+            written.append(atomic_write_bytes(folder / "figures" / f"{name}-{theme.name}.svg", drawn))
     written.append(atomic_write_text(folder / "figures" / MADE_OF, digests(folder)))
     text = make_page(page.read_text(encoding="utf-8"), tables, plan)
     return [*written, atomic_write_text(page, text)]

@@ -44,6 +44,7 @@ PLANNED = "not begun"  # state of a run that is in its grid's file only
 MADE = ("commit", "engine", "versions", "data", "config")
 TEST = ("accuracy", "low", "high", "n", "queries", "greedy", "reflection", "second", "tokens", "rescued", "lost")
 QUERY_TOKENS = ("tokens", "second_tokens")
+KNOWING = ("improbability", "probe", "looks", "by_kind", "by_level", "by_both")  # scores; see ``knowing``
 QUERY = ("samples", "correct", "first_correct", "second", "second_wrong", "unknown_first", *QUERY_TOKENS, "greedy")
 
 TABLES: dict[str, tuple[str, ...]] = {
@@ -53,8 +54,20 @@ TABLES: dict[str, tuple[str, ...]] = {
     "tests": (*RUN, "label", "last", "mode", *TEST),
     "queries": (*RUN, "label", "last", "mode", "qid", "category", "level", *QUERY),
     "sweeps": (*RUN, "lr", "state", "tokens", "accuracy", "best", "mean"),
+    "knowing": (
+        *RUN,
+        "qid",
+        "category",
+        "level",
+        "answer",
+        "first_correct",
+        "tokens",
+        "second_correct",
+        "second_tokens",
+        *KNOWING,
+    ),
 }
-PARQUET = ("episodes", "queries")  # the others are CSV, for people
+PARQUET = ("episodes", "queries", "knowing")  # the others are CSV, for people
 
 COLUMNS = {
     "grid, variant, seed": "which run: the grid's name, its label, the seed",
@@ -68,6 +81,13 @@ COLUMNS = {
     "rescued, lost": "forced second looks: share right after it of the wrong ones, wrong after it of the right ones",
     "first_correct": "samples whose first look was right (what stands before the second look, see analysis.choice)",
     "second_tokens": "tokens of the samples with a second look",
+    "knowing": "a row per first look: its answer, whether that (first_correct) and a second look forced behind it"
+    " (second_correct) are right, tokens of the first and of both (second_tokens)",
+    "improbability": "-log p of the first look up to its answer's last digit, nats",
+    "looks": "log-odds of going on against ending there, nats",
+    "probe": "log-odds of a wrong first look, by a linear probe of the states at that digit",
+    "by_kind, by_level": "accuracy that a second look gains on other queries of its kind (and level)",
+    "by_both": "P(right after a second look), by kind and level, minus P(right now), by improbability too",
     "second_wrong": "samples with a second look after a wrong first one",
     "unknown_first": "samples that reflect before any answer; not in first_correct and second_wrong",
     "greedy": "the greedy response is right (tests: share of queries)",
@@ -119,7 +139,8 @@ def _readme() -> str:
     lines = [
         "# Tables of the evidence",
         "",
-        "Written by `experiments/evidence/tables.py`; read by `make evidence`.",
+        "Written by `experiments/evidence/tables.py`, `knowing` by `experiments/evidence/knowing.py`; read by"
+        " `make evidence`.",
         "",
     ]
     lines += ["| table | columns |", "|---|---|"]

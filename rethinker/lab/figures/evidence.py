@@ -200,3 +200,36 @@ def second_looks(parts: Mapping[str, pd.DataFrame], by: str, caption: str, *, th
         share_axis(axis, 1.02)
     legend_below(axes[0], 2, lines=1)
     return Drawing(figure, caption)
+
+
+@themed
+def knowing(
+    known: pd.DataFrame, rules: Mapping[str, pd.DataFrame], policy: str, caption: str, *, theme: Theme
+) -> Drawing:
+    """Left: AUC of scores against a wrong first look, by policy (columns policy, score, value, low, high); right:
+    accuracy over tokens of rules who is looked at twice (``lab.evidence.knowing.rule``), for ``policy``."""
+    if known.empty:
+        raise NoData("Not measured yet.")
+    figure, (left, right) = panels(2, 4.2)
+    names, scores = list(dict.fromkeys(known["policy"])), list(dict.fromkeys(known["score"]))
+    shades = colors(theme)
+    for number, score in enumerate(scores):
+        part = known[known["score"] == score].set_index("policy").reindex(names)
+        at = [place + 0.22 * (number - (len(scores) - 1) / 2) for place in range(len(names))]
+        left.hlines(at, part["low"], part["high"], color=shades[number], linewidth=1.6)
+        left.plot(part["value"], at, MARKS[number], color=shades[number], markersize=6, label=score)
+    left.axvline(0.5, color=theme.muted, linewidth=1.2, linestyle="--")
+    left.set_yticks(range(len(names)), names)
+    left.set_ylim(len(names) - 0.5, -0.5)
+    left.set_title("Wrong or right, within kind and level", pad=8)
+    left.set_xlabel("AUC (0.5: no better than chance)")
+    legend_below(left, 1, lines=2)
+    look = styles(list(rules), theme)
+    for name, curve in rules.items():
+        right.plot(curve["tokens"], curve["accuracy"], label=name, **look[name])
+    right.set_title(f"{policy}: who is looked at twice", pad=8)
+    right.set_xlabel("tokens a response")
+    share_axis(right, 1.0)
+    right.set_ylim(bottom=0.3)
+    legend_below(right, 2, lines=2)
+    return Drawing(figure, caption)
