@@ -126,7 +126,8 @@ def test_what_replay_gains():
     tables = load(ROOT / "experiments" / "evidence" / "results")
     text = TEXT.partition("**Replay**")[2].partition("<picture>")[0]
     rivals = [("ssr", "grpo"), ("ssr", "filter"), ("ssr", "dynamic")]
-    pairs = [("forced", pair) for pair in (*rivals, ("dr-ssr", "dr-grpo"))] + [("bare", pair) for pair in rivals]
+    pairs = [("forced", pair) for pair in (*rivals, ("dr-ssr", "dr-grpo"))]
+    pairs += [("stages", pair) for pair in rivals[:2]] + [("bare", pair) for pair in rivals]
     found = [effect(tables, "test/plain/accuracy", grid, *pair) for grid, pair in pairs]
     found.append(effect(tables, "test/plain/accuracy", "bare", "paper-ssr", "std-grpo"))
     assert {each.seeds for each in found} == {8} and "eight seeds" in text
