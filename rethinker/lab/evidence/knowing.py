@@ -12,12 +12,12 @@ Shapes: D draws, N first looks; W wrong and R right ones of a cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from rethinker.lab.analysis.choice import CELLS, knows_when_wrong
+from rethinker.lab.analysis.choice import CELLS
 from rethinker.lab.evidence.bootstrap import SEED
 from rethinker.lab.evidence.tables import KNOWING, Tables
 from rethinker.lab.evidence.words import markdown, picture
@@ -26,12 +26,8 @@ from rethinker.lab.figures.style import LIGHT, Drawing, NoData, Theme
 
 GRID = "knowing"  # in the table's column ``grid``
 DRAWS = 1000
-ORDER = (
-    "base",
-    "vl-reasoner",
-    "vl-rethinker",
-    "vl-chooser",
-)  # of policies: stages of experiments/tiny.yaml; others last
+# Of policies, stages of experiments/tiny.yaml; others come last.
+ORDER = ("base", "vl-reasoner", "vl-rethinker", "vl-chooser")
 SHARES = tuple(round(0.1 * tenth, 1) for tenth in range(11))  # of first looks that get a second one
 SHOWN = (0.0, 0.4, 0.6, 0.8, 1.0)  # of SHARES, in the page's table
 HARDLY = 0.01  # a policy that looks twice less often has no choice to be judged
@@ -72,38 +68,39 @@ def times_drawn(rows: pd.DataFrame) -> np.ndarray:
 
 
 def auc_within(rows: pd.DataFrame, score: str, within: Sequence[str] = CELLS) -> tuple[float, float, float]:
-    """AUC of ``score`` against "the first look was wrong" within cells, weighted by their pairs, and its interval."""
-    times_DN, wins, pairs = times_drawn(rows), np.zeros(DRAWS), np.zeros(DRAWS)
-    numbers, wrong = rows[score].to_numpy(float), (rows["first_correct"] == 0).to_numpy()
-    for places in rows.reset_index(drop=True).groupby(list(within)).indices.values():
-        w, r = places[wrong[places]], places[~wrong[places]]
-        wins_WR = np.heaviside(numbers[w][:, None] - numbers[r][None, :], 0.5)
-        wins += ((times_DN[:, w] @ wins_WR) * times_DN[:, r]).sum(1)
-        pairs += times_DN[:, w].sum(1) * times_DN[:, r].sum(1)
-    return knows_when_wrong(rows, within, score), *_interval(wins, pairs)
+    """AUC of ``score`` against "the first look was wrong" within cells, and its interval."""
+    return _over_pairs(rows, rows[score].to_numpy(float), within, lambda wrong, right: np.heaviside(wrong - right, 0.5))
 
 
 def looks_more_when_wrong(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Probability of a second look after wrong first looks minus after right ones of the same kind and level.
+    """Probability of a second look after wrong first looks minus after right ones of the same kind and level."""
+    return _over_pairs(rows, _second_look(rows), CELLS, np.subtract)
 
-    Cells are weighted by their pairs, as in ``auc_within``."""
-    times_DN = np.vstack([np.ones(len(rows)), times_drawn(rows)])
-    probability, wrong = 1 / (1 + np.exp(-rows["looks"].to_numpy(float))), (rows["first_correct"] == 0).to_numpy()
-    sums, pairs = np.zeros(len(times_DN)), np.zeros(len(times_DN))
-    for places in rows.reset_index(drop=True).groupby(list(CELLS)).indices.values():
+
+def _second_look(rows: pd.DataFrame) -> np.ndarray:
+    """The probability of a second look, N."""
+    return 1 / (1 + np.exp(-rows["looks"].to_numpy(float)))
+
+
+def _over_pairs(
+    rows: pd.DataFrame,
+    numbers: np.ndarray,
+    within: Sequence[str],
+    compare: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> tuple[float, float, float]:
+    """Mean of ``compare(wrong, right)`` over pairs of a wrong and a right first look of a cell, and its interval."""
+    times_DN = np.vstack([np.ones(len(rows)), times_drawn(rows)])  # first the rows as they are
+    wrong, sums, pairs = (rows["first_correct"] == 0).to_numpy(), np.zeros(len(times_DN)), np.zeros(len(times_DN))
+    for places in rows.reset_index(drop=True).groupby(list(within)).indices.values():
         w, r = places[wrong[places]], places[~wrong[places]]
-        ones, others = times_DN[:, w].sum(1), times_DN[:, r].sum(1)
-        sums += (times_DN[:, w] @ probability[w]) * others - (times_DN[:, r] @ probability[r]) * ones
-        pairs += ones * others
-    value = float(sums[0] / pairs[0]) if pairs[0] else math.nan
-    return value, *_interval(sums[1:], pairs[1:])
-
-
-def _interval(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    if not sizes.all():
-        return math.nan, math.nan
-    low, high = np.quantile(sums / sizes, [0.025, 0.975])
-    return float(low), float(high)
+        compared_WR = compare(numbers[w][:, None], numbers[r][None, :])
+        sums += ((times_DN[:, w] @ compared_WR) * times_DN[:, r]).sum(1)
+        pairs += times_DN[:, w].sum(1) * times_DN[:, r].sum(1)
+    if not pairs.all():
+        return math.nan, math.nan, math.nan
+    value, *drawn = sums / pairs
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(value), float(low), float(high)
 
 
 def rule(rows: pd.DataFrame, score: str) -> pd.DataFrame:
@@ -150,14 +147,9 @@ def known(tables: Tables) -> pd.DataFrame:
         {"policy": name, "score": score, **dict(zip(("value", "low", "high"), auc_within(part, score), strict=True))}
         for name, part in policies(tables).items()
         for score in SCORES
-        if score != "looks" or _share(part) > HARDLY
+        if score != "looks" or _second_look(part).mean() > HARDLY
     ]
     return pd.DataFrame(rows, columns=["policy", "score", "value", "low", "high"])
-
-
-def _share(rows: pd.DataFrame) -> float:
-    """Mean probability of a second look."""
-    return float((1 / (1 + np.exp(-rows["looks"].astype(float)))).mean())
 
 
 def figure(tables: Tables, theme: Theme = LIGHT, aucs: pd.DataFrame | None = None) -> Drawing:
@@ -184,31 +176,38 @@ def part(tables: Tables, pictures: str) -> str:
     found = policies(tables)
     if not found:
         return "*Not measured yet.*"
-    head = [
-        "policy",
-        "first looks right",
-        "mean probability of its answers",
-        "second looks, by itself",
-        "forced ones right",
-    ]
-    head += ["second looks after wrong − after right", *(f"AUC of {words}" for words in SCORES.values())]
-    head += [f"the same, within one answer: {SCORES[score]}" for score in ("probe", "improbability")]
     aucs = known(tables)
-    lines = []
-    for name, rows in found.items():
-        own = aucs[aucs["policy"] == name].set_index("score")[["value", "low", "high"]]
-        means = [rows["first_correct"].mean(), np.exp(-rows["improbability"].astype(float)).mean(), _share(rows)]
-        cells = [f"{100 * share:.1f}" for share in (*means, rows["second_correct"].mean())]
-        cells.append(_words(looks_more_when_wrong(rows), points=True) if "looks" in own.index else "–")
-        cells += [_words(own.loc[score].tolist()) if score in own.index else "–" for score in SCORES]
-        cells += [_words(auc_within(rows, s, (*CELLS, "answer"))) for s in ("probe", "improbability")]
-        lines.append([name, *cells])
-    blocks = [markdown(head, lines)]
     name, rows = next(iter(found.items()))
-    blocks.append(
+    words = (
         f"{name}: accuracy (tokens a response) if the share with the highest score is looked at twice; below, less "
         "that of the rule by kind, in points."
     )
+    drawing = figure(tables, aucs=aucs)
+    shown = picture("knowing", drawing.caption, pictures)
+    return "\n\n".join([_what_tells(found, aucs), words, _what_rules_gain(rows), shown, f"*{drawing.caption}*"])
+
+
+def _what_tells(found: Mapping[str, pd.DataFrame], aucs: pd.DataFrame) -> str:
+    """A line per policy."""
+    head = ["policy", "first looks right", "mean probability of its answers", "second looks, by itself"]
+    head += ["forced ones right", "second looks after wrong − after right"]
+    head += [f"AUC of {words}" for words in SCORES.values()]
+    head += [f"the same, within one answer: {SCORES[score]}" for score in ("probe", "improbability")]
+    lines = []
+    for name, rows in found.items():
+        own = aucs[aucs["policy"] == name].set_index("score")[["value", "low", "high"]]
+        means = [rows["first_correct"].mean(), np.exp(-rows["improbability"].astype(float)).mean()]
+        means += [_second_look(rows).mean(), rows["second_correct"].mean()]
+        cells = [f"{100 * share:.1f}" for share in means]
+        cells.append(_words(looks_more_when_wrong(rows), points=True) if "looks" in own.index else "–")
+        cells += [_words(own.loc[score].tolist()) if score in own.index else "–" for score in SCORES]
+        cells += [_words(auc_within(rows, score, (*CELLS, "answer"))) for score in ("probe", "improbability")]
+        lines.append([name, *cells])
+    return markdown(head, lines)
+
+
+def _what_rules_gain(rows: pd.DataFrame) -> str:
+    """A line per rule, then differences from the rule by kind."""
     lines = []
     for key, words in RULES.items():
         at = rule(rows, key).set_index("share")
@@ -216,10 +215,8 @@ def part(tables: Tables, pictures: str) -> str:
     for key in ("improbability", "by_both"):
         less = rule_difference(rows, key, "by_kind").set_index("share")
         cells = [_words(less.loc[x].tolist(), points=True) if 0 < x < 1 else "" for x in SHOWN]
-        lines.append([f"{RULES[key]}, less kind of question", *cells])
-    blocks.append(markdown(["score", *(f"{100 * share:.0f} %" for share in SHOWN)], lines))
-    drawing = figure(tables, aucs=aucs)
-    return "\n\n".join([*blocks, picture("knowing", drawing.caption, pictures), f"*{drawing.caption}*"])
+        lines.append([f"{RULES[key]}, less {RULES['by_kind']}", *cells])
+    return markdown(["score", *(f"{100 * share:.0f} %" for share in SHOWN)], lines)
 
 
 def _words(numbers: Sequence[float], points: bool = False) -> str:
