@@ -8,12 +8,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 from synthetic_run import write_run
 
 from rethinker import cli
 from rethinker.evaluation.result import load
 from rethinker.lab.analysis import diagnostics
 from rethinker.lab.figures import catalogue as plots
+from rethinker.rundir.reader import load_settings
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,16 @@ def test_captions_give_the_numbers(run: Path) -> None:
     assert "16 held-out queries, n\u00a0=\u00a064 responses per bar" in plots.draw(run, "fig7").caption
     assert "95% Wilson interval" in plots.draw(run, "validation").caption
     assert "n\u00a0=\u00a010 queries per episode" in plots.draw(run, "vanishing").caption
+
+
+def test_a_price_gives_unanimous_groups_a_gradient(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=(1, 2), queries=4, held_out=6)
+    assert "gives no gradient; the share" in plots.draw(run, "vanishing").caption
+    stages = [{"name": "first"}, {"name": "chooser", "overrides": {"reward": {"token_price": 0.008}}}]
+    settings = load_settings(run) | {"stages": stages}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    words = "gives no gradient (in chooser only one by length, as tokens have a price there); the share"
+    assert words in plots.draw(run, "vanishing").caption
 
 
 def test_forced_responses_are_counted(run: Path) -> None:

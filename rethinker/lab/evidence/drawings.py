@@ -22,7 +22,7 @@ def draw(tables: Tables, name: str, grid: GridPage, kind: str, theme: Theme = TH
 def _validation(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
     lines = series.validation_lines(tables, name, shown(tables, name, grid))
     caption = f"Grid {name}: greedy validation accuracy over generated tokens."
-    return figures.over_tokens({"Validation accuracy": lines}, caption, theme=theme)
+    return figures.over_tokens({"Validation accuracy": lines}, caption, theme=theme, from_zero=False)
 
 
 def _training(columns: dict[str, str], what: str) -> Callable[[Tables, str, GridPage, Theme], Drawing]:
@@ -63,19 +63,22 @@ def _pays(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
     caption = (
         f"Grid {name}: left, share of held-out responses of {chosen[0]} that take a second look, a mark per kind and "
         f"level (larger: harder), over the accuracy that second looks gain in {grid.against} less the price of their "
-        "tokens; right, held-out accuracy over tokens a response, plain; lines up and down: bootstrap over seeds and "
-        "queries."
+        "tokens; lines: 95% over queries; right, held-out accuracy over tokens a response, plain; lines: bootstrap "
+        "over seeds and queries."
     )
     return figures.pays(cells, points, "Second looks, where they pay and where not", caption, theme=theme)
 
 
 def _second_looks(by: str, what: str) -> Callable[[Tables, str, GridPage, Theme], Drawing]:
     def draw_them(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
-        parts = {variant: series.second_looks(tables, name, variant, by) for variant in shown(tables, name, grid)[:3]}
+        variants = shown(tables, name, grid)
+        parts = {variant: series.second_looks(tables, name, variant, by) for variant in sorted(variants[:3])}
+        some = f" (three of {len(variants)} variants)" if len(variants) > 3 else ""
         caption = (
-            f"Grid {name}: share of sampled held-out responses that take a second look, by {what} and first look; "
+            f"Grid {name}: share of sampled held-out responses that take a second look, by {what} and first "
+            f"look{some}; lines: bootstrap over seeds."
         )
-        return figures.second_looks(parts, by, caption + "lines: bootstrap over seeds.", theme=theme)
+        return figures.second_looks(parts, by, caption, theme=theme)
 
     return draw_them
 
@@ -83,7 +86,11 @@ def _second_looks(by: str, what: str) -> Callable[[Tables, str, GridPage, Theme]
 FIGURES: dict[str, Callable[[Tables, str, GridPage, Theme], Drawing]] = {
     "validation": _validation,
     "signal": _training(
-        {"Effective queries": "effective", "Trained samples with a signal": "effective_after", "Batch": "batch_fill"},
+        {
+            "Effective queries": "effective",
+            "Trained samples with a signal": "effective_after",
+            "Batch filled": "batch_fill",
+        },
         "where the signal is",
     ),
     "reflection": _training(

@@ -102,7 +102,7 @@ def gains(tables: Tables, grid: str, variant: str, always: str) -> pd.DataFrame:
     Columns category, level, gain (accuracy of ``always`` minus that of its own first looks), cost (reward: the
     variant's price of a token times the tokens by which a response of ``always`` with a second look is longer than one
     of the grid's without; 0 without a price), second (share of the variant's sampled responses), first (accuracy of its
-    first looks). Means over all finished seeds of each, plain.
+    first looks), low and high (95 % interval of gain over queries). Means over all finished seeds of each, plain.
     """
     keys = list(CHOICE)
     rows = tables["queries"]
@@ -119,7 +119,12 @@ def gains(tables: Tables, grid: str, variant: str, always: str) -> pd.DataFrame:
             "first": here["first_correct"] / here["known"],
         }
     )
-    return table.dropna().reset_index()
+    queries = rows[rows["variant"] == always].groupby([*keys, "qid"])[sums].sum()
+    each = (queries["correct"] / queries["samples"] - queries["first_correct"] / queries["known"]).dropna()
+    found = {key: mean_effect(part.to_numpy(float)) for key, part in each.groupby(keys)}
+    for end in ("low", "high"):
+        table[end] = table["gain"] + pd.Series({key: getattr(item, end) - item.value for key, item in found.items()})
+    return table.dropna(subset=["gain", "cost", "second", "first"]).reset_index()
 
 
 def token_price(tables: Tables, grid: str, variant: str) -> float:

@@ -37,20 +37,23 @@ def in_words(row: dict[str, Any]) -> str:
     if not (signed or ratio or tokens or NOT_A_SHARE.search(row["measure"])):
         low, high = max(low, 0.0), min(high, 1.0)  # a share's; NaN stays NaN
 
-    def text(number: float, end: bool = False) -> str:
+    def text(number: float) -> str:
         if math.isinf(number):
             return "not reached"
         if tokens:
             return short_number(number)
-        if ratio or NOT_A_SHARE.search(row["measure"]):
-            digits = 2 if ratio or not (size := SIZE.search(row["measure"])) else 0 if size[0] == "updates" else 1
-            return f"{number:{'+' * (signed and not ratio)}.{digits}f}"
-        digits = 2 if end and 0 < abs(100 * number) < 0.05 else 1  # "-0.0" would not say on which side of 0 it lies
-        return f"{100 * number:{'+' * signed}.{digits}f}"
+        digits = 1
+        if not ratio and not NOT_A_SHARE.search(row["measure"]):
+            number = 100 * number
+        elif ratio or not (size := SIZE.search(row["measure"])):
+            digits = 2
+        elif size[0] == "updates":
+            digits = 0
+        if digits == 1 and 0 < abs(number) < 0.05:
+            digits = 2  # "-0.0" would not say on which side of 0 it lies
+        return f"{number + 0.0:{'+' * (signed and not ratio)}.{digits}f}"
 
-    return (
-        text(value) if math.isnan(low) or low == math.inf else f"{text(value)} [{text(low, True)}, {text(high, True)}]"
-    )
+    return text(value) if math.isnan(low) or low == math.inf else f"{text(value)} [{text(low)}, {text(high)}]"
 
 
 def _is_ratio(row: dict[str, Any]) -> bool:

@@ -28,6 +28,7 @@ from rethinker.lab.figures.style import (
 
 MODES = {"plain": "o", "forced": "^", "bound": "s"}
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+NEAR = 0.1  # of 0: what lies within is enlarged where other effects are several times as large
 
 
 def themed(draw: Callable[..., Drawing]) -> Callable[..., Drawing]:
@@ -51,7 +52,7 @@ def styles(variants: Sequence[str], theme: Theme) -> dict[str, dict[str, Any]]:
 
 
 @themed
-def over_tokens(parts: Mapping[str, pd.DataFrame], caption: str, *, theme: Theme) -> Drawing:
+def over_tokens(parts: Mapping[str, pd.DataFrame], caption: str, *, theme: Theme, from_zero: bool = True) -> Drawing:
     """Panels of lines over generated tokens, title -> table of ``series.LINE``; bands are 95% over seeds."""
     if not any(len(table) for table in parts.values()):
         raise NoData("No run of this figure is finished yet.")
@@ -67,6 +68,8 @@ def over_tokens(parts: Mapping[str, pd.DataFrame], caption: str, *, theme: Theme
         axis.set_title(title, pad=8)
         _token_axis(axis)
         share_axis(axis, min(1.02, 1.1 * float(table["high"].fillna(table["value"]).max())) if len(table) else 1.0)
+        if len(table) and not from_zero:
+            axis.set_ylim(bottom=max(0.0, 0.9 * float(table["low"].fillna(table["value"]).min())))
     fullest = max(axes, key=lambda axis: len(axis.get_lines()))
     legend_below(fullest, min(4 if len(parts) == 1 else 3, len(variants)), lines=2)
     return Drawing(figure, f"{caption} {_bands(parts.values())}")
@@ -96,15 +99,36 @@ def _bands(tables: Any) -> str:
 @themed
 def forest(rows: pd.DataFrame, title: str, caption: str, *, theme: Theme, percent: bool = True) -> Drawing:
     """Effects with their intervals, one below the other: columns label, value, low, high, and bound where one is
-    claimed (a mark) with verdict (its colour). ``percent``: the values are shares or their differences."""
+    claimed (a mark) with verdict (its colour). ``percent``: the values are shares or their differences.
+
+    Where some effects are far larger than others a second panel enlarges what is near 0.
+    """
     rows = rows[rows["value"].notna()].reset_index(drop=True)
     if rows.empty:
         raise NoData("No effect has been measured yet.")
-    shade = {"holds": theme.green, "does not hold": theme.orange}
-    figure = Figure(figsize=(8.4, 0.9 + 0.42 * len(rows)), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
-    axis = figure.subplots()
+    reach = rows[["value", "low", "high"]].abs().max(axis=1)
+    near = reach[reach <= NEAR].max()
+    count = 2 if pd.notna(near) and reach.max() > 2 * NEAR else 1
+    size = 8.4 if count == 1 else 10.4, (0.9 if "verdict" not in rows else 1.2) + 0.42 * len(rows)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
+    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    for axis in axes:
+        _effects(axis, rows, theme)
+        if percent:
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.3g}" if value else "0"))
+    axes[0].set_title(title, pad=8)
+    if count == 2:
+        axes[1].set_title("The same, near 0", pad=8)
+        axes[1].set_xlim(-1.1 * near, 1.1 * near)
+    if "verdict" in rows:
+        legend_below(axes[0], 4, lines=1)
+    return Drawing(figure, caption)
+
+
+def _effects(axis: Axes, rows: pd.DataFrame, theme: Theme) -> None:
+    shade = {"holds": theme.green, "does not hold": theme.orange, "cannot be said": theme.grey_line}
     for at, row in enumerate(rows.to_dict("records")):
-        color = shade.get(row.get("verdict", ""), theme.grey_line if "verdict" in row else theme.blue)
+        color = shade.get(row["verdict"], theme.grey_line) if "verdict" in row else theme.blue
         if not math.isnan(row["low"]) and all(map(math.isfinite, (row["low"], row["high"]))):
             axis.plot([row["low"], row["high"]], [at, at], color=color, linewidth=2)
         if math.isfinite(row["value"]):
@@ -116,10 +140,10 @@ def forest(rows: pd.DataFrame, title: str, caption: str, *, theme: Theme, percen
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(True, axis="x")
     axis.grid(False, axis="y")
-    axis.set_title(title, pad=8)
-    if percent:
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.3g}" if value else "0"))
-    return Drawing(figure, caption)
+    for verdict in [name for name in shade if "verdict" in rows and name in set(rows["verdict"])]:
+        axis.plot([], [], "o-", color=shade[verdict], linewidth=2, markersize=6, label=verdict)
+    if "bound" in rows:
+        axis.plot([], [], "|", color=theme.ink, markersize=12, markeredgewidth=1.6, label="bound")
 
 
 @themed
@@ -135,8 +159,6 @@ def frontier(points: pd.DataFrame, caption: str, *, theme: Theme) -> Drawing:
 def _frontier(axis: Axes, points: pd.DataFrame, theme: Theme) -> None:
     look = styles(list(dict.fromkeys(points["variant"])), theme)
     for name, part in points.groupby("variant", sort=False):
-        part = part.sort_values("tokens")
-        axis.plot(part["tokens"], part["accuracy"], alpha=0.45, linewidth=1, **look[name])
         for number, row in enumerate(part.to_dict("records")):
             color = look[name]["color"]
             if pd.notna(row["low"]):
@@ -144,7 +166,7 @@ def _frontier(axis: Axes, points: pd.DataFrame, theme: Theme) -> None:
             label = name if number == 0 else None
             axis.plot([row["tokens"]], [row["accuracy"]], MODES[row["mode"]], color=color, markersize=7, label=label)
     for mode, mark in MODES.items():
-        if mode in set(points["mode"]):
+        if points["mode"].nunique() > 1 and mode in set(points["mode"]):
             axis.plot([], [], mark, color=theme.muted, label=mode)
     axis.set_title("Held-out accuracy over tokens a response", pad=8)
     axis.set_xlabel("tokens a response")
@@ -167,9 +189,11 @@ def pays(cells: pd.DataFrame, points: pd.DataFrame, title: str, caption: str, *,
         shade, mark, area = shades[at % len(shades)], MARKS[at % len(MARKS)], 26 + 20 * part["level"]
         where = part["gain"] - part["cost"], part["second"]
         left.scatter(*where, area, shade, marker=mark, edgecolors=theme.paper, label=kind, zorder=3)
+        left.hlines(part["second"], part["low"] - part["cost"], part["high"] - part["cost"], color=shade, alpha=0.5)
     left.axvline(0, color=theme.muted, linewidth=1.2, linestyle="--")
     left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if value else "0"))
     left.set_xlabel("points that a second look gains, less the price of its tokens")
+    left.set_ylabel("responses with a second look")
     left.set_title(title, pad=8)
     share_axis(left, 1.04)
     left.set_ylim(bottom=-0.04)  # marks at 0 are whole
@@ -197,8 +221,10 @@ def second_looks(parts: Mapping[str, pd.DataFrame], by: str, caption: str, *, th
                     axis.plot([x, x], [max(0, row["low"]), min(1, row["high"])], color=theme.ink, linewidth=1.1)
         axis.set_xticks(range(len(keys)), [str(key) for key in keys])
         axis.set_title(name, pad=8)
+        axis.set_xlabel({"category": "kind of question"}.get(by, by))
         share_axis(axis, 1.02)
-    legend_below(axes[0], 2, lines=1)
+    axes[0].set_ylabel("responses with a second look")
+    legend_below(axes[0], 2, lines=2)
     return Drawing(figure, caption)
 
 

@@ -13,7 +13,7 @@ from rethinker.lab.analysis import diagnostics
 from rethinker.lab.figures.contrast import readable
 from rethinker.lab.figures.style import DASHES, Drawing, Theme, colors, grid, legend_below, panels, share_axis, strength
 from rethinker.lab.figures.timeline import episodes, line, need_rollouts, smoothing, time_axis
-from rethinker.lab.figures.words import largest, level_name, queries_words, share_words, widths
+from rethinker.lab.figures.words import largest, level_name, queries_words, share_words, unanimous_words, widths
 
 PANELS = 6  # of one kind in a figure: more categories than that are not shown
 UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
@@ -59,9 +59,9 @@ def vanishing(run: Path, theme: Theme) -> Drawing:
         time_axis(axis, run)
     return Drawing(
         figure,
-        f"Vanishing advantages (the paper's Fig. 2). A query whose first responses are all right or all wrong gives no "
-        f"gradient; the share of the others, the effective ones, went from {went} in the first episode to {words} in "
-        f"the last ({queries_words(run)}).{more}{smoothing(len(rows))}",
+        f"Vanishing advantages (the paper's Fig. 2). {unanimous_words(run)}; the share of the others, the effective "
+        f"ones, went from {went} in the first episode to {words} in the last ({queries_words(run)}).{more}"
+        f"{smoothing(len(rows))}",
     )
 
 

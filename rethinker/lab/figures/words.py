@@ -10,6 +10,7 @@ import pandas as pd
 
 from rethinker.evaluation.statistics import wilson
 from rethinker.lab.analysis import diagnostics
+from rethinker.rundir.reader import load_settings, stage_settings
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -51,3 +52,12 @@ def queries_words(run: Path) -> str:
         return "number of queries unknown: no rollout files"
     low, high = int(table["queries"].min()), int(table["queries"].max())
     return f"n = {low if low == high else f'{low} to {high}'} queries per episode"
+
+
+def unanimous_words(run: Path) -> str:
+    """What a query gives whose first responses are all right or all wrong, with or without a price of tokens."""
+    settings = load_settings(run)
+    names = [stage["name"] for stage in settings.get("stages") or []]
+    priced = [name for name in names if stage_settings(settings, name)["reward"]["token_price"]]
+    rest = f" (in {' and '.join(priced)} only one by length, as tokens have a price there)" if priced else ""
+    return f"A query whose first responses are all right or all wrong gives no gradient{rest}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rethinker.lab.analysis import diagnostics
+from rethinker.lab.figures.words import unanimous_words
 from rethinker.lab.report.results import absent, by_mode, cards, gains, progress
 from rethinker.lab.wandb.mirror import RESPONSES, evaluation_key
 from rethinker.lab.wandb.sync import Account, WandbError, connect, run_config, run_id
@@ -93,7 +94,7 @@ def report_blocks(runs: Sequence[Path], *, entity: str, project: str) -> list[An
         *(wr.MarkdownBlock(headline(run)) for run in runs),
         wr.H2("Vanishing advantages (the paper's Fig. 2)"),
         wr.MarkdownBlock(
-            "A query whose first responses are all right or all wrong gives no gradient. Effective: neither. "
+            f"{' '.join(dict.fromkeys(f'{unanimous_words(run)}.' for run in runs))} Effective: neither. "
             + _per_episode(runs)
         ),
         grid(
