@@ -103,6 +103,7 @@ def provenance(config: RunConfig, *, engine: str, processes: int) -> dict[str, A
         "machine": {
             "platform": platform.platform(),
             "cpu_cores": os.cpu_count(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # instructions: others round otherwise
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
         "processes": processes,
