@@ -502,6 +502,17 @@ def test_what_second_looks_gain_and_cost_by_hand():
     assert series.gains(tables, "g", "always", "always")["cost"].tolist() == [0.0, 0.0]
 
 
+def test_the_interval_of_what_second_looks_gain_is_over_queries():
+    """Three queries of one cell gain 0, 1/2 and 1: mean 1/2, standard deviation 1/2, two degrees of freedom."""
+    about = {"grid": "g", "variant": "v", "seed": 0, "last": True, "mode": "plain", "label": "x", "category": "a"}
+    about |= {"level": 1, "samples": 4, "second": 4, "unknown_first": 0, "tokens": 120, "second_tokens": 120}
+    queries = [about | {"qid": qid, "correct": 2 * gain, "first_correct": 0} for gain, qid in enumerate("pqr")]
+    runs = pd.DataFrame([{"grid": "g", "variant": "v", "seed": 0, "state": "finished", "settings": ""}])
+    (found,) = series.gains(Tables({"runs": runs, "queries": pd.DataFrame(queries)}), "g", "v", "v").to_dict("records")
+    assert found["gain"] == pytest.approx(0.5)
+    assert 0.5 - found["low"] >= 4.302 * 0.5 / math.sqrt(3) and found["high"] - 0.5 >= 4.302 * 0.5 / math.sqrt(3)
+
+
 @pytest.fixture
 def plan(tmp_path):
     (tmp_path / "evidence.yaml").write_text(PLAN)

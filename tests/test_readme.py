@@ -154,7 +154,8 @@ def test_what_did_not_appear_and_what_forced_rethinking_does():
         found = effect(tables, "effective/ratio", grid, "grpo")
         assert words.format(found.value, found.low, found.high) in TEXT, grid
     equal = effect(tables, "validation/end@updates", "bare", "dynamic", "ssr")
-    assert equal.low < 0 < equal.high and "equal on bare answers" in TEXT
+    shown = "with bare answers {:+.1f} [{:+.1f}, {:+.1f}]"
+    assert shown.format(*(100 * number for number in (equal.value, equal.low, equal.high))) in TEXT
     assert round(100 * effect(tables, "reflection/end", "forced", "ssr").value) == 91 and "from 0 to 91 %" in TEXT
 
 
