@@ -131,6 +131,10 @@ def test_no_rule_of_the_same_share_finds_more_wrong_first_looks():
         assert found["wrong"] * ones + found["right"] * (len(table) - ones) == pytest.approx(share * len(table))
 
 
+def legend_of(drawn):
+    return sorted(text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts())
+
+
 def test_shares_and_frontier_by_hand():
     table = random_looks(2)
     by = second_looks_by(table, ["category", "first_correct"])
@@ -142,9 +146,10 @@ def test_shares_and_frontier_by_hand():
     assert second_looks_by(table)["share"].tolist() == [pytest.approx(table["second"].mean())]
     table["policy"] = np.where(np.arange(len(table)) % 2, "a", "b")
     points = frontier(table, ["policy", "mode"]).set_index("policy")
-    drawn = draw_frontier(points.reset_index().rename(columns={"policy": "variant"}), "Two policies.")
-    legend = drawn.figure.axes[0].get_legend()
-    assert sorted(text.get_text() for text in legend.get_texts()) == ["a", "b", "plain"]
+    drawn = points.reset_index().rename(columns={"policy": "variant"})
+    assert legend_of(draw_frontier(drawn, "Two policies.")) == ["a", "b"]
+    forced = pd.concat([drawn, drawn.assign(mode="forced")])
+    assert legend_of(draw_frontier(forced, "In two modes.")) == ["a", "b", "forced", "plain"]
     for policy, part in table.groupby("policy"):
         expected = (part["correct"].mean(), part["tokens"].mean(), part["second"].mean(), len(part))
         assert points.loc[policy, ["accuracy", "tokens", "second", "n"]].tolist() == pytest.approx(expected)
