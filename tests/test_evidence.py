@@ -7,6 +7,7 @@ import math
 import re
 import runpy
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from rethinker.lab.evidence.claims import Part, judge, read_claims
 from rethinker.lab.evidence.effects import effect
 from rethinker.lab.evidence.tables import TABLES, Tables, load, merge, save
 from rethinker.lab.figures.style import NoData
-from rethinker.rundir.reader import load_evaluations, load_metrics
+from rethinker.rethink import REFLECTION_PATTERN
+from rethinker.rundir.reader import load_evaluations, load_metrics, load_rollouts
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1)
@@ -111,6 +113,11 @@ def made_up(effects: dict[str, float], seeds: int = 8, queries: int = 40, noise:
                     tables["queries"].append(about | kind | second | {"correct": correct, "first_correct": correct})
                 shares = {"accuracy": counts.mean() / 4, "second": 0.5, "reflection": 0.5}
                 tables["tests"].append(about | shares | {"tokens": 20.0 + 10 * (mode == "forced"), "n": 4 * queries})
+            edges = np.linspace(-1.0, 1.0, 6)
+            bins = [{"left": left, "right": right, "count": 10} for left, right in pairwise(edges)]
+            tables["advantages"] += [run | {"which": which} | each for which in ("before", "after") for each in bins]
+            word = {"responses": 50, "share": 0.5, "before": 0.1, "forced": 0.2, "reflecting": 100}
+            tables["words"] += [run | word | {"word": word_} for word_ in ("wait", "check")]
     return Tables({name: pd.DataFrame(rows, columns=list(TABLES[name])) for name, rows in tables.items()})
 
 
@@ -139,6 +146,39 @@ def test_every_number_of_a_run_is_that_of_its_files(runs, collected):
         assert queries["first_correct"].sum() == (looks["first_correct"] == 1).sum()
         assert queries["second_wrong"].sum() == (looks["second"] & (looks["first_correct"] == 0)).sum()
     assert tables["tests"]["mode"].nunique() == len(summary["modes"]) == 3
+
+
+def test_advantages_and_words_of_a_run_are_those_of_its_files(runs, collected):
+    folder = runs / "runs" / "main-ssr-s1"
+    records = load_metrics(folder).episodes
+    table = collected.of("advantages", "main", "ssr", 1)
+    for which in ("before", "after"):
+        recorded: dict[tuple[float, float], int] = {}
+        for histogram in records[f"advantages/{which}"]:
+            for edges, count in zip(pairwise(histogram["edges"]), histogram["counts"], strict=True):
+                recorded[edges] = recorded.get(edges, 0) + count
+        part = table[table["which"] == which]
+        kept = dict(zip(zip(part["left"], part["right"], strict=True), part["count"], strict=True))
+        assert {edges: count for edges, count in kept.items() if count} == {e: n for e, n in recorded.items() if n}
+        assert part["left"].tolist()[1:] == part["right"].tolist()[:-1]  # no gap, or a drawn step would cover it
+    words = collected.of("words", "main", "ssr", 1)
+    texts = load_rollouts(folder, ["pass", "text"])
+    texts = [text for text in texts[texts["pass"] == "first"]["text"] if REFLECTION_PATTERN.search(text)]
+    assert set(words["reflecting"]) == {len(texts)} and len(texts) > 0
+    for row in words.to_dict("records"):
+        after = [text[REFLECTION_PATTERN.search(text).start() :].lower() for text in texts]
+        assert row["responses"] == sum(bool(re.search(rf"\b{re.escape(row['word'])}\b", text)) for text in after)
+        assert row["share"] == pytest.approx(row["responses"] / len(texts), abs=1e-6)
+    assert collected.of("advantages", "main", "filter", 1).empty  # not finished
+
+
+def test_words_over_runs_by_hand():
+    rows = [("a", 0, "wait", 0.9, 0.1, 10), ("a", 0, "check", 0.5, 0.0, 10), ("a", 1, "wait", 0.7, 0.3, 30)]
+    table = pd.DataFrame(rows, columns=["variant", "seed", "word", "share", "before", "reflecting"])
+    tables = Tables({"words": table.assign(grid="g", forced=np.nan, responses=1)})
+    found = series.words(tables, "g", ["a"])
+    assert found[["word", "share", "before"]].to_numpy().tolist() == [["wait", pytest.approx(0.8), pytest.approx(0.2)]]
+    assert found.attrs == {"runs": 2, "reflecting": 40} and series.words(tables, "g", ["b"]).empty
 
 
 def test_what_is_not_finished_is_not_tested_and_what_has_not_begun_is_named(collected):

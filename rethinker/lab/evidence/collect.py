@@ -23,12 +23,15 @@ from rethinker.config.schema import plain
 from rethinker.lab.ablation.grid import Grid, GridRun
 from rethinker.lab.ablation.origin import origin
 from rethinker.lab.analysis.choice import looks
+from rethinker.lab.analysis.diagnostics import advantage_histograms
+from rethinker.lab.analysis.reflection import reflection_words
 from rethinker.lab.evidence.tables import EPISODE, MADE, PLANNED, PROGRESS, QUERY, STEP, TABLES, Tables, ordered
 from rethinker.rundir.atomic import read_json
 from rethinker.rundir.folder import run_state
 from rethinker.rundir.paths import RunDir
-from rethinker.rundir.reader import Metrics, load_evaluations, load_metrics, load_settings
+from rethinker.rundir.reader import Metrics, load_evaluations, load_metrics, load_settings, rollout_stamps
 
+WORDS = 30  # of a run
 NOT_BEGUN = {"state": PLANNED, **dict.fromkeys(PROGRESS[1:], 0), **dict.fromkeys(MADE, "")}
 
 
@@ -95,6 +98,7 @@ def run_tables(grid: str, run: GridRun) -> dict[str, pd.DataFrame]:
     found = {"runs": pd.DataFrame([row]), "episodes": episodes, "validations": validation_rows(metrics, timed)}
     if state == "finished":
         found["tests"], found["queries"] = test_rows(folder), query_rows(folder)
+        found["advantages"], found["words"] = advantage_rows(folder), word_rows(folder)
     return found
 
 
@@ -165,6 +169,23 @@ def query_rows(folder: Path) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame()
     return pd.concat(tables, ignore_index=True).astype(dict.fromkeys(QUERY, "int32"))
+
+
+def advantage_rows(folder: Path) -> pd.DataFrame:
+    """Fig. 6: samples of all episodes by bin of advantages, before and after selection; no empty bins at the ends."""
+    table = advantage_histograms(folder)
+    table = table.groupby(["which", "left", "right"], as_index=False)["count"].sum()
+    filled = table[table["count"] > 0]
+    table = table[table["left"].between(filled["left"].min(), filled["left"].max())]
+    return table.sort_values(["which", "left"], ascending=[False, True], ignore_index=True)
+
+
+def word_rows(folder: Path) -> pd.DataFrame:
+    """Fig. 3: the ``WORDS`` most frequent words of reflection; none where the responses were not kept."""
+    if not rollout_stamps(folder):
+        return pd.DataFrame()
+    table = reflection_words(folder, WORDS)
+    return table.assign(reflecting=table.attrs["reflecting"]).round({"share": 6, "before": 6, "forced": 6})
 
 
 ACCURACIES = ("accuracy", "best", "mean")  # of a sweep: the last three validations, the best one, all

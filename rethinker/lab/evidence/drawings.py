@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from rethinker.lab.evidence import series
+from rethinker.lab.evidence.collect import WORDS
 from rethinker.lab.evidence.effects import effect
 from rethinker.lab.evidence.grids import GridPage, shown
 from rethinker.lab.evidence.tables import Tables
@@ -83,6 +84,34 @@ def _second_looks(by: str, what: str) -> Callable[[Tables, str, GridPage, Theme]
     return draw_them
 
 
+def _advantages(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+    parts = {variant: tables.of("advantages", name, variant) for variant in shown(tables, name, grid)}
+    parts = {variant: part for variant, part in parts.items() if len(part)}
+    if not parts:
+        raise NoData("No run of this figure is finished yet.")
+    caption = (
+        f"Grid {name}: advantages of all samples and of the trained ones (the paper's Fig. 6), all episodes and seeds "
+        "together."
+    )
+    runs = ", ".join(f"{variant} {part['seed'].nunique()}" for variant, part in parts.items())
+    return figures.advantages(parts, f"{caption} Seeds: {runs}.", theme=theme)
+
+
+def _words(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
+    found = series.words(tables, name, shown(tables, name, grid))
+    if found.empty:
+        raise NoData("No run of this figure is finished yet.")
+    caption = (
+        f"Grid {name}: the words of reflection (the paper's Fig. 3) in first responses of training that reflect by "
+        f"themselves; words that are among the {WORDS} most frequent ones of every run, each counted once "
+        "a response, without frequent function words. Left: area by frequency, down to a least size; purple: by "
+        f"itself a word of reflection. Right: means over {found.attrs['runs']} runs ({found.attrs['reflecting']:,} "
+        "responses); rings: in forced second looks behind the trigger's words; diamonds: in the same responses before "
+        "their reflection begins."
+    )
+    return figures.words(found, caption, theme=theme)
+
+
 FIGURES: dict[str, Callable[[Tables, str, GridPage, Theme], Drawing]] = {
     "validation": _validation,
     "signal": _training(
@@ -98,6 +127,8 @@ FIGURES: dict[str, Callable[[Tables, str, GridPage, Theme], Drawing]] = {
     ),
     "differences": _differences,
     "frontier": _frontier,
+    "advantages": _advantages,
+    "words": _words,
     "pays": _pays,
     "second_looks": _second_looks("category", "kind"),
     "levels": _second_looks("level", "level"),

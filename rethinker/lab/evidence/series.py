@@ -127,6 +127,23 @@ def gains(tables: Tables, grid: str, variant: str, always: str) -> pd.DataFrame:
     return table.dropna(subset=["gain", "cost", "second", "first"]).reset_index()
 
 
+def words(tables: Tables, grid: str, variants: Sequence[str]) -> pd.DataFrame:
+    """Fig. 3 over runs: word, share, before, forced (means), of words that the table has of every run that reflects.
+
+    ``attrs``: runs, reflecting (responses of all of them).
+    """
+    table = tables["words"]
+    table = table[(table["grid"] == grid) & table["variant"].isin(list(variants))]
+    runs = table.groupby(["variant", "seed"])["reflecting"].first()
+    found = table.groupby("word").agg(
+        share=("share", "mean"), before=("before", "mean"), forced=("forced", "mean"), runs=("share", "size")
+    )
+    found = found[found["runs"] == len(runs)].drop(columns="runs").sort_values("share", ascending=False, kind="stable")
+    found = found.reset_index()
+    found.attrs = {"runs": len(runs), "reflecting": int(runs.sum())}
+    return found
+
+
 def token_price(tables: Tables, grid: str, variant: str) -> float:
     """The variant's ``reward.token_price``, from its settings; 0 where they name none."""
     settings = " ".join(tables.of("runs", grid, variant)["settings"].astype(str))

@@ -53,6 +53,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "validations": (*RUN, *TIME, "accuracy", "reflection", "length", "queries"),
     "tests": (*RUN, "label", "last", "mode", *TEST),
     "queries": (*RUN, "label", "last", "mode", "qid", "category", "level", *QUERY),
+    "advantages": (*RUN, "which", "left", "right", "count"),
+    "words": (*RUN, "word", "responses", "share", "before", "forced", "reflecting"),
     "sweeps": (*RUN, "lr", "state", "tokens", "accuracy", "best", "mean"),
     "knowing": (
         *RUN,
@@ -67,7 +69,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         *KNOWING,
     ),
 }
-PARQUET = ("episodes", "queries", "knowing")  # the others are CSV, for people
+PARQUET = ("episodes", "queries", "advantages", "knowing")  # the others are CSV, for people
 
 COLUMNS = {
     "grid, variant, seed": "which run: the grid's name, its label, the seed",
@@ -88,6 +90,12 @@ COLUMNS = {
     "probe": "log-odds of a wrong first look, by a linear probe of the states at that digit",
     "by_kind, by_level": "accuracy that a second look gains on other queries of its kind (and level)",
     "by_both": "P(right after a second look), by kind and level, minus P(right now), by improbability too",
+    "which, left, right, count": "samples of all episodes, before or after selection, by bin of advantages; empty"
+    " bins at the ends are left out",
+    "word, responses": "the most frequent words of reflection in first responses of training, and how many hold it",
+    "share, before, forced": "of the reflecting responses those that hold it in their second look, or before it; of"
+    " forced second looks those that hold it",
+    "reflecting": "first responses that reflect, of the whole run",
     "second_wrong": "samples with a second look after a wrong first one",
     "unknown_first": "samples that reflect before any answer; not in first_correct and second_wrong",
     "greedy": "the greedy response is right (tests: share of queries)",

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rethinker.lab.figures import reflection, training
 from rethinker.lab.figures.style import (
     DASHES,
     LIGHT,
@@ -144,6 +145,18 @@ def _effects(axis: Axes, rows: pd.DataFrame, theme: Theme) -> None:
         axis.plot([], [], "o-", color=shade[verdict], linewidth=2, markersize=6, label=verdict)
     if "bound" in rows:
         axis.plot([], [], "|", color=theme.ink, markersize=12, markeredgewidth=1.6, label="bound")
+
+
+@themed
+def advantages(parts: Mapping[str, pd.DataFrame], caption: str, *, theme: Theme) -> Drawing:
+    """A panel of advantages before and after selection for each table: columns which, left, right, count."""
+    return training.draw_advantages(parts, caption, theme)
+
+
+@themed
+def words(table: pd.DataFrame, caption: str, *, theme: Theme) -> Drawing:
+    """Words of reflection: columns word, share, before, forced."""
+    return reflection.draw_words(table, caption, theme)
 
 
 @themed

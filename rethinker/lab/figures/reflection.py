@@ -221,12 +221,34 @@ def words(run: Path, theme: Theme) -> Drawing:
     table = tables.reflection_words(run, 44)
     if table.empty:
         raise NoData("No first response reflects by itself yet.")
+    of_pattern = table[table["word"].str.contains(REFLECTION_PATTERN)]
+    named = (table if of_pattern.empty else of_pattern).iloc[0]
+    rings = (
+        f"; rings: n = {table.attrs['forced']:,} forced second looks, after the trigger's words"
+        if table.attrs["forced"]
+        else ""
+    )
+    return draw_words(
+        table,
+        f"The words of reflection (the paper's Fig. 3): the {len(table)} most frequent words from the first "
+        f"word of a second look on, in first responses of training that reflect by themselves; a word counts "
+        f"once per response, frequent function words are left out. Left: area by frequency, down to a least size; "
+        f"purple: by itself a word of reflection. Right: n = {table.attrs['reflecting']:,} reflecting responses to "
+        f"{table.attrs['queries']:,} queries; “{named['word']}” is in {named['share']:.0%}"
+        f"{interval(named['low'], named['high'])}, queries as clusters; diamonds: the same responses before their "
+        f"reflection begins{rings}.",
+        theme,
+    )
+
+
+def draw_words(table: pd.DataFrame, caption: str, theme: Theme) -> Drawing:
+    """A cloud of words and bars of the first of them: columns word, share, before and forced (NaN: none was)."""
     figure, (left, right) = panels(2, 4.2)
     _word_cloud(figure, left, table, theme)
     bars = table.head(16)
     y = -np.arange(len(bars))
     right.barh(y, bars["share"], 0.7, color=theme.purple, label="after reflection begins")
-    if table.attrs["forced"]:
+    if bars["forced"].notna().any():
         right.plot(bars["forced"], y, "o", color=theme.paper, markersize=8, mec=theme.ink, label="when forced")
     right.plot(bars["before"], y, "D", color=theme.ink, markersize=4, label="before")
     right.set_yticks(y, bars["word"])
@@ -237,23 +259,7 @@ def words(run: Path, theme: Theme) -> Drawing:
     right.set_xlim(-0.02, 1.02)
     right.set_title("Share of responses that hold the word")
     legend(right, 3, loc="lower left", bbox_to_anchor=(-0.02, 0.98))
-    of_pattern = table[table["word"].str.contains(REFLECTION_PATTERN)]
-    named = (table if of_pattern.empty else of_pattern).iloc[0]
-    rings = (
-        f"; rings: n = {table.attrs['forced']:,} forced second looks, after the trigger's words"
-        if table.attrs["forced"]
-        else ""
-    )
-    return Drawing(
-        figure,
-        f"The words of reflection (the paper's Fig. 3): the {len(table)} most frequent words from the first "
-        f"word of a second look on, in first responses of training that reflect by themselves; a word counts "
-        f"once per response, frequent function words are left out. Left: area by frequency, down to a least size; "
-        f"purple: by itself a word of reflection. Right: n = {table.attrs['reflecting']:,} reflecting responses to "
-        f"{table.attrs['queries']:,} queries; “{named['word']}” is in {named['share']:.0%}"
-        f"{interval(named['low'], named['high'])}, queries as clusters; diamonds: the same responses before their "
-        f"reflection begins{rings}.",
-    )
+    return Drawing(figure, caption)
 
 
 def _word_cloud(figure: Figure, axis: Axes, table: pd.DataFrame, theme: Theme) -> None:

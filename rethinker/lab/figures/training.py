@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -84,52 +85,57 @@ def _validation(axis: Axes, run: Path, theme: Theme) -> str:
 def advantages(run: Path, theme: Theme) -> Drawing:
     """Fig. 6: advantages of all samples and of the trained ones."""
     table = diagnostics.advantage_histograms(run)
-    seen = table[table["count"] > 0]
-    if seen.empty:
+    if not table["count"].any():
         raise NoData("No episode has recorded its advantages yet.")
     rows = episodes(run)
-    stages = list(table["stage"].unique())
-    figure, axes = panels(len(stages))
-    reach = 1.08 * float(seen[["left", "right"]].abs().to_numpy().max())  # the recorded bins go much further
+    parts = {str(stage): part for stage, part in table.groupby("stage", sort=False)}
     words = []
-    for axis, stage in zip(axes, stages, strict=True):
-        part = table[table["stage"] == stage]
-        counts = {}
+    for stage, part in parts.items():
+        counts = part.groupby("which")["count"].sum()
+        own = rows[rows["stage"] == stage]
+        before, after = (_spread(own[f"replay/effective_{which}"]) for which in ("before", "after"))
+        words.append(
+            f"{stage}: n = {counts['before']:,} before, {counts.get('after', 0):,} after; not zero, by correctness: "
+            f"{before} before, {after} after"
+        )
+    return draw_advantages(
+        parts,
+        "Advantages before and after the selection of samples (the paper's Fig. 6), all episodes of a stage together. "
+        f"Samples at zero do not move the policy. {'. '.join(words)} (mean over episodes, in brackets the middle 90% "
+        f"of them).",
+        theme,
+    )
+
+
+def draw_advantages(parts: Mapping[str, pd.DataFrame], caption: str, theme: Theme) -> Drawing:
+    """A panel of each table (``diagnostics.advantage_histograms``; bins of one range are added), on one scale."""
+    figure, axes = panels(len(parts))
+    seen = pd.concat([part[part["count"] > 0] for part in parts.values()])
+    reach = 1.08 * float(seen[["left", "right"]].abs().to_numpy().max())  # the recorded bins go much further
+    for axis, (title, part) in zip(axes, parts.items(), strict=True):
         for which, color, label in (
             ("before", theme.grey, "before: all samples"),
             ("after", theme.blue, "after: trained on"),
         ):
             bins = part[part["which"] == which].groupby(["left", "right"], as_index=False)["count"].sum()
-            counts[which] = int(bins["count"].sum())
-            if not counts[which]:
+            if not bins["count"].any():
                 continue
-            edges = [*bins["left"], bins["right"].iloc[-1]]
-            share = bins["count"] / counts[which]
+            assert (bins["left"][1:].to_numpy() == bins["right"][:-1].to_numpy()).all(), "bins with a gap"
+            edges, share = [*bins["left"], bins["right"].iloc[-1]], bins["count"] / bins["count"].sum()
             if which == "before":
                 axis.stairs(share, edges, color=color, fill=True, label=label)
             else:
                 axis.stairs(share, edges, color=color, linewidth=1.8, label=label)
                 axis.stairs(share, edges, color=color, fill=True, alpha=0.15)
-        axis.set_title(stage, pad=8)
+        axis.set_title(title, pad=8)
         share_axis(axis, None)
         axis.set_xlim(-reach, reach)
         axis.set_xlabel("advantage")
-        part = rows[rows["stage"] == stage]
-        before, after = (_spread(part[f"replay/effective_{which}"]) for which in ("before", "after"))
-        words.append(
-            f"{stage}: n = {counts['before']:,} before, {counts['after']:,} after; not zero, by correctness: "
-            f"{before} before, {after} after"
-        )
-    for axis in axes:  # one scale, so that the stages can be compared
+    for axis in axes:
         axis.set_ylim(0, max(other.get_ylim()[1] for other in axes))
     axes[0].set_ylabel("share of samples")
     legend_below(axes[0], 2, lines=2)
-    return Drawing(
-        figure,
-        "Advantages before and after the selection of samples (the paper's Fig. 6), all episodes of a stage together. "
-        f"Samples at zero do not move the policy. {'. '.join(words)} (mean over episodes, in brackets the middle 90% "
-        f"of them).",
-    )
+    return Drawing(figure, caption)
 
 
 def _spread(shares: pd.Series) -> str:
