@@ -16,7 +16,25 @@ HEADINGS = {
     "test/bound/accuracy": "bound",
     "test/plain/tokens": "tokens a response",
     "test/plain/reflection": "reflection",
+    "test/plain/accuracy@vl-reasoner": "after stage 1: plain",
+    "test/forced/accuracy@vl-reasoner": "after stage 1: forced",
+    "test/bound/accuracy@vl-reasoner": "after stage 1: bound",
+    "test/plain/second": "second looks",
+    "choice/wrong": "second looks on wrong first ones",
+    "choice/right": "on right ones",
+    "choice/auc": "AUC",
+    "choice/auc_within": "AUC within",
+    "choice/over_rule": "over rule",
 }
+MEASURES = (
+    "validation/end",
+    "validation/area",
+    "test/plain/accuracy",
+    "test/forced/accuracy",
+    "test/bound/accuracy",
+    "test/plain/tokens",
+    "test/plain/reflection",
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +45,7 @@ class GridPage:
     against: str | None = None
     variants: tuple[str, ...] = ()  # in figures, and first in tables; (): all, by name
     figures: tuple[str, ...] = ()  # keys of drawings.FIGURES
-    measures: tuple[str, ...] = tuple(name for name in HEADINGS if not name.endswith("@updates"))
+    measures: tuple[str, ...] = MEASURES
     paired: tuple[str, ...] = ()  # further measures, of differences only
 
 

@@ -76,8 +76,8 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def measured(head: list[str], rows: list[list[str]]) -> str:
-    """A table without the columns that nobody has measured."""
-    kept = [at for at in range(len(head)) if any(row[at] != "–" for row in rows)]
+    """A table without the columns that nobody has measured, or reached."""
+    kept = [at for at in range(len(head)) if any(row[at] not in ("–", "not reached") for row in rows)]
     return markdown([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
 
 
