@@ -173,12 +173,13 @@ def test_advantages_and_words_of_a_run_are_those_of_its_files(runs, collected):
 
 
 def test_words_over_runs_by_hand():
-    rows = [("a", 0, "wait", 0.9, 0.1, 10), ("a", 0, "check", 0.5, 0.0, 10), ("a", 1, "wait", 0.7, 0.3, 30)]
+    rows = [("a", 0, "wait", 0.9, 0.1, 100), ("a", 0, "check", 0.5, 0.0, 100), ("a", 1, "wait", 0.7, 0.3, 300)]
+    rows.append(("a", 2, "let", 1.0, 0.0, 2))  # hardly reflects: its words would cut the list of the others
     table = pd.DataFrame(rows, columns=["variant", "seed", "word", "share", "before", "reflecting"])
     tables = Tables({"words": table.assign(grid="g", forced=np.nan, responses=1)})
     found = series.words(tables, "g", ["a"])
     assert found[["word", "share", "before"]].to_numpy().tolist() == [["wait", pytest.approx(0.8), pytest.approx(0.2)]]
-    assert found.attrs == {"runs": 2, "reflecting": 40} and series.words(tables, "g", ["b"]).empty
+    assert found.attrs == {"runs": 2, "reflecting": 400} and series.words(tables, "g", ["b"]).empty
 
 
 def test_what_is_not_finished_is_not_tested_and_what_has_not_begun_is_named(collected):
@@ -223,6 +224,7 @@ def test_a_run_whose_folder_is_gone_keeps_its_rows_while_it_is_planned(collected
     planned = unknown.assign(variant="filter", seed=0)
     found["runs"] = pd.concat([found["runs"], planned, planned.assign(seed=7)], ignore_index=True)
     found["queries"] = found["queries"].assign(samples=9)
+    found["words"] = found["words"].head(0)  # the responses were deleted
     merged = merge(collected, found)
     for name in ("runs", "episodes", "tests", "queries"):
         assert len(merged.of(name, *gone)) == len(collected.of(name, *gone)) > 0
@@ -232,6 +234,7 @@ def test_a_run_whose_folder_is_gone_keeps_its_rows_while_it_is_planned(collected
     }
     assert set(merged.of("queries", "main", "ssr")["samples"]) == {9}
     assert set(merged.of("queries", *gone)["samples"]) != {9}
+    assert len(merged.of("words", "main", "ssr")) == len(collected.of("words", "main", "ssr")) > 0
 
 
 def test_a_run_that_remains_gets_the_words_for_its_settings_of_now(collected):

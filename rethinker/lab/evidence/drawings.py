@@ -100,7 +100,7 @@ def _advantages(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Draw
 def _words(tables: Tables, name: str, grid: GridPage, theme: Theme) -> Drawing:
     found = series.words(tables, name, shown(tables, name, grid))
     if found.empty:
-        raise NoData("No run of this figure is finished yet.")
+        raise NoData(f"No finished run has {series.LEAST} responses that reflect, or these have no word in common.")
     caption = (
         f"Grid {name}: the words of reflection (the paper's Fig. 3) in first responses of training that reflect by "
         f"themselves; words that are among the {WORDS} most frequent ones of every run, each counted once "

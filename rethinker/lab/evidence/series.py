@@ -17,6 +17,7 @@ from rethinker.lab.evidence.tables import Tables
 BINS = 20  # of the token axis, for metrics of episodes
 LINE = ["variant", "tokens", "value", "low", "high", "seeds"]
 CHOICE = ("category", "level")
+LEAST = 100  # reflecting responses of a run whose words are shown
 
 
 def validation_lines(tables: Tables, grid: str, variants: Sequence[str]) -> pd.DataFrame:
@@ -128,12 +129,14 @@ def gains(tables: Tables, grid: str, variant: str, always: str) -> pd.DataFrame:
 
 
 def words(tables: Tables, grid: str, variants: Sequence[str]) -> pd.DataFrame:
-    """Fig. 3 over runs: word, share, before, forced (means), of words that the table has of every run that reflects.
+    """Fig. 3 over runs: word, share, before, forced (means); words that the table has of every run that counts.
 
+    Runs count in which at least ``LEAST`` responses reflect.
     ``attrs``: runs, reflecting (responses of all of them).
     """
     table = tables["words"]
     table = table[(table["grid"] == grid) & table["variant"].isin(list(variants))]
+    table = table[table["reflecting"] >= LEAST]
     runs = table.groupby(["variant", "seed"])["reflecting"].first()
     found = table.groupby("word").agg(
         share=("share", "mean"), before=("before", "mean"), forced=("forced", "mean"), runs=("share", "size")

@@ -93,8 +93,8 @@ COLUMNS = {
     "which, left, right, count": "samples of all episodes, before or after selection, by bin of advantages; empty"
     " bins at the ends are left out",
     "word, responses": "the most frequent words of reflection in first responses of training, and how many hold it",
-    "share, before, forced": "of the reflecting responses those that hold it in their second look, or before it; of"
-    " forced second looks those that hold it",
+    "share, before, forced": "words: of the reflecting responses those that hold it in their second look, or before it;"
+    " of forced second looks those that hold it",
     "reflecting": "first responses that reflect, of the whole run",
     "second_wrong": "samples with a second look after a wrong first one",
     "unknown_first": "samples that reflect before any answer; not in first_correct and second_wrong",
@@ -186,7 +186,9 @@ def merge(before: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame])
         if name == "sweeps":
             kept = table[~table["grid"].isin(set(found["sweeps"]["grid"]))]
         else:
-            kept = table[(_among(table, planned) | ~table["grid"].isin(set(planned["grid"]))) & ~_among(table, here)]
+            still = _among(table, planned) | ~table["grid"].isin(set(planned["grid"]))
+            replaced = found["words"] if name == "words" else here  # words stay where the responses were deleted since
+            kept = table[still & ~_among(table, replaced)]
         new = found[name]
         if name == "runs":
             known = new.set_index([*RUN, "config"])["settings"]

@@ -95,8 +95,8 @@ def advantages(run: Path, theme: Theme) -> Drawing:
         own = rows[rows["stage"] == stage]
         before, after = (_spread(own[f"replay/effective_{which}"]) for which in ("before", "after"))
         words.append(
-            f"{stage}: n = {counts['before']:,} before, {counts.get('after', 0):,} after; not zero, by correctness: "
-            f"{before} before, {after} after"
+            f"{stage}: n = {counts.get('before', 0):,} before, {counts.get('after', 0):,} after; not zero, by "
+            f"correctness: {before} before, {after} after"
         )
     return draw_advantages(
         parts,
@@ -120,7 +120,10 @@ def draw_advantages(parts: Mapping[str, pd.DataFrame], caption: str, theme: Them
             bins = part[part["which"] == which].groupby(["left", "right"], as_index=False)["count"].sum()
             if not bins["count"].any():
                 continue
-            assert (bins["left"][1:].to_numpy() == bins["right"][:-1].to_numpy()).all(), "bins with a gap"
+            if (bins["left"].to_numpy()[1:] != bins["right"].to_numpy()[:-1]).any():
+                raise ValueError(
+                    f"{title}: advantages {which} selection were counted in bins that overlap or leave gaps"
+                )
             edges, share = [*bins["left"], bins["right"].iloc[-1]], bins["count"] / bins["count"].sum()
             if which == "before":
                 axis.stairs(share, edges, color=color, fill=True, label=label)
