@@ -25,13 +25,12 @@ from rethinker.lab.ablation.origin import origin
 from rethinker.lab.analysis.choice import looks
 from rethinker.lab.analysis.diagnostics import advantage_histograms
 from rethinker.lab.analysis.reflection import reflection_words
-from rethinker.lab.evidence.tables import EPISODE, MADE, PLANNED, PROGRESS, QUERY, STEP, TABLES, Tables, ordered
+from rethinker.lab.evidence.tables import EPISODE, MADE, PLANNED, PROGRESS, QUERY, STEP, TABLES, WORDS, Tables, ordered
 from rethinker.rundir.atomic import read_json
 from rethinker.rundir.folder import run_state
 from rethinker.rundir.paths import RunDir
 from rethinker.rundir.reader import Metrics, load_evaluations, load_metrics, load_settings, rollout_stamps
 
-WORDS = 30  # of a run
 NOT_BEGUN = {"state": PLANNED, **dict.fromkeys(PROGRESS[1:], 0), **dict.fromkeys(MADE, "")}
 
 

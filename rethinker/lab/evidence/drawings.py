@@ -7,10 +7,9 @@ from collections.abc import Callable
 import pandas as pd
 
 from rethinker.lab.evidence import series
-from rethinker.lab.evidence.collect import WORDS
 from rethinker.lab.evidence.effects import effect
 from rethinker.lab.evidence.grids import GridPage, shown
-from rethinker.lab.evidence.tables import Tables
+from rethinker.lab.evidence.tables import WORDS, Tables
 from rethinker.lab.figures import evidence as figures
 from rethinker.lab.figures.style import THEMES, Drawing, NoData, Theme
 

@@ -43,6 +43,7 @@ PROGRESS = ("state", "episodes", "steps", "tokens", "seconds")
 PLANNED = "not begun"  # state of a run that is in its grid's file only
 MADE = ("commit", "engine", "versions", "data", "config")
 TEST = ("accuracy", "low", "high", "n", "queries", "greedy", "reflection", "second", "tokens", "rescued", "lost")
+WORDS = 30  # of a run, in ``words``
 QUERY_TOKENS = ("tokens", "second_tokens")
 KNOWING = ("improbability", "probe", "looks", "by_kind", "by_level", "by_both")  # scores; see ``knowing``
 QUERY = ("samples", "correct", "first_correct", "second", "second_wrong", "unknown_first", *QUERY_TOKENS, "greedy")
